@@ -1,0 +1,1 @@
+"""From a trained model to an integer LIF graph, and to a bundle on disk."""

@@ -1,0 +1,39 @@
+"""What runs on the host whatever the engine: turning token ids into spikes.
+
+The encoder's neuron obeys the same rule as every other, so the rule itself stands here, once, in numpy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converters.execution import TokenBatch
+from converters.graph import DECAY_BITS, MEMBRANE_MAX, Source
+
+
+def decay(membrane: np.ndarray, dv: int) -> np.ndarray:
+    """`sign(v) * ((abs(v) * (4096 - dv)) >> 12)`: toward zero, on int64 of any shape."""
+    return np.sign(membrane) * ((np.abs(membrane) * (2**DECAY_BITS - dv)) >> DECAY_BITS)
+
+
+def lif(current: np.ndarray, threshold: int | np.ndarray, dv: int, shift: int) -> np.ndarray:
+    """Spikes int64 [T, ...] of a LIF driven by `current` int64 [T, ...], from a membrane of 0."""
+    membrane = np.zeros(current.shape[1:], dtype=np.int64)
+    level = np.asarray(threshold, dtype=np.int64) << shift
+    spikes = np.empty(current.shape, dtype=np.int64)
+    for t, a in enumerate(current):
+        membrane = np.clip(decay(membrane, dv) + (a << shift), -MEMBRANE_MAX, MEMBRANE_MAX)
+        spikes[t] = membrane > level
+        membrane = np.where(spikes[t] == 1, 0, membrane)
+    return spikes
+
+
+def encode(node: Source, batch: TokenBatch, timesteps: int) -> np.ndarray:
+    """Spikes int64 [T, B, N, D] of the source, as its docstring defines them."""
+    current = node.table[batch.ids].astype(np.int64)
+    if node.position is not None:
+        current += node.position[: batch.ids.shape[1]]
+    valid = batch.mask[:, :, None]
+    if node.kind == "sign":
+        return np.repeat((valid * (current >= 0))[None], timesteps, axis=0)
+    return lif(np.repeat((valid * current)[None], timesteps, axis=0), node.threshold, node.dv, node.shift)

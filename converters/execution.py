@@ -1,0 +1,97 @@
+"""What goes into an engine and what comes out: the contract between `sim`, `targets` and the commands.
+
+An engine runs one graph. The reference interpreter, Lava and the integer PyTorch model are engines; they
+are found by name through the entry-point group `spikebert.engines`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from converters.graph import Graph
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Token ids int64 [B, N] and mask (the valid lane) int64 [B, N] of 0 and 1; padding on the right."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+
+    def __post_init__(self) -> None:
+        ids, mask = np.asarray(self.ids, dtype=np.int64), np.asarray(self.mask, dtype=np.int64)
+        if ids.ndim != 2 or ids.shape != mask.shape or 0 in ids.shape:
+            raise ValueError(f"ids and mask must have one shape [B, N], not {ids.shape} and {mask.shape}")
+        if not np.isin(mask, (0, 1)).all() or (np.diff(mask, axis=1) > 0).any():
+            raise ValueError("a mask is ones for the real tokens, then zeros: padding stands on the right")
+        object.__setattr__(self, "ids", ids)
+        object.__setattr__(self, "mask", mask)
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def __getitem__(self, samples: slice) -> TokenBatch:
+        return TokenBatch(self.ids[samples], self.mask[samples])
+
+    def check_fits(self, graph: Graph) -> None:
+        """Raises ValueError where the batch is wider than the graph or an id lies outside its table."""
+        vocabulary = graph.source.table.shape[0]
+        if self.ids.shape[1] > graph.n_max:
+            raise ValueError(f"a batch of {self.ids.shape[1]} tokens, the graph takes {graph.n_max}")
+        if self.ids.min() < 0 or self.ids.max() >= vocabulary:
+            raise ValueError(f"token ids {self.ids.min()} .. {self.ids.max()}, the table has {vocabulary} rows")
+
+
+@dataclass(frozen=True, eq=False)
+class Execution:
+    """What one batch did.
+
+    logits int64 [B, classes]
+    values node name -> integers [T, B, N, D], for the nodes that were asked for. Spikes of source, LIF
+           and add; currents of synapses and attention; of the readout its current per token, D = classes.
+    """
+
+    logits: np.ndarray
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """The class of each sample, int64 [B]: the lowest index among the largest logits."""
+        return self.logits.argmax(axis=1)
+
+
+class Engine(Protocol):
+    """Runs one graph, batch after batch, until it is closed."""
+
+    graph: Graph
+
+    def run(self, batch: TokenBatch, observe: Collection[str] = ()) -> Execution:
+        """Run a batch; `observe` names the nodes whose values are wanted."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds (processes, shared memory). May be called twice."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine may need beside the graph.
+
+    bundle folder of the bundle the graph was read from (a target finds its own files there)
+    model  folder of the trained model; the `torch` engine runs that
+    """
+
+    bundle: Path | None = None
+    model: Path | None = None
+
+
+class EngineFactory(Protocol):
+    """What an entry point of the group `spikebert.engines` names. Raises ImportError if its extra is missing."""
+
+    def __call__(self, graph: Graph, options: EngineOptions) -> Engine: ...

@@ -1,0 +1,384 @@
+"""The integer LIF graph: what a spiking network computes, in integers, in logical time.
+
+Everything else in this project either makes such a graph or runs one. There are six kinds of node, each
+a frozen dataclass whose docstring is its definition. At timestep `t` every node sees its inputs of the
+same `t`; the delays of a real machine are the business of a target.
+
+Letters: `T` timesteps, `B` samples, `N` tokens, `D` features, `H` heads. A value of a node has shape
+`[T, B, N, D]`. `m [B, N]` is the attention mask, called the *valid lane*: 1 for every real token
+([CLS] and [SEP] too), 0 for padding.
+
+Two kinds of value travel along the edges: *spikes* (0 or 1, or small sums of spikes, "graded") and
+*currents* (signed accumulators). Which node takes and gives which is checked when a `Graph` is made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Union
+
+import networkx as nx
+import numpy as np
+
+SHIFT = 7  # bits by which every LIF shifts its input and its threshold
+DECAY_BITS = 12
+DV_MAX = 2**DECAY_BITS - 1
+MEMBRANE_MAX = 2**23 - 1  # the membrane saturates at +- this
+THRESHOLD_MAX = 65535  # accumulator units
+ACCUMULATOR_MAX = 65535  # |a| of every row, proven; a real machine's current wraps beyond it
+SOURCE_KINDS = ("lif", "sign")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
+
+
+class GraphError(ValueError):
+    """A graph that is not legal. The message names the node, what is wrong, and the limit."""
+
+
+def _require(condition: bool, node: str, message: str) -> None:
+    if not condition:
+        raise GraphError(f"node '{node}': {message}")
+
+
+def _freeze_array(node: object, field: str, ndim: int, dtype: type) -> None:
+    """Replace a field by a read-only copy of exactly `dtype`; floats and lossy casts are refused."""
+    name, value = getattr(node, "name", "?"), np.asarray(getattr(node, field))
+    _require(np.issubdtype(value.dtype, np.integer), name, f"{field} must hold integers, it holds {value.dtype}")
+    _require(value.ndim == ndim, name, f"{field} must have {ndim} dimensions, it has shape {value.shape}")
+    _require(value.size > 0, name, f"{field} is empty, its shape is {value.shape}")
+    info = np.iinfo(dtype)
+    _require(
+        bool(value.min() >= info.min and value.max() <= info.max),
+        name,
+        f"{field} holds {int(value.min())} .. {int(value.max())}, {np.dtype(dtype)} holds {info.min} .. {info.max}",
+    )
+    frozen = np.array(value, dtype=dtype, order="C")
+    frozen.flags.writeable = False
+    object.__setattr__(node, field, frozen)
+
+
+def _check_neuron(name: str, threshold: int | np.ndarray, dv: int, shift: int) -> None:
+    levels = np.asarray(threshold)
+    _require(
+        bool(levels.min() >= 0 and levels.max() <= THRESHOLD_MAX),
+        name,
+        f"threshold {int(levels.min())} .. {int(levels.max())} is outside 0 .. {THRESHOLD_MAX} accumulator units",
+    )
+    _require(0 <= dv <= DV_MAX, name, f"dv {dv} is outside 0 .. {DV_MAX}")
+    _require(shift == SHIFT, name, f"shift {shift}, only {SHIFT} is defined")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Turns token ids into spikes, on the host.
+
+    Current  `c[n, :] = m[n] * (table[id[n], :] + position[n, :])`, `n` counted from 0 with [CLS].
+
+    kind "lif"   the rule of `LIF` with `a[t] = c` at every `t`, and the threshold, dv and shift given here
+    kind "sign"  `x[t, n, :] = m[n] * (c[n, :] >= 0)`, the same at every `t`; threshold and dv are unused
+
+    table     int8  [vocabulary, D]
+    position  int32 [n_max, D], or None where the model has no positions
+    threshold int, in units of the table
+    """
+
+    op: ClassVar[str] = "source"
+    name: str
+    table: np.ndarray
+    position: np.ndarray | None = None
+    kind: str = "lif"
+    threshold: int = 0
+    dv: int = 0
+    shift: int = SHIFT
+    inputs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _freeze_array(self, "table", 2, np.int8)
+        _require(self.kind in SOURCE_KINDS, self.name, f"kind '{self.kind}' is none of {SOURCE_KINDS}")
+        _require(self.inputs == (), self.name, "a source has no inputs")
+        _check_neuron(self.name, self.threshold, self.dv, self.shift)
+        reach = int(np.abs(self.table.astype(np.int64)).max())
+        if self.position is not None:
+            _freeze_array(self, "position", 2, np.int32)
+            _require(
+                self.position.shape[1] == self.table.shape[1],
+                self.name,
+                f"position has {self.position.shape[1]} features, table has {self.table.shape[1]}",
+            )
+            reach += int(np.abs(self.position.astype(np.int64)).max())
+        _require(reach <= ACCUMULATOR_MAX, self.name, f"|current| may reach {reach}, the limit is {ACCUMULATOR_MAX}")
+
+
+@dataclass(frozen=True, eq=False)
+class Synapses:
+    """A linear layer, token by token: `a = W x + bias * m`. Spikes in, current out.
+
+    The bias rides on the valid lane: it is a synapse from "this is a real token", so padding is silent.
+
+    weight      int8  [out, in], |w| < 2^(weight_bits - 1)
+    bias        int32 [out], accumulator units
+    weight_bits 2 .. 8, what one weight takes in memory (a 2-bit weight is -1, 0 or 1)
+    """
+
+    op: ClassVar[str] = "synapses"
+    name: str
+    inputs: tuple[str, ...]
+    weight: np.ndarray
+    bias: np.ndarray
+    weight_bits: int = 8
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) == 1, self.name, f"synapses have one input, not {len(self.inputs)}")
+        _freeze_linear(self)
+        limit = 2 ** (self.weight_bits - 1) - 1 if 2 <= self.weight_bits <= 8 else 0
+        _require(limit > 0, self.name, f"weight_bits {self.weight_bits} is outside 2 .. 8")
+        reach = int(np.abs(self.weight.astype(np.int64)).max())
+        _require(reach <= limit, self.name, f"|weight| reaches {reach}, {self.weight_bits} bits hold {limit}")
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Spiking self-attention: `a = (q k^T) v` for each head, summed over tokens. Spikes in, current out.
+
+    inputs are the names of q, k, v: each the output of a LIF, {0, 1}, all of the same `t`. Head `h` is
+    features `h*d .. (h+1)*d - 1`, `d = D / heads`. No softmax and no scale: the threshold of the LIF that
+    follows absorbs it. A padded token has silent k and v, so it takes no part.
+    """
+
+    op: ClassVar[str] = "attention"
+    name: str
+    inputs: tuple[str, ...]
+    heads: int
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) == 3, self.name, f"attention takes q, k and v, not {len(self.inputs)} inputs")
+        _require(self.heads >= 1, self.name, f"heads is {self.heads}")
+
+
+@dataclass(frozen=True, eq=False)
+class LIF:
+    """A leaky integrate-and-fire neuron. Current in, spikes out. At each `t`, in this order:
+
+    v = clip(decay(v) + a * 2^shift, -(2^23 - 1), 2^23 - 1)
+    s = v > threshold * 2^shift           strictly
+    v = 0 where s                         and v = 0 before each sample
+    decay(v) = sign(v) * ((abs(v) * (4096 - dv)) >> 12)
+
+    This is Loihi's neuron with `du = 4095` (no current memory); Lava's own shift is 6 and its weights are
+    doubled, hence 7 here.
+
+    threshold int, or int32 [D]; accumulator units, 0 .. 65535 (a negative one would fire on padding)
+    dv        int 0 .. 4095: 0 keeps the membrane, 2048 halves it, 4095 forgets nearly all
+    """
+
+    op: ClassVar[str] = "lif"
+    name: str
+    inputs: tuple[str, ...]
+    threshold: int | np.ndarray
+    dv: int = 0
+    shift: int = SHIFT
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) == 1, self.name, f"a LIF has one input, not {len(self.inputs)}")
+        if isinstance(self.threshold, np.ndarray):
+            _freeze_array(self, "threshold", 1, np.int32)
+        else:
+            object.__setattr__(self, "threshold", int(self.threshold))
+        _check_neuron(self.name, self.threshold, self.dv, self.shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """A residual: the sum of two or more spike inputs. Graded spikes out, no state."""
+
+    op: ClassVar[str] = "add"
+    name: str
+    inputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) >= 2, self.name, f"an add has two or more inputs, not {len(self.inputs)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """The classifier: `a = W x + bias * m` for each token, summed on the host in int64 over `t` and tokens.
+
+    The sums are the integer logits; the class is the lowest index among the largest. For a person:
+    `float logit = logit * scale / (T * sum(m))`.
+
+    weight int8 [classes, in]; bias int32 [classes], accumulator units; scale float > 0
+    """
+
+    op: ClassVar[str] = "readout"
+    name: str
+    inputs: tuple[str, ...]
+    weight: np.ndarray
+    bias: np.ndarray
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) == 1, self.name, f"a readout has one input, not {len(self.inputs)}")
+        _freeze_linear(self)
+        _require(self.scale > 0, self.name, f"scale is {self.scale}, it must be above 0")
+
+
+def _freeze_linear(node: Synapses | Readout) -> None:
+    _freeze_array(node, "weight", 2, np.int8)
+    _freeze_array(node, "bias", 1, np.int32)
+    rows, biases = node.weight.shape[0], node.bias.shape[0]
+    _require(rows == biases, node.name, f"weight has {rows} rows, bias has {biases} entries")
+
+
+Node = Union[Source, Synapses, Attention, LIF, Add, Readout]
+SPIKING = (Source, LIF, Add)  # nodes whose values are spikes; the others give currents
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A whole network: nodes in an order in which every node comes after its inputs.
+
+    timesteps  T, 1 or more
+    n_max      the most tokens a sample may have
+    nodes      one `Source` first, one `Readout` last, which is the output
+
+    Making a `Graph` checks it: names, edges, kinds of value, widths, and the proof that no accumulator can
+    pass `ACCUMULATOR_MAX`. Raises `GraphError` with the first thing found.
+    """
+
+    timesteps: int
+    n_max: int
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", tuple(self.nodes))
+        if self.timesteps < 1 or self.n_max < 1:
+            raise GraphError(f"timesteps is {self.timesteps} and n_max is {self.n_max}, both must be 1 or more")
+        _check_structure(self)
+        for node in self.nodes:
+            _check_node(self, node)
+
+    def __getitem__(self, name: str) -> Node:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    @property
+    def source(self) -> Source:
+        return self.nodes[0]  # type: ignore[return-value]  # _check_structure made sure
+
+    @property
+    def readout(self) -> Readout:
+        return self.nodes[-1]  # type: ignore[return-value]
+
+    @property
+    def output(self) -> str:
+        return self.readout.name
+
+    @cached_property
+    def spiking(self) -> tuple[str, ...]:
+        """The nodes whose values are spikes, in graph order: what activity is counted from."""
+        return tuple(node.name for node in self.nodes if isinstance(node, SPIKING))
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def digraph(self) -> nx.DiGraph:
+        """The same graph for networkx: node names, edges from producer to consumer with their `slot`."""
+        graph = nx.DiGraph()
+        for node in self.nodes:
+            graph.add_node(node.name, op=node.op)
+            for slot, producer in enumerate(node.inputs):
+                graph.add_edge(producer, node.name, slot=slot)
+        return graph
+
+    @cached_property
+    def features(self) -> dict[str, int]:
+        """D of every node's value (for the readout: classes)."""
+        width: dict[str, int] = {}
+        for node in self.nodes:
+            if isinstance(node, Source):
+                width[node.name] = node.table.shape[1]
+            elif isinstance(node, (Synapses, Readout)):
+                width[node.name] = node.weight.shape[0]
+            else:
+                width[node.name] = width[node.inputs[0]]
+        return width
+
+    @cached_property
+    def value_max(self) -> dict[str, int]:
+        """The largest |value| each node can give: 1 for spikes, more for graded ones, proven for currents.
+
+        Synapses and readout: `max over rows of max(sum of positive w, sum of negative w) * x_max + |bias|`.
+        Attention: `d * n_max` (at most d matches with each of n_max tokens).
+        """
+        bound: dict[str, int] = {}
+        for node in self.nodes:
+            if isinstance(node, Add):
+                bound[node.name] = sum(bound[name] for name in node.inputs)
+            elif isinstance(node, (Synapses, Readout)):
+                bound[node.name] = int(accumulator_bounds(node, bound[node.inputs[0]]).max())
+            elif isinstance(node, Attention):
+                bound[node.name] = self.features[node.name] // node.heads * self.n_max
+            else:
+                bound[node.name] = 1
+        return bound
+
+
+def accumulator_bounds(node: Synapses | Readout, input_max: int) -> np.ndarray:
+    """The largest |a| of each row, int64 [out], for inputs `0 .. input_max`. Partial sums stay within it too."""
+    weight = node.weight.astype(np.int64)
+    positive, negative = np.maximum(weight, 0).sum(axis=1), np.maximum(-weight, 0).sum(axis=1)
+    return np.maximum(positive, negative) * input_max + np.abs(node.bias.astype(np.int64))
+
+
+def _check_structure(graph: Graph) -> None:
+    nodes = graph.nodes
+    if not nodes or not isinstance(nodes[0], Source) or not isinstance(nodes[-1], Readout):
+        raise GraphError("a graph begins with its source and ends with its readout")
+    seen: set[str] = set()
+    for node in nodes:
+        _require(NAME.fullmatch(node.name) is not None, node.name, f"a name has the form {NAME.pattern}")
+        _require(node.name not in seen, node.name, "the name is used twice")
+        for producer in node.inputs:
+            _require(producer in seen, node.name, f"input '{producer}' is not a node before it")
+        _require(not isinstance(node, Source) or node is nodes[0], node.name, "a graph has one source")
+        _require(not isinstance(node, Readout) or node is nodes[-1], node.name, "a graph has one readout")
+        seen.add(node.name)
+
+
+def _check_node(graph: Graph, node: Node) -> None:
+    widths = [graph.features[name] for name in node.inputs]
+    spiking = [isinstance(graph[name], SPIKING) for name in node.inputs]
+    if isinstance(node, Source):
+        if node.position is not None:
+            rows = node.position.shape[0]
+            _require(rows == graph.n_max, node.name, f"position has {rows} rows, n_max is {graph.n_max}")
+    elif isinstance(node, LIF):
+        _require(not spiking[0], node.name, f"a LIF takes a current, '{node.inputs[0]}' gives spikes")
+        if isinstance(node.threshold, np.ndarray):
+            levels = node.threshold.shape[0]
+            _require(levels == widths[0], node.name, f"{levels} thresholds for {widths[0]} features")
+    else:
+        currents = [name for name, ok in zip(node.inputs, spiking) if not ok]
+        _require(not currents, node.name, f"takes spikes, {currents} give currents")
+    if isinstance(node, (Synapses, Readout)):
+        columns = node.weight.shape[1]
+        _require(columns == widths[0], node.name, f"weight has {columns} columns, the input has {widths[0]} features")
+    if isinstance(node, (Add, Attention)):
+        _require(len(set(widths)) == 1, node.name, f"its inputs have different widths: {widths}")
+    if isinstance(node, Attention):
+        _require(widths[0] % node.heads == 0, node.name, f"{widths[0]} features do not divide into {node.heads} heads")
+        others = [name for name in node.inputs if not isinstance(graph[name], LIF)]
+        _require(not others, node.name, f"q, k and v are outputs of LIF nodes, {others} are not")
+    if isinstance(node, (Synapses, Readout, Attention)):
+        reach = graph.value_max[node.name]
+        _require(
+            reach <= ACCUMULATOR_MAX,
+            node.name,
+            f"an accumulator may reach {reach}, the limit is {ACCUMULATOR_MAX}: use smaller or fewer weights",
+        )

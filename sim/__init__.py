@@ -1,0 +1,1 @@
+"""Runs an integer LIF graph here: the reference interpreter, activity, verification, `spikebert-run`."""

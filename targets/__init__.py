@@ -1,0 +1,1 @@
+"""Turns an integer LIF graph into something that runs elsewhere; one folder a target."""
