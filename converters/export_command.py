@@ -1,0 +1,78 @@
+"""`spikebert-export`: a trained model in, a bundle out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from converters.bundle import BundleError
+from spikebert.commands import OK, note, output_kept_clean, run_command, write_json, write_output
+
+EXAMPLE = """\
+example:
+  spikebert-export --target lava --model runs/reviews --out build/reviews
+
+Before anything is written the graph is held against the integer PyTorch model, every value of every node,
+on eight inputs; those become the bundle's golden vectors. Exit code 1: they differ, or the target refuses.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spikebert-export",
+        description="Write the bundle that a target host runs.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", type=Path, required=True, help="a run of spikebert-train, or an integer model")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--target", help="check the graph for this target and add what it needs, e.g. lava")
+    parser.add_argument("--name", help="name on the model card; the folder's name if left out")
+    parser.add_argument("--overwrite", action="store_true", help="replace an older bundle at --out")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def body(argv: Sequence[str]) -> int:
+    arguments = make_parser().parse_args(argv)
+    if arguments.out.exists() and not arguments.overwrite:  # said before the model is loaded and compared
+        raise BundleError(f"{arguments.out} exists: choose another --out, or give --overwrite")
+    from converters.pipeline import export
+
+    with output_kept_clean():
+        done = export(
+            arguments.model,
+            arguments.out,
+            arguments.target,
+            name=arguments.name,
+            overwrite=arguments.overwrite,
+            command=" ".join(["spikebert-export", *argv]),
+        )
+    size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
+    report = {
+        "bundle": str(arguments.out),
+        "target": arguments.target,
+        "bytes": size,
+        "nodes": len(done.bundle.graph.nodes),
+        "verify": {"against": "torch", **done.comparison.to_json()},
+    }
+    if arguments.json:
+        write_json(report)
+    else:
+        compared = done.comparison.values_compared
+        note(f"torch model and graph agree: {compared:,} values on the golden inputs, 0 mismatches")
+        write_output(f"{arguments.out}: {len(done.bundle.graph.nodes)} nodes, {size / 1e6:.1f} MB")
+        note(f'try: spikebert-run {arguments.out} --text "a gripping , funny film"')
+    return OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see `spikebert.commands` for the exit codes."""
+    return run_command(body, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

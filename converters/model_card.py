@@ -1,0 +1,65 @@
+"""The README.md of a bundle: what it is, how good, how large, and how to run it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from converters.graph import LIF, Graph, Source, Synapses
+
+
+def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, folder_name: str) -> str:
+    """Markdown. Uses of `config` "name", "labels", "accuracies" (name -> fraction) and "example", each optional."""
+    labels = config.get("labels") or []
+    example = shlex.quote(config.get("example", "a text to classify"))
+    lines = [
+        f"# {config.get('name', folder_name)}",
+        "",
+        "A spiking BERT as an integer network: spikes, 8-bit weights and thresholds, no floating point.",
+        "",
+        f"- Task: classification into {graph.features[graph.output]} classes"
+        + (f": {', '.join(labels)}" if labels else ""),
+        f"- Made for: {target or 'any engine'}",
+        "",
+        *_accuracies(config.get("accuracies") or {}),
+        "## Sizes",
+        "",
+        "| what | how many |",
+        "|---|---:|",
+        *(f"| {what} | {count:,} |" for what, count in _sizes(graph).items()),
+        "",
+        "## Run it",
+        "",
+        "```",
+        f"spikebert-run {folder_name} --text {example}",
+        f"spikebert-run {folder_name} --verify",
+        "```",
+        "",
+        "The first line classifies a text, the second checks this machine against the recorded spikes.",
+        "What each file holds is described in docs/bundle.md of spikebert; manifest.json says how it was made.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _accuracies(accuracies: Mapping[str, float]) -> list[str]:
+    if not accuracies:
+        return []
+    rows = [f"| {name} | {100 * fraction:.2f} % |" for name, fraction in accuracies.items()]
+    return ["## Accuracy", "", "| measured on | correct |", "|---|---:|", *rows, ""]
+
+
+def _sizes(graph: Graph) -> dict[str, int]:
+    layers = [node for node in graph if isinstance(node, Synapses)]
+    neurons = sum(graph.features[node.name] for node in graph if isinstance(node, (LIF, Source)))
+    return {
+        "timesteps": graph.timesteps,
+        "tokens at most": graph.n_max,
+        "vocabulary": graph.source.table.shape[0],
+        "nodes in the graph": len(graph.nodes),
+        "neurons for each token": neurons,
+        "weights in synapses": sum(node.weight.size for node in layers),
+        "bytes of those weights": -(-sum(node.weight.size * node.weight_bits for node in layers) // 8),
+        "bytes of the encoder table": graph.source.table.size,
+    }

@@ -1,0 +1,175 @@
+"""A graph as plain data and back: `graph.json`, `weights.safetensors`, `encoder.safetensors`.
+
+The layout is documented in docs/bundle.md and, for machines, in graph.schema.json beside this file. Reading is
+strict: a field too many, too few or of the wrong type is refused; the numbers are then checked by `Graph`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from converters.graph import LIF, Add, Attention, Graph, GraphError, Node, Readout, Source, Synapses
+
+SCHEMA = 1
+
+# op -> the fields a node has beside name, op, inputs and features, with their JSON types
+NULLABLE_INT = (int, type(None))
+FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "source": {"kind": str, "threshold": int, "dv": int, "shift": int},
+    "synapses": {"weight_bits": int},
+    "attention": {"heads": int},
+    "lif": {"threshold": NULLABLE_INT, "dv": int, "shift": int},
+    "add": {},
+    "readout": {"classes": int, "scale": (int, float)},
+}
+COMMON: dict[str, type | tuple[type, ...]] = {"name": str, "op": str, "inputs": list, "features": int}
+TOP: dict[str, type | tuple[type, ...]] = {"schema": int, "T": int, "n_max": int, "nodes": list, "output": str}
+DTYPES = {"weight": np.int8, "bias": np.int32, "threshold": np.int32, "table": np.int8, "position": np.int32}
+
+Arrays = dict[str, np.ndarray]
+
+
+class SerialiseError(ValueError):
+    """Plain data that is no graph. The message says where and what was expected."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlainGraph:
+    """The three parts a graph is stored as.
+
+    structure the JSON object of graph.json
+    weights   "<node>.weight" int8, "<node>.bias" int32, "<node>.threshold" int32 where a vector
+    encoder   "table" int8, "position" int32 where the source has one
+    """
+
+    structure: dict[str, Any]
+    weights: Arrays
+    encoder: Arrays
+
+
+def graph_to_plain(graph: Graph) -> PlainGraph:
+    """Take a graph apart. Exact: `plain_to_graph` gives the same graph back."""
+    structure = {
+        "schema": SCHEMA,
+        "T": graph.timesteps,
+        "n_max": graph.n_max,
+        "nodes": [_node_to_json(graph, node) for node in graph],
+        "output": graph.output,
+    }
+    weights: Arrays = {}
+    for node in graph:
+        for field in ("weight", "bias", "threshold"):
+            if isinstance(array := getattr(node, field, None), np.ndarray):
+                weights[f"{node.name}.{field}"] = array
+    encoder = {"table": graph.source.table}
+    if graph.source.position is not None:
+        encoder["position"] = graph.source.position
+    return PlainGraph(structure, weights, encoder)
+
+
+def plain_to_graph(plain: PlainGraph) -> Graph:
+    """Put a graph together. Raises SerialiseError on a wrong layout and GraphError on an illegal graph."""
+    structure = plain.structure
+    check_schema(structure, "graph.json")
+    _check_fields(structure, TOP, "graph.json")
+    weights, encoder = dict(plain.weights), dict(plain.encoder)
+    nodes = tuple(
+        _node_from_json(entry, f"graph.json, nodes[{index}]", weights, encoder)
+        for index, entry in enumerate(structure["nodes"])
+    )
+    if left := [*weights, *encoder]:
+        raise SerialiseError(f"tensors that no node uses: {', '.join(sorted(left))}")
+    graph = Graph(structure["T"], structure["n_max"], nodes)
+    _check_derived(graph, structure)
+    return graph
+
+
+def check_schema(document: object, where: str) -> None:
+    """Refuse what a newer version wrote. Raises SerialiseError."""
+    if not isinstance(document, dict):
+        raise SerialiseError(f"{where}: expected a JSON object, found {type(document).__name__}")
+    schema = document.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool):
+        raise SerialiseError(f"{where}: field 'schema' must be an integer, it is {schema!r}")
+    if schema > SCHEMA:
+        raise SerialiseError(f"{where}: schema {schema} is newer than {SCHEMA}, the newest this version reads. Update")
+    if schema < 1:
+        raise SerialiseError(f"{where}: schema {schema} does not exist")
+
+
+def _node_to_json(graph: Graph, node: Node) -> dict[str, Any]:
+    features = graph.features[node.name]
+    entry: dict[str, Any] = {"name": node.name, "op": node.op, "inputs": list(node.inputs), "features": features}
+    for field in FIELDS[node.op]:
+        entry[field] = features if field == "classes" else getattr(node, field)
+        if isinstance(entry[field], np.ndarray):  # a vector of thresholds stands in weights.safetensors
+            entry[field] = None
+    return entry
+
+
+def _node_from_json(entry: object, where: str, weights: Arrays, encoder: Arrays) -> Node:
+    """Build one node; the arrays it uses are taken out of `weights` and `encoder`."""
+    if not isinstance(entry, dict) or entry.get("op") not in FIELDS:
+        raise SerialiseError(f"{where}: expected an object whose 'op' is one of {', '.join(FIELDS)}")
+    _check_fields(entry, COMMON | FIELDS[entry["op"]], where)
+    name, inputs = entry["name"], tuple(entry["inputs"])
+    if not all(isinstance(producer, str) for producer in inputs):
+        raise SerialiseError(f"{where}: 'inputs' must be names")
+
+    def take(field: str, arrays: Arrays, tensor: str) -> np.ndarray:
+        if tensor not in arrays:
+            raise SerialiseError(f"{where}: tensor '{tensor}' is missing")
+        array = arrays.pop(tensor)
+        if array.dtype != DTYPES[field]:
+            raise SerialiseError(f"{where}: tensor '{tensor}' is {array.dtype}, not {np.dtype(DTYPES[field])}")
+        return array
+
+    op = entry["op"]
+    if op == "source":
+        table = take("table", encoder, "table")
+        position = take("position", encoder, "position") if "position" in encoder else None
+        neuron = (entry["threshold"], entry["dv"], entry["shift"])
+        return Source(name, table, position, entry["kind"], *neuron, inputs=inputs)
+    if op == "attention":
+        return Attention(name, inputs, entry["heads"])
+    if op == "add":
+        return Add(name, inputs)
+    if op == "lif":
+        threshold = entry["threshold"]
+        if threshold is None:
+            threshold = take("threshold", weights, f"{name}.threshold")
+        return LIF(name, inputs, threshold, entry["dv"], entry["shift"])
+    weight, bias = take("weight", weights, f"{name}.weight"), take("bias", weights, f"{name}.bias")
+    if op == "synapses":
+        return Synapses(name, inputs, weight, bias, entry["weight_bits"])
+    return Readout(name, inputs, weight, bias, float(entry["scale"]))
+
+
+def _check_derived(graph: Graph, structure: dict[str, Any]) -> None:
+    """What graph.json states twice for readers must agree with what follows from the arrays."""
+    if structure["output"] != graph.output:
+        raise SerialiseError(f"graph.json: output is '{structure['output']}', the readout is '{graph.output}'")
+    for node, entry in zip(graph, structure["nodes"]):
+        for field in {"features", "classes"} & set(entry):
+            if entry[field] != graph.features[node.name]:
+                raise GraphError(
+                    f"node '{node.name}': {field} {entry[field]}, the arrays say {graph.features[node.name]}"
+                )
+
+
+def _check_fields(entry: dict[str, Any], expected: dict[str, type | tuple[type, ...]], where: str) -> None:
+    if missing := [field for field in expected if field not in entry]:
+        raise SerialiseError(f"{where}: missing {', '.join(missing)}")
+    if unknown := [field for field in entry if field not in expected]:
+        raise SerialiseError(f"{where}: unknown {', '.join(map(str, unknown))}")
+    for field, kind in expected.items():
+        if not _is_a(entry[field], kind):
+            raise SerialiseError(f"{where}: field '{field}' has the wrong type: {entry[field]!r}")
+
+
+def _is_a(value: object, kind: type | tuple[type, ...]) -> bool:
+    """isinstance, except that `true` is no integer."""
+    return isinstance(value, kind) and not isinstance(value, bool)

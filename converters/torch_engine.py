@@ -1,0 +1,57 @@
+"""The engine `torch`: the integer PyTorch model itself, beside which everything else is held."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+
+from converters.execution import EngineOptions, Execution, TokenBatch
+from converters.from_torch import load_integer_model
+from converters.graph import Graph
+from spikebert.commands import UserError
+from spikebert.model import SpikeBertForSequenceClassification
+
+
+class TorchEngine:
+    """Runs a model in integer mode; the values are its own, not those of `graph`."""
+
+    def __init__(self, graph: Graph, model: SpikeBertForSequenceClassification) -> None:
+        self.graph = graph
+        self.model = model
+
+    @torch.no_grad()
+    def run(self, batch: TokenBatch, observe: Collection[str] = ()) -> Execution:
+        """See `converters.execution.Engine`."""
+        batch.check_fits(self.graph)
+        ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
+        output = self.model(ids.to(self.model.device), mask.to(self.model.device), output_trace=tuple(observe))
+        values = {name: _as_int64(value.cpu().numpy(), name) for name, value in (output.trace or {}).items()}
+        return Execution(output.integer_logits.cpu().numpy(), values)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _as_int64(values: np.ndarray, name: str) -> np.ndarray:
+    """The integers a float tensor holds. Raises ArithmeticError where one is no integer: rounding would hide it."""
+    integers = values.astype(np.int64)
+    if not np.array_equal(integers, values):
+        raise ArithmeticError(f"node '{name}' of the torch model holds values that are no integers")
+    return integers
+
+
+def open_torch(graph: Graph, options: EngineOptions) -> TorchEngine:
+    """The factory of the entry point. Raises UserError without `options.model` or where it fits the graph not at all."""
+    if options.model is None:
+        raise UserError("the engine 'torch' runs the trained model: name its folder with --model")
+    model = load_integer_model(options.model)
+    size = (model.config.timesteps, model.config.vocab_size, model.config.hidden_size, model.config.num_labels)
+    wanted = (graph.timesteps, *graph.source.table.shape, graph.features[graph.output])
+    if size != wanted:
+        raise UserError(
+            f"--model {options.model}: T, vocabulary, D and classes are {size}, those of the bundle are {wanted}: "
+            "it is another model"
+        )
+    return TorchEngine(graph, model)

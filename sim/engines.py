@@ -1,0 +1,48 @@
+"""Engines by name: the registry behind `spikebert-run --engine NAME`.
+
+An engine is an entry point of the group `spikebert.engines` that names an `EngineFactory`. It is loaded only when
+asked for, so a machine without torch or Lava never imports them.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+
+from converters.execution import Engine, EngineFactory, EngineOptions
+from converters.graph import Graph
+from sim.reference import ReferenceEngine
+from spikebert.commands import UserError, extra_of, missing_extra
+
+GROUP = "spikebert.engines"
+
+
+def open_reference(graph: Graph, options: EngineOptions) -> Engine:
+    """The numpy reference interpreter. It needs none of the options."""
+    return ReferenceEngine(graph)
+
+
+def engine_names() -> tuple[str, ...]:
+    """The names of all registered engines, sorted; their libraries may or may not be installed."""
+    return tuple(sorted(_registered()))
+
+
+def open_engine(name: str, graph: Graph, options: EngineOptions | None = None) -> Engine:
+    """Load and open an engine; whoever opens it closes it.
+
+    Raises UserError for a name that is not registered and MissingExtra where its library is not installed.
+    """
+    registered = _registered()
+    if name not in registered:
+        known = ", ".join(engine_names()) or "none: install spikebert with pip"
+        raise UserError(f"there is no engine '{name}'. Engines: {known}")
+    try:
+        factory: EngineFactory = registered[name].load()
+        return factory(graph, options or EngineOptions())
+    except ModuleNotFoundError as error:
+        if extra_of(error.name or "") is None:
+            raise
+        raise missing_extra(error.name or "") from error
+
+
+def _registered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}

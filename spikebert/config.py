@@ -1,0 +1,96 @@
+"""What a spiking BERT looks like: `SpikeBertConfig`, saved beside its weights as `config.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+ENCODERS = ("lif", "sign")
+MODES = ("float", "integer")
+SURROGATES = ("atan", "sigmoid")
+
+
+class SpikeBertConfig(PretrainedConfig):
+    """Hugging Face configuration of `SpikeBertForSequenceClassification`.
+
+    hidden_size              D, features of a token
+    num_hidden_layers        blocks
+    num_attention_heads      H, must divide D
+    intermediate_size        features between the two layers of the MLP
+    max_position_embeddings  n_max, the most tokens of a text, [CLS] and [SEP] included
+    timesteps                T
+    decay                    dv of every LIF, 0 .. 4095: a membrane keeps (4096 - dv) / 4096 of itself each step
+    encoder                  "lif": a neuron turns (token + position) current into spikes over T steps;
+                             "sign": constant spikes where the current is >= 0 (the paper's)
+    positions                learned positions at the encoder
+    attention_threshold      accumulator units: matches `(q k^T) v` must exceed for a spike
+    surrogate                whose gradient stands in for that of the step: "atan" or "sigmoid" (SpikingJelly's)
+    surrogate_alpha          its steepness
+    mode                     "float": trained with BatchNorm; "integer": folded and quantised, computes what a chip does
+    weight_bits              2 .. 8, in integer mode
+
+    Raises ValueError for a value outside its range.
+    """
+
+    model_type = "spikebert"
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        hidden_size: int = 256,
+        num_hidden_layers: int = 4,
+        num_attention_heads: int = 4,
+        intermediate_size: int = 1024,
+        max_position_embeddings: int = 64,
+        timesteps: int = 4,
+        decay: int = 2048,
+        encoder: str = "lif",
+        positions: bool = True,
+        attention_threshold: int = 4,
+        surrogate: str = "atan",
+        surrogate_alpha: float = 2.0,
+        mode: str = "float",
+        weight_bits: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.max_position_embeddings = max_position_embeddings
+        self.timesteps = timesteps
+        self.decay = decay
+        self.encoder = encoder
+        self.positions = positions
+        self.attention_threshold = attention_threshold
+        self.surrogate = surrogate
+        self.surrogate_alpha = surrogate_alpha
+        self.mode = mode
+        self.weight_bits = weight_bits
+        super().__init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        for name, allowed in (("encoder", ENCODERS), ("mode", MODES), ("surrogate", SURROGATES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is '{getattr(self, name)}', it must be one of {allowed}")
+        ranges = {
+            "vocab_size": (1, None),
+            "hidden_size": (1, None),
+            "num_hidden_layers": (1, None),
+            "num_attention_heads": (1, None),
+            "intermediate_size": (1, None),
+            "max_position_embeddings": (2, None),
+            "timesteps": (1, None),
+            "decay": (0, 4095),
+            "attention_threshold": (0, 65535),
+            "weight_bits": (2, 8),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                raise ValueError(f"{name} is {value}, it must be {low} .. {'' if high is None else high}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads")

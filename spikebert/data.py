@@ -1,0 +1,185 @@
+"""Texts: reading them, tokenising them once, and handing them out in batches of similar length."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from spikebert.commands import UserError
+from spikebert.recipe import Data
+
+UNLABELLED = -100  # what torch's cross entropy leaves out
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts and their classes, labels[i] in 0 .. classes - 1."""
+
+    texts: list[str]
+    labels: list[int]
+
+
+def read_tsv(path: Path, text_column: str = "text", label_column: str = "label") -> LabelledTexts:
+    """A TSV file with a header line and no quoting. Raises UserError with file and line for what is malformed."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a data folder holds train.tsv and validation.tsv") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert the file to UTF-8") from None
+    header = lines[0].split("\t") if lines else []
+    for column in (text_column, label_column):
+        if column not in header:
+            raise UserError(f"{path}: line 1: no column '{column}', there are {header}; the header is text<TAB>label")
+    text_index, label_index = header.index(text_column), header.index(label_column)
+    texts, labels = [], []
+    for number, line in enumerate(lines[1:], start=2):
+        cells = line.split("\t")
+        if len(cells) != len(header):
+            raise UserError(f"{path}: line {number}: {len(cells)} columns, the header has {len(header)}")
+        if not cells[label_index].strip().isdigit():
+            raise UserError(f"{path}: line {number}: label '{cells[label_index]}' is no integer of 0 or more")
+        texts.append(cells[text_index])
+        labels.append(int(cells[label_index]))
+    if not texts:
+        raise UserError(f"{path}: no texts below the header")
+    return LabelledTexts(texts, labels)
+
+
+def data_folder(folder: str) -> Path:
+    """A folder as the user names it; `package:NAME` is one that is installed with spikebert."""
+    if folder.startswith("package:"):
+        return Path(str(resources.files("recipes") / "data" / folder.removeprefix("package:")))
+    return Path(folder)
+
+
+def read_split(data: Data, split: str) -> LabelledTexts | None:
+    """One of `SPLITS`; None for a test split that does not exist."""
+    if bool(data.folder) == bool(data.hub):
+        raise UserError("data: give either data.folder (with train.tsv, validation.tsv) or data.hub (a dataset's name)")
+    if data.folder:
+        path = data_folder(data.folder) / f"{split}.tsv"
+        if split == "test" and not path.exists():
+            return None
+        return read_tsv(path, data.text_column, data.label_column)
+    try:
+        import datasets  # an extra of its own: most people have their texts in files
+    except ImportError:
+        raise UserError("data.hub needs the package 'datasets': pip install 'spikebert[hub]'") from None
+    loaded = datasets.load_dataset(data.hub, data.hub_subset or None)
+    if split not in loaded:
+        if split == "test":
+            return None
+        raise UserError(f"data.hub: {data.hub} has no split '{split}', it has {sorted(loaded)}")
+    return LabelledTexts(list(loaded[split][data.text_column]), [int(x) for x in loaded[split][data.label_column]])
+
+
+def open_text(path: Path):
+    """A text file for reading, plain, .gz or .xz."""
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    return opener(path, "rt", encoding="utf-8")
+
+
+def read_lines(paths: Sequence[str], skip: int = 0, limit: int = 0) -> Iterator[str]:
+    """Non-empty lines of text files, one file after the other, streamed.
+
+    From each file `limit / files` lines (0 for all) after leaving out the first `skip / files`. A file that
+    ends sooner gives what it has. Raises UserError for a file that is missing or is no text.
+    """
+    for path in map(Path, paths):
+        first, count = skip // len(paths), limit // len(paths)
+        try:
+            with open_text(path) as lines:
+                seen = 0
+                for line in lines:
+                    if not line.strip():
+                        continue
+                    if limit and seen >= first + count:
+                        break
+                    if seen >= first:
+                        yield line.strip()
+                    seen += 1
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such text file") from None
+        except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: not a text file of one sentence a line ({error})") from None
+
+
+class TokenisedTexts:
+    """Token ids of many texts, compact: one int32 array of all ids and where each text begins."""
+
+    def __init__(self, ids: list[list[int]], labels: Sequence[int] | None = None) -> None:
+        self.offsets = np.concatenate([[0], np.cumsum([len(x) for x in ids])]).astype(np.int64)
+        self.ids = np.fromiter((i for text in ids for i in text), dtype=np.int32, count=int(self.offsets[-1]))
+        self.labels = np.full(len(ids), UNLABELLED) if labels is None else np.asarray(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def __add__(self, other: TokenisedTexts) -> TokenisedTexts:
+        both = TokenisedTexts([])
+        both.ids = np.concatenate([self.ids, other.ids])
+        both.offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        both.labels = np.concatenate([self.labels, other.labels])
+        return both
+
+    def select(self, indices: np.ndarray) -> TokenisedTexts:
+        """Some of the texts, in the order of `indices`."""
+        chosen = TokenisedTexts([])
+        pieces = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in indices]
+        chosen.ids = np.concatenate(pieces) if pieces else self.ids[:0]
+        chosen.offsets = np.concatenate([[0], np.cumsum(self.lengths[indices])]).astype(np.int64)
+        chosen.labels = self.labels[indices]
+        return chosen
+
+    def batch(self, indices: np.ndarray, pad_id: int) -> dict[str, Tensor]:
+        """input_ids, attention_mask and labels of some texts, padded to the longest of them."""
+        width = int(self.lengths[indices].max())
+        ids = torch.full((len(indices), width), pad_id, dtype=torch.long)
+        mask = torch.zeros(len(indices), width, dtype=torch.long)
+        for row, index in enumerate(indices):
+            text = self.ids[self.offsets[index] : self.offsets[index + 1]]
+            ids[row, : len(text)] = torch.from_numpy(text.astype(np.int64))
+            mask[row, : len(text)] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.from_numpy(self.labels[indices])}
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_max: int, labels: Sequence[int] | None = None
+) -> TokenisedTexts:
+    """Ids with special tokens, cut to `n_max` tokens (special tokens kept)."""
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), 10_000):
+        chunk = list(texts[start : start + 10_000])
+        ids += tokenizer(chunk, truncation=True, max_length=n_max, return_attention_mask=False)["input_ids"]
+    return TokenisedTexts(ids, labels)
+
+
+def shuffled_batches(texts: int, batch_size: int, seed: Sequence[int]) -> list[np.ndarray]:
+    """Index batches in random order, the same for the same seed.
+
+    Lengths are mixed on purpose: attention counts grow with the length of a text, so BatchNorm trained on
+    batches of one length would hide a difference that evaluation meets. Packed tokens make mixing cheap.
+    """
+    order = np.random.default_rng(seed).permutation(texts)
+    return [order[i : i + batch_size] for i in range(0, texts, batch_size)]
+
+
+def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Index batches from the shortest text to the longest, for evaluation."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

@@ -1,0 +1,93 @@
+"""What the student learns from the teacher: the losses of SpikeBERT (Lv et al. 2023, arXiv 2308.15122).
+
+Student features are the mean over T of its spikes. A linear map takes them to the teacher's width; the
+teacher's are layer-normalised, so that every layer counts alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikebert.data import UNLABELLED
+
+
+def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
+    """For student states 0 (embedding) .. L: the teacher state each is aligned with, evenly spread."""
+    return [round(i * teacher_layers / student_layers) for i in range(student_layers + 1)]
+
+
+class Alignment(nn.Module):
+    """One linear map from student to teacher width for the embedding and for each block."""
+
+    def __init__(self, student_width: int, student_layers: int, teacher_width: int, teacher_layers: int) -> None:
+        super().__init__()
+        self.teacher_state = layer_map(student_layers, teacher_layers)
+        self.maps = nn.ModuleList(nn.Linear(student_width, teacher_width) for _ in self.teacher_state)
+
+    def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [B, N, D] of both, mask [B, N] -> embedding loss and mean hidden-state loss.
+
+        Each is the mean squared error over real tokens and features.
+        """
+        real = mask.bool()
+        losses = []
+        for state, target_index, to_teacher in zip(student, self.teacher_state, self.maps):
+            target = F.layer_norm(teacher[target_index][real].float(), teacher[target_index].shape[-1:])
+            losses.append(F.mse_loss(to_teacher(state[real]).float(), target))
+        return losses[0], torch.stack(losses[1:]).mean()
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """How much each part of the loss counts; 0 switches it off."""
+
+    label: float = 0.0
+    logits: float = 0.0
+    hidden: float = 0.0
+    embedding: float = 0.0
+    temperature: float = 1.0
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of softened logits [B, classes], times temperature^2 (Hinton et al. 2015)."""
+    student_log = F.log_softmax(student.float() / temperature, dim=-1)
+    teacher_log = F.log_softmax(teacher.float() / temperature, dim=-1)
+    return F.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean") * temperature**2
+
+
+def distillation_loss(
+    weights: LossWeights, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor,
+    embedding: Tensor | None, hidden: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The weighted sum. Texts labelled `UNLABELLED` take no part in the label loss."""
+    total = student_logits.new_zeros((), dtype=torch.float32)
+    if weights.label and bool((labels != UNLABELLED).any()):
+        total = total + weights.label * F.cross_entropy(student_logits.float(), labels, ignore_index=UNLABELLED)
+    if weights.logits and teacher_logits is not None:
+        total = total + weights.logits * soft_cross_entropy(student_logits, teacher_logits, weights.temperature)
+    if weights.embedding and embedding is not None:
+        total = total + weights.embedding * embedding
+    if weights.hidden and hidden is not None:
+        total = total + weights.hidden * hidden
+    return total
+
+
+@torch.no_grad()
+def embeddings_from_teacher(table: Tensor, features: int, seed: int, std: float = 0.5) -> Tensor:
+    """The teacher's word embeddings [V, D_teacher] turned into [V, features], each feature of deviation `std`.
+
+    The directions of most variance are kept and then rotated at random, so that no feature is idle and the
+    spike code of a token keeps the teacher's notion of which tokens are alike. Wider students get the
+    teacher's directions first and random mixtures of them after.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    centred = table.float().cpu() - table.float().cpu().mean(0)
+    variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+    kept = directions[:, variance.argsort(descending=True)[:features]]
+    rotation = torch.linalg.qr(torch.randn(features, features, generator=generator)).Q[: kept.shape[1]]
+    mixed = centred @ kept @ rotation
+    return mixed / mixed.std(0).clamp(min=1e-6) * std

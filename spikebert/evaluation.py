@@ -1,0 +1,82 @@
+"""How good a model is: accuracy with its interval, and how often its neurons fire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import sqrt
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spikebert.data import TokenisedTexts, sorted_batches
+from spikebert.model import SpikeBertForSequenceClassification
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """correct of texts, and the Wilson 95 % interval of their ratio."""
+
+    correct: int
+    texts: int
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, correct: int, texts: int) -> Accuracy:
+        """Wilson's score interval (Wilson 1927) for z = 1.96."""
+        z, p = 1.96, correct / texts
+        centre, scale = p + z * z / (2 * texts), 1 + z * z / texts
+        spread = z * sqrt(p * (1 - p) / texts + z * z / (4 * texts * texts))
+        return cls(correct, texts, p, (centre - spread) / scale, (centre + spread) / scale)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.value:.2%} ({self.correct} of {self.texts}; 95 % {self.low:.1%} .. {self.high:.1%})"
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, texts: TokenisedTexts, pad_id: int, batch_size: int = 64, device: torch.device | None = None
+) -> np.ndarray:
+    """The class of every text, int64, in the order of `texts`. Runs in float32 or exact integers, never bf16."""
+    was_training, predictions = model.training, np.empty(len(texts), dtype=np.int64)
+    model.eval()
+    for indices in sorted_batches(texts.lengths, batch_size):
+        batch = {name: value.to(device) for name, value in texts.batch(indices, pad_id).items()}
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        exact = getattr(output, "integer_logits", None)
+        logits = output.logits.float() if exact is None else exact
+        predictions[indices] = logits.cpu().numpy().argmax(-1)  # numpy: the lowest index among the largest
+    model.train(was_training)
+    return predictions
+
+
+def accuracy(predictions: np.ndarray, texts: TokenisedTexts) -> Accuracy:
+    return Accuracy.of(int((predictions == texts.labels).sum()), len(texts))
+
+
+def validation(model: nn.Module, texts: TokenisedTexts, pad_id: int, device: torch.device) -> Callable[[], float]:
+    """A function without arguments that gives the model's accuracy on `texts` as it is then."""
+    return lambda: accuracy(predict(model, texts, pad_id, device=device), texts).value
+
+
+@torch.no_grad()
+def mean_firing_rates(
+    model: SpikeBertForSequenceClassification, texts: TokenisedTexts, pad_id: int, limit: int = 256
+) -> dict[str, float]:
+    """Of every spiking node: spikes / (T * real tokens * features), over at most `limit` texts."""
+    sums: dict[str, Tensor] = {}
+    tokens = 0
+    for indices in sorted_batches(texts.lengths[:limit], 64):
+        batch = {name: value.to(model.device) for name, value in texts.batch(indices, pad_id).items()}
+        output = model(batch["input_ids"], batch["attention_mask"], output_firing_rates=True)
+        real = int(batch["attention_mask"].sum())
+        tokens += real
+        for name, rate in output.firing_rates.items():
+            sums[name] = sums.get(name, 0) + rate.double() * real
+    return {name: float(total) / tokens for name, total in sums.items()}

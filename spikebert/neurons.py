@@ -1,0 +1,97 @@
+"""The spiking neuron: Loihi's leaky integrate-and-fire on top of SpikingJelly's `BaseNode`.
+
+SpikingJelly gives the loop over time, the membrane as a memory, the hard reset and the surrogate
+gradients. Two things differ from its own LIF, because the chip differs: the threshold is strict (`>`),
+and the membrane decays before the input is added, in integer mode rounding toward zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from spikingjelly.activation_based import surrogate
+from spikingjelly.activation_based.neuron import BaseNode
+from torch import Tensor
+
+SHIFT = 7  # bits: membrane units per accumulator unit, 2^7; the graph's own constant (tests compare them)
+DECAY_ONE = 4096
+MEMBRANE_MAX = float(2**23 - 1)
+_SURROGATES = {"atan": surrogate.ATan, "sigmoid": surrogate.Sigmoid}
+
+
+class StrictSpike(torch.autograd.Function):
+    """1 where x > 0, else 0; backward is the gradient of a SpikingJelly surrogate function at x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, function: surrogate.SurrogateFunctionBase) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.function = function
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        (x,) = ctx.saved_tensors
+        return ctx.function.backward(grad_output, x, ctx.function.alpha), None
+
+
+class TruncatedDecay(torch.autograd.Function):
+    """`sign(v) * ((abs(v) * (4096 - dv)) >> 12)` on integers held in floats; backward as if not rounded.
+
+    Exact in float32 for dv 0 and 2048, in float64 for every dv (the product stays below 2^35).
+    """
+
+    @staticmethod
+    def forward(ctx, membrane: Tensor, keep: float) -> Tensor:
+        ctx.keep = keep
+        return torch.trunc(membrane * keep)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        return grad_output * ctx.keep, None
+
+
+class LoihiLIF(BaseNode):
+    """Leaky integrate-and-fire over T timesteps: current [T, ...] in, spikes [T, ...] out.
+
+    float mode      v = v * (4096 - decay) / 4096 + a;          s = v > threshold;          v = 0 where s
+    integer mode    v = clip(trunc(v * (4096 - decay) / 4096) + a * 2^7, +-(2^23 - 1));
+                    s = v > threshold * 2^7;                                                v = 0 where s
+
+    The integer mode computes with integers held exactly in floats: float32 for a decay of 0 or 2048,
+    float64 otherwise. The surrogate sees `v / threshold - 1` in both, so gradients have one scale.
+    """
+
+    def __init__(self, decay: int, integer: bool, surrogate_name: str = "atan", surrogate_alpha: float = 2.0) -> None:
+        function = _SURROGATES[surrogate_name](alpha=surrogate_alpha)
+        super().__init__(surrogate_function=function, detach_reset=True, step_mode="m")
+        self.decay = decay
+        self.integer = integer
+        self.keep = (DECAY_ONE - decay) / DECAY_ONE  # a multiple of 2^-12: exact
+
+    def neuronal_charge(self, current: Tensor) -> None:
+        if self.integer:
+            charged = TruncatedDecay.apply(self.v, self.keep) + current * 2**SHIFT
+            self.v = charged.clamp(-MEMBRANE_MAX, MEMBRANE_MAX)
+        else:
+            self.v = torch.add(current, self.v, alpha=self.keep)
+
+    def neuronal_fire(self) -> Tensor:
+        threshold = self.v_threshold * 2**SHIFT if self.integer else self.v_threshold
+        above = self.v - threshold  # exact in integer mode: both are integers below 2^24
+        if threshold > 1:
+            above = above / threshold
+        return StrictSpike.apply(above, self.surrogate_function)
+
+    def neuronal_reset(self, spike: Tensor) -> None:
+        self.v = self.v.masked_fill(spike.bool(), 0.0)  # BaseNode's hard reset, detached, in one pass
+
+    def forward(self, current: Tensor, threshold: float) -> Tensor:
+        """current [T, ...] and the threshold, in accumulator units in integer mode -> spikes [T, ...]."""
+        self.reset()  # a membrane starts every text at 0
+        self.v_threshold = float(threshold)
+        exact_in_float32 = self.decay in (0, DECAY_ONE // 2)
+        if self.integer and not exact_in_float32:
+            spikes = super().forward(current.double()).to(current.dtype)
+        else:
+            spikes = super().forward(current)
+        self.reset()
+        return spikes

@@ -1,0 +1,114 @@
+"""A recipe: everything an experiment is made of. The YAML file, the flags and these dataclasses are one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Data:
+    """Labelled texts: `folder` with train.tsv, validation.tsv and perhaps test.tsv (header text<TAB>label), or
+    `hub`, the name of a Hugging Face dataset with such splits."""
+
+    folder: str = ""
+    hub: str = ""
+    hub_subset: str = ""
+    text_column: str = "text"
+    label_column: str = "label"
+    labels: list[str] = field(default_factory=list)
+    """names of the classes, 0 first; "0", "1", ... where empty"""
+    limit: int = 0
+    """use only so many training texts; 0 for all"""
+
+
+@dataclass
+class Teacher:
+    """The BERT that teaches: a folder, a hub name, or `registry:all-MiniLM-L6-v2` (from the package registry)."""
+
+    model: str = "registry:all-MiniLM-L6-v2"
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+
+
+@dataclass
+class Student:
+    """The spiking BERT; see `SpikeBertConfig`."""
+
+    hidden_size: int = 256
+    layers: int = 4
+    heads: int = 4
+    intermediate_size: int = 1024
+    n_max: int = 64
+    timesteps: int = 4
+    decay: int = 2048
+    encoder: str = "lif"
+    positions: bool = True
+    attention_threshold: int = 4
+    surrogate: str = "atan"
+    surrogate_alpha: float = 2.0
+    embeddings_from_teacher: bool = True
+    """start from the teacher's word embeddings (rotated to hidden_size) instead of noise"""
+
+
+@dataclass
+class Stage1:
+    """Distillation on unlabelled text: align embeddings and hidden states with the teacher as it came."""
+
+    reuse: str = ""
+    """the stage1 folder of another run with such a student and teacher: taken as it is, nothing is trained"""
+    text: list[str] = field(default_factory=list)
+    """text files, one sentence a line, plain, .gz or .xz; the training texts of the task where empty"""
+    lines: int = 0
+    """read so many lines of `text`, evenly from the files; 0 for all"""
+    epochs: int = 1
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    embedding_weight: float = 1.0
+    hidden_weight: float = 1.0
+
+
+@dataclass
+class Stage2:
+    """Distillation on the task: logits, hidden states, embeddings and labels of the fine-tuned teacher."""
+
+    epochs: int = 6
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    label_weight: float = 1.0
+    logits_weight: float = 1.0
+    temperature: float = 2.0
+    hidden_weight: float = 0.1
+    embedding_weight: float = 0.1
+    extra_text: list[str] = field(default_factory=list)
+    """unlabelled text files that the teacher labels, each epoch beside the task's own texts"""
+    extra_lines: int = 0
+    """so many lines of `extra_text` in each epoch, other lines in every epoch; 0 for none"""
+
+
+@dataclass
+class Quantise:
+    """Fold BatchNorm, round, and train on with the integers in the forward pass (losses as in stage 2)."""
+
+    weight_bits: int = 8
+    epochs: int = 2
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+
+
+@dataclass
+class Recipe:
+    """One experiment: teacher -> stage 1 -> stage 2 -> quantise, written to the folder `out`."""
+
+    out: str
+    data: Data = field(default_factory=Data)
+    teacher: Teacher = field(default_factory=Teacher)
+    student: Student = field(default_factory=Student)
+    stage1: Stage1 = field(default_factory=Stage1)
+    stage2: Stage2 = field(default_factory=Stage2)
+    quantise: Quantise = field(default_factory=Quantise)
+    seed: int = 42
+    precision: str = "auto"
+    """of the float stages: "bf16", "float32", or "auto": bf16 where the processor has it; integers are always exact"""
+    checkpoint_seconds: int = 120
+    """how often a running stage saves what it needs to go on after being killed"""

@@ -1,0 +1,66 @@
+"""Rounding with straight-through gradients: how float weights become the integers of the graph.
+
+A spike has no scale, so a layer's weights and its threshold share one unit. A layer whose float threshold
+is 1 and whose integer threshold is `units` (accumulator units) has weights `round(w * units)`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ACCUMULATOR_MAX = 65535  # |a| of every row; the graph's own constant (tests compare them)
+
+
+def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
+    """The value of `exact`, the gradient of `smooth`."""
+    return _StraightThrough.apply(exact, smooth)
+
+
+class _StraightThrough(torch.autograd.Function):
+    # Not `smooth + (exact - smooth).detach()`: that sum may round, and integers must stay integers.
+    @staticmethod
+    def forward(ctx, exact: Tensor, smooth: Tensor) -> Tensor:
+        return exact.clone()
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        return None, grad_output
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """Round half to even; the gradient passes unchanged."""
+    return straight_through(x.detach().round(), x)
+
+
+def largest_weight(bits: int) -> int:
+    """2^(bits - 1) - 1: symmetric, so a 2-bit weight is -1, 0 or 1."""
+    return 2 ** (bits - 1) - 1
+
+
+def row_reach(weight: Tensor) -> Tensor:
+    """max(sum of positive w, sum of negative w) of each row, [out, in] -> [out]: the reach of spikes of 1."""
+    return torch.maximum(weight.clamp(min=0).sum(1), (-weight).clamp(min=0).sum(1))
+
+
+def round_bias(bias: Tensor, units: Tensor) -> Tensor:
+    """Integer bias [out] in accumulator units, at most half the accumulator so that weights find room."""
+    limit = ACCUMULATOR_MAX // 2
+    return round_straight_through(bias * units).clamp(-limit, limit)
+
+
+def round_weight(weight: Tensor, units: Tensor, bits: int, input_max: int, bias: Tensor) -> Tensor:
+    """Integer weight [out, in] of `bits` bits whose rows provably stay within the accumulator.
+
+    For inputs 0 .. input_max: `reach(row) * input_max + |bias| <= 65535`. A row beyond that (rare, and
+    never right after `quantise`, which chooses `units` so) is shrunk toward zero until it fits, as
+    accumulator-aware quantisation does (A2Q, Colbert et al. 2023, arXiv 2308.13504).
+    """
+    scaled = weight * units
+    limit = largest_weight(bits)
+    with torch.no_grad():
+        rounded = scaled.round().clamp(-limit, limit)
+        room = (ACCUMULATOR_MAX - bias.detach().abs()) / input_max
+        factor = (room / row_reach(rounded).clamp(min=1)).clamp(max=1)
+        exact = torch.where((factor < 1)[:, None], (rounded * factor[:, None]).trunc(), rounded)
+    return straight_through(exact, scaled.clamp(-limit, limit))

@@ -1,0 +1,453 @@
+"""The four stages of training, each a folder that the next one reads.
+
+    teacher    fine-tune the BERT on the task
+    stage1     align the student with the teacher as it came, on unlabelled text
+    stage2     distil the fine-tuned teacher into the student, on the task
+    integer    fold, quantise, and train on with integers in the forward pass
+
+A stage is finished when its folder holds `stage.json` (what it was made from, and its figures): running the
+recipe again passes over it. Models are chosen on validation; test is measured once, at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+
+from spikebert.commands import UserError
+from spikebert.config import SpikeBertConfig
+from spikebert.data import UNLABELLED, LabelledTexts, TokenisedTexts, read_lines, read_split, tokenise
+from spikebert.distillation import Alignment, LossWeights, distillation_loss, embeddings_from_teacher
+from spikebert.evaluation import accuracy, mean_firing_rates, predict, validation
+from spikebert.loop import Schedule, choose_precision, fit
+from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.progress import say
+from spikebert.quantisation import quantise
+from spikebert.recipe import Recipe
+from spikebert.teachers import resolve
+
+STAGES = ("teacher", "stage1", "stage2", "integer")
+# The parts of a recipe that decide what a stage's result is.
+SECTIONS = {
+    "teacher": ("seed", "data", "teacher"),
+    "stage1": ("seed", "data", "teacher", "student", "stage1"),
+    "stage2": ("seed", "data", "teacher", "student", "stage1", "stage2"),
+    "integer": ("seed", "data", "teacher", "student", "stage1", "stage2", "quantise"),
+}
+
+
+class Classifier(nn.Module):
+    """The teacher inside a wrapper: mixed precision is switched on for training only, not for evaluation."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.teacher(**batch).loss
+
+
+class Pupil(nn.Module):
+    """The student with its alignment maps: everything that distillation trains."""
+
+    def __init__(self, student: SpikeBertForSequenceClassification, alignment: Alignment) -> None:
+        super().__init__()
+        self.student = student
+        self.alignment = alignment
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, teacher_states: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Logits [B, classes], embedding loss, hidden-state loss (None where no teacher states are given)."""
+        output = self.student(ids, mask, output_hidden_states=teacher_states is not None)
+        if teacher_states is None:
+            return output.logits, None, None
+        return output.logits, *self.alignment(output.hidden_states, teacher_states, mask)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The labelled texts of a recipe, as read and as tokenised; test is None where there is none."""
+
+    names: list[str]
+    train: TokenisedTexts
+    validation: TokenisedTexts
+    test: TokenisedTexts | None
+    train_texts: list[str]
+
+
+class Training:
+    """Runs the stages of one recipe, in order, each once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.out = Path(recipe.out)
+        self.accelerator = Accelerator(mixed_precision=choose_precision(recipe.precision))
+        self.teacher_folder = resolve(recipe.teacher.model)
+        self.tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, self.teacher_folder)
+        self.task = self._read_task()
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id or 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def run(self) -> dict:
+        """All stages, then the final measurement; returns what `results.json` holds."""
+        self._check_finished_stages()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._stage("teacher", self._train_teacher)
+        self._stage("stage1", self._train_stage1)
+        self._stage("stage2", self._train_stage2)
+        self._stage("integer", self._train_integer)
+        return self._measure()
+
+    # What a stage is made from, and whether it is there
+
+    def _made_from(self, stage: str) -> dict:
+        full = asdict(self.recipe)
+        return {section: full[section] for section in SECTIONS[stage]}
+
+    def _finished(self, stage: str) -> bool:
+        return (self.out / stage / "stage.json").exists()
+
+    def _check_finished_stages(self) -> None:
+        """Raises UserError, before anything is run, where a finished stage was made by another recipe."""
+        for stage in filter(self._finished, STAGES):
+            before = json.loads((self.out / stage / "stage.json").read_text())["made_from"]
+            changed = _differences(before, self._made_from(stage))
+            if changed:
+                raise UserError(
+                    f"{self.out / stage} was made with another recipe ({'; '.join(changed)}): "
+                    f"choose another --out, or delete that folder and the later stages to train them again"
+                )
+
+    def _stage(self, stage: str, work: Callable[[Path], tuple[dict, Callable[[Path], None]]]) -> None:
+        if self._finished(stage):
+            say(f"{stage}: finished before, in {self.out / stage}")
+            return
+        set_seed(self.recipe.seed)
+        figures, save = work(self.out / f"{stage}.unfinished")
+        if self.accelerator.is_main_process:
+            partial = self.out / f"{stage}.saving"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            save(partial)
+            self.tokenizer.save_pretrained(partial)
+            record = {"made_from": self._made_from(stage), "figures": figures}
+            (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
+            logs = self.out / f"{stage}.unfinished" / "tensorboard"
+            if logs.exists():
+                shutil.move(logs, partial / "tensorboard")
+            shutil.rmtree(self.out / stage, ignore_errors=True)
+            os.replace(partial, self.out / stage)  # a folder of this name is a finished stage
+            shutil.rmtree(self.out / f"{stage}.unfinished", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    # The stages
+
+    def _train_teacher(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
+        options = self.recipe.teacher
+        teacher = self._classifier(self.teacher_folder).to(self.device)
+        best = fit(
+            Classifier(teacher),
+            lambda model, batch: model(batch),
+            lambda epoch: self.task.train,
+            Schedule(options.epochs, options.batch_size, options.learning_rate),
+            evaluate=validation(teacher, self.task.validation, self.pad_id, self.device),
+            title="teacher",
+            **self._common(work),
+        )
+        return {"validation_accuracy": best}, teacher.save_pretrained
+
+    def _train_stage1(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
+        options = self.recipe.stage1
+        teacher = _load(AutoModel, self.teacher_folder).to(self.device).eval()
+        student = self._new_student(teacher)
+        pupil = Pupil(student, self._new_alignment(teacher)).to(self.device)
+        if options.reuse:
+            reuse(pupil, Path(options.reuse))
+            return {"reused": options.reuse}, pupil_saver(pupil)
+        lines = list(read_lines(options.text, limit=options.lines)) if options.text else self.task.train_texts
+        texts = tokenise(self.tokenizer, lines, self.recipe.student.n_max)
+        weights = LossWeights(hidden=options.hidden_weight, embedding=options.embedding_weight)
+        fit(
+            pupil,
+            lambda model, batch: self._distil(model, teacher, batch, weights),
+            lambda epoch: texts,
+            Schedule(options.epochs, options.batch_size, options.learning_rate),
+            title="stage 1",
+            **self._common(work),
+        )
+        return {"texts": len(texts), "epochs": options.epochs}, pupil_saver(pupil)
+
+    def _train_stage2(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
+        options = self.recipe.stage2
+        pupil = self._load_pupil("stage1")
+        figures = self._distil_task(
+            pupil, Schedule(options.epochs, options.batch_size, options.learning_rate), work, "stage 2"
+        )
+        return figures, pupil_saver(pupil)
+
+    def _train_integer(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
+        options = self.recipe.quantise
+        pupil = self._load_pupil("stage2")
+        float_student, before = pupil.student, accuracy
+        pupil.student = quantise(float_student, options.weight_bits)
+        texts = self.task.validation
+        float_classes = predict(float_student, texts, self.pad_id, device=self.device)
+        rounded_classes = predict(pupil.student, texts, self.pad_id, device=self.device)
+        figures = {
+            "float_validation": before(float_classes, texts).to_dict(),
+            "rounded_validation": before(rounded_classes, texts).to_dict(),
+            "rounded_changed_predictions": int((float_classes != rounded_classes).sum()),
+        }
+        say(f"integer: validation {before(float_classes, texts)} as float")
+        say(f"integer: validation {before(rounded_classes, texts)} folded and rounded")
+        schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, weight_decay=0.0)
+        figures |= self._distil_task(pupil, schedule, work, "integer", keep_start=True)
+        return figures, pupil_saver(pupil)
+
+    # Pieces
+
+    def _distil_task(self, pupil: Pupil, schedule: Schedule, work: Path, title: str, keep_start: bool = False) -> dict:
+        options = self.recipe.stage2
+        teacher = self._classifier(str(self.out / "teacher")).to(self.device).eval()
+        extra = self._extra_texts(schedule.epochs)
+        weights = LossWeights(
+            options.label_weight, options.logits_weight, options.hidden_weight, options.embedding_weight, options.temperature
+        )  # fmt: skip
+
+        def texts_of_epoch(epoch: int) -> TokenisedTexts:
+            if extra is None:
+                return self.task.train
+            own = np.arange(epoch * options.extra_lines, (epoch + 1) * options.extra_lines) % len(extra)
+            return self.task.train + extra.select(own)
+
+        best = fit(
+            pupil,
+            lambda model, batch: self._distil(model, teacher, batch, weights),
+            texts_of_epoch,
+            schedule,
+            evaluate=validation(pupil.student, self.task.validation, self.pad_id, self.device),
+            keep_start=keep_start,
+            title=title,
+            **self._common(work),
+        )
+        return {"validation_accuracy": best}
+
+    def _distil(self, pupil: nn.Module, teacher: nn.Module, batch: dict[str, Tensor], weights: LossWeights) -> Tensor:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        aligned = bool(weights.hidden or weights.embedding)
+        with self.accelerator.autocast():
+            teacher_logits, states = ask_teacher(teacher, ids, mask, aligned)
+        logits, embedding, hidden = pupil(ids, mask, states)
+        return distillation_loss(weights, logits, teacher_logits, batch["labels"], embedding, hidden)
+
+    def _extra_texts(self, epochs: int) -> TokenisedTexts | None:
+        options = self.recipe.stage2
+        if not (options.extra_text and options.extra_lines):
+            return None
+        lines = list(read_lines(options.extra_text, limit=options.extra_lines * max(1, epochs)))
+        extra = tokenise(self.tokenizer, lines, self.recipe.student.n_max)
+        assert (extra.labels == UNLABELLED).all()
+        return extra
+
+    def _common(self, work: Path) -> dict:
+        return {
+            "folder": work,
+            "accelerator": self.accelerator,
+            "pad_id": self.pad_id,
+            "seed": self.recipe.seed,
+            "checkpoint_seconds": self.recipe.checkpoint_seconds,
+        }
+
+    def _read_task(self) -> Task:
+        def tokens(split: LabelledTexts) -> TokenisedTexts:
+            return tokenise(self.tokenizer, split.texts, self.recipe.student.n_max, split.labels)
+
+        data = self.recipe.data
+        splits = {split: read_split(data, split) for split in ("train", "validation", "test")}
+        train, held_back = splits["train"], splits["validation"]
+        assert train is not None and held_back is not None  # read_split raises for these two
+        if data.limit:
+            train = LabelledTexts(train.texts[: data.limit], train.labels[: data.limit])
+        classes = max(max(split.labels) for split in splits.values() if split is not None) + 1
+        names = data.labels or [str(i) for i in range(classes)]
+        if classes > len(names) or len(names) < 2:
+            raise UserError(f"data.labels names {len(names)} classes, the texts have labels 0 .. {classes - 1}")
+        test = None if splits["test"] is None else tokens(splits["test"])
+        return Task(names, tokens(train), tokens(held_back), test, train.texts)
+
+    def _classifier(self, folder: str) -> nn.Module:
+        return _load(AutoModelForSequenceClassification, folder, num_labels=len(self.task.names))
+
+    def _new_student(self, teacher: nn.Module) -> SpikeBertForSequenceClassification:
+        options, names = self.recipe.student, self.task.names
+        try:
+            config = SpikeBertConfig(
+                vocab_size=len(self.tokenizer),
+                hidden_size=options.hidden_size,
+                num_hidden_layers=options.layers,
+                num_attention_heads=options.heads,
+                intermediate_size=options.intermediate_size,
+                max_position_embeddings=options.n_max,
+                timesteps=options.timesteps,
+                decay=options.decay,
+                encoder=options.encoder,
+                positions=options.positions,
+                attention_threshold=options.attention_threshold,
+                surrogate=options.surrogate,
+                surrogate_alpha=options.surrogate_alpha,
+                id2label=dict(enumerate(names)),
+                label2id={name: i for i, name in enumerate(names)},
+                pad_token_id=self.pad_id,
+            )
+        except ValueError as error:
+            raise UserError(f"student: {error}") from None
+        student = SpikeBertForSequenceClassification(config)
+        if options.embeddings_from_teacher:
+            words = teacher.get_input_embeddings().weight[: config.vocab_size]
+            student.encoder.token.weight.data.copy_(
+                embeddings_from_teacher(words, config.hidden_size, self.recipe.seed)
+            )
+        return student
+
+    def _new_alignment(self, teacher: nn.Module) -> Alignment:
+        student, config = self.recipe.student, teacher.config
+        return Alignment(student.hidden_size, student.layers, config.hidden_size, config.num_hidden_layers)
+
+    def _load_pupil(self, stage: str) -> Pupil:
+        student = SpikeBertForSequenceClassification.from_pretrained(self.out / stage)
+        teacher = AutoModel.from_config(_load_config(self.out / "teacher"))
+        alignment = self._new_alignment(teacher)
+        load_model(alignment, str(self.out / stage / "alignment.safetensors"))
+        return Pupil(student, alignment).to(self.device)
+
+    # The end
+
+    def _measure(self) -> dict:
+        """Accuracy of teacher, float and integer student on validation and, if there is one, on test."""
+        stages = {"teacher": "teacher", "float student": "stage2", "integer student": "integer"}
+        results: dict = {"recipe": asdict(self.recipe), "accuracy": {}, "changed_predictions": {}, "stages": {}}
+        for stage in STAGES:
+            results["stages"][stage] = json.loads((self.out / stage / "stage.json").read_text())["figures"]
+        splits = {"validation": self.task.validation, "test": self.task.test}
+        for split, texts in splits.items():
+            if texts is None:
+                continue
+            classes = {}
+            for name, stage in stages.items():
+                model = self._trained(stage)
+                classes[name] = predict(model, texts, self.pad_id, device=self.device)
+                measured = accuracy(classes[name], texts)
+                results["accuracy"].setdefault(name, {})[split] = measured.to_dict()
+                say(f"{split}: {name} {measured}")
+            changed = int((classes["float student"] != classes["integer student"]).sum())
+            results["changed_predictions"][split] = {"changed": changed, "texts": len(texts)}
+        rates = mean_firing_rates(self._trained("integer"), self.task.validation, self.pad_id)
+        results["firing_rates"] = rates
+        lif = [rate for name, rate in rates.items() if ".add_" not in name]
+        results["mean_firing_rate"] = sum(lif) / len(lif)
+        if self.accelerator.is_main_process:
+            (self.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        return results
+
+    def _trained(self, stage: str) -> nn.Module:
+        if stage == "teacher":
+            return self._classifier(str(self.out / stage)).to(self.device).eval()
+        return SpikeBertForSequenceClassification.from_pretrained(self.out / stage).to(self.device).eval()
+
+
+@torch.no_grad()
+def ask_teacher(
+    teacher: nn.Module, ids: Tensor, mask: Tensor, with_states: bool, chunk: int = 8
+) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+    """The teacher's logits [B, classes] (None if it has no head) and hidden states, each [B, N, D].
+
+    Texts go in from short to long, `chunk` at a time, so that a batch of mixed lengths costs little padding.
+    """
+    order = mask.sum(1).argsort()
+    logits: list[Tensor] = []
+    states: list[Tensor] | None = None
+    for rows in order.split(chunk):
+        width = int(mask[rows].sum(1).max())
+        taught = teacher(
+            input_ids=ids[rows, :width], attention_mask=mask[rows, :width], output_hidden_states=with_states
+        )
+        if "logits" in taught:
+            logits.append(taught.logits)
+        if with_states:
+            if states is None:
+                states = [state.new_zeros(*ids.shape, state.shape[-1]) for state in taught.hidden_states]
+            for full, part in zip(states, taught.hidden_states):
+                full[rows, :width] = part.to(full.dtype)
+    unsorted = order.argsort()
+    return (torch.cat(logits)[unsorted] if logits else None), (None if states is None else tuple(states))
+
+
+def reuse(pupil: Pupil, folder: Path) -> None:
+    """Take student body and alignment from a finished stage 1; the readout, which it never trained, stays new.
+
+    Raises UserError where the folder is none or its shapes differ.
+    """
+    if not (folder / "stage.json").exists():
+        raise UserError(f"stage1.reuse: {folder} is no finished stage (no stage.json)")
+    earlier = SpikeBertForSequenceClassification.from_pretrained(folder)
+    body = {name: value for name, value in earlier.state_dict().items() if not name.startswith("readout.")}
+    own = pupil.student.state_dict()
+    different = [name for name in body if name not in own or own[name].shape != body[name].shape]
+    if different or len(earlier.blocks) != len(pupil.student.blocks):
+        raise UserError(f"stage1.reuse: the student in {folder} has another shape ({(different or ['blocks'])[0]})")
+    pupil.student.load_state_dict(body, strict=False)
+    load_model(pupil.alignment, str(folder / "alignment.safetensors"))
+
+
+def pupil_saver(pupil: Pupil) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        pupil.student.save_pretrained(folder)
+        save_model(pupil.alignment, str(folder / "alignment.safetensors"))
+
+    return save
+
+
+def _load_config(folder: Path):
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder)
+
+
+def _load(kind: type, folder: str, **options: object):
+    """`from_pretrained` with an error a user can act on."""
+    try:
+        return kind.from_pretrained(folder, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"teacher.model: cannot load '{folder}': {reason}") from None
+
+
+def _differences(before: dict, now: dict, path: str = "") -> list[str]:
+    """`stage1.epochs 1 -> 2` for every value that differs."""
+    found: list[str] = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new, place = before.get(key), now.get(key), f"{path}{key}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{place}.")
+        elif old != new:
+            found.append(f"{place} {old} -> {new}")
+    return found

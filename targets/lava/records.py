@@ -1,0 +1,89 @@
+"""Between batches and rows: the spikes a network is fed with, and the values read back from its records.
+
+Reading back checks what a lowered network promises beside its values: that it is silent whenever it has nothing
+to do. A broken promise raises `LavaMismatchError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from converters.encoder import encode
+from converters.execution import TokenBatch
+from converters.graph import Graph
+from targets.lava.lowering import DOUBLING, Plan
+
+
+class LavaMismatchError(RuntimeError):
+    """A Lava network did something that its plan rules out."""
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """Which values are recorded, and in which columns of a row: `names` in graph order, the readout always."""
+
+    names: tuple[str, ...]
+    columns: dict[str, slice]
+
+    @property
+    def width(self) -> int:
+        """Values of a row."""
+        return self.columns[self.names[-1]].stop
+
+
+def make_layout(graph: Graph, plan: Plan, observe: Collection[str]) -> RecordLayout:
+    """The layout that records `observe` and the readout. Raises ValueError on a name that is no node."""
+    unknown = sorted(set(observe) - {node.name for node in graph})
+    if unknown:
+        raise ValueError(f"no such node in this graph: {', '.join(unknown)}")
+    names = tuple(node.name for node in graph if node.name in observe or node.name == graph.output)
+    widths = [plan.tokens * plan[name].channels for name in names]
+    ends = np.cumsum(widths)
+    starts = [int(end) - width for end, width in zip(ends, widths)]
+    return RecordLayout(names, {name: slice(*span) for name, *span in zip(names, starts, ends.tolist())})
+
+
+def feed_width(plan: Plan) -> int:
+    """Values that the source sends in one step."""
+    return plan.tokens * plan.specs[0].channels
+
+
+def feed_rows(graph: Graph, plan: Plan, batch: TokenBatch) -> np.ndarray:
+    """What the source sends: int32 [B * T, n_max * channels], sample after sample, padded to n_max."""
+    spikes = encode(graph.source, batch, graph.timesteps)  # [T, B, N, D]
+    timesteps, samples, tokens, features = spikes.shape
+    rows = np.zeros((samples, timesteps, plan.tokens, plan.specs[0].channels), dtype=np.int32)
+    rows[:, :, :tokens, :features] = spikes.swapaxes(0, 1)
+    rows[:, :, :tokens, features:] = batch.mask[:, None, :, None]
+    return rows.reshape(samples * timesteps, -1)
+
+
+def read_values(graph: Graph, plan: Plan, name: str, rows: np.ndarray, batch: TokenBatch) -> np.ndarray:
+    """Values int64 [T, B, N, D] of one node from its recorded columns `rows` int32 [steps, n_max * channels].
+
+    Raises LavaMismatchError where the node is not silent before its first and after its last step or in padding,
+    where its lanes are not the mask, or where a doubled current is odd.
+    """
+    samples, tokens, timesteps = *batch.ids.shape, graph.timesteps
+    start, count = plan.schedule.latency_steps[name], samples * timesteps
+    _require_silent(name, "before its first step", rows[:start])
+    _require_silent(name, "after its last step", rows[start + count :])
+    values = rows[start : start + count].reshape(samples, timesteps, plan.tokens, -1).swapaxes(0, 1)
+    _require_silent(name, "in the padding", values[:, :, tokens:])
+    features = graph.features[name]
+    values, lanes = values[:, :, :tokens, :features], values[:, :, :tokens, features:]
+    if name in plan.doubled:
+        if (values & 1).any():
+            raise LavaMismatchError(f"node '{name}' gave an odd current, currents on Lava are doubled")
+        values = values // DOUBLING
+    elif lanes.size and not np.array_equal(lanes, np.broadcast_to(batch.mask[None, :, :, None], lanes.shape)):
+        raise LavaMismatchError(f"node '{name}': its valid lanes differ from the mask")
+    return np.ascontiguousarray(values, dtype=np.int64)
+
+
+def _require_silent(name: str, where: str, values: np.ndarray) -> None:
+    if values.any():
+        raise LavaMismatchError(f"node '{name}' is not silent {where}: {np.count_nonzero(values)} values differ from 0")

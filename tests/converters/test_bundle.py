@@ -1,0 +1,308 @@
+"""A bundle is written whole or not at all, and a damaged one is refused with the file's name."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from independent_interpreter import interpret
+from random_graphs import random_batch, random_dag, random_graph
+from small_bundles import small_bundle, small_golden, write_tokenizer
+from tokenizers import Tokenizer
+
+from converters.bundle import BundleError, Golden, manifest_digest, read_bundle
+from converters.serialise import graph_to_plain
+from sim.reference import ReferenceEngine
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return small_bundle(tmp_path / "bundle")
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith("_tokenizer"))
+
+
+def change_manifest(folder: Path, change) -> None:
+    """Change the manifest and sign it again."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    manifest["digest"] = manifest_digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def change_file(folder: Path, name: str, content: bytes) -> None:
+    """Change a file and its hash in the manifest: what a hash cannot find must be found by other checks."""
+    (folder / name).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    change_manifest(folder, lambda manifest: manifest["files"].__setitem__(name, digest))
+
+
+def test_round_trip(bundle):
+    again = read_bundle(bundle.folder)
+    one, other = graph_to_plain(bundle.graph), graph_to_plain(again.graph)
+    assert one.structure == other.structure
+    assert all(np.array_equal(one.weights[name], other.weights[name]) for name in one.weights)
+    assert again.labels == ("negative", "neutral", "positive")
+    expected = small_golden(bundle.graph)
+    assert np.array_equal(again.golden.logits, expected.logits)
+    assert np.array_equal(again.golden.batch.ids, expected.batch.ids)
+    assert set(again.golden.spikes) == set(expected.spikes)
+    assert all(np.array_equal(again.golden.spikes[name], expected.spikes[name]) for name in expected.spikes)
+
+
+def test_two_writes_give_the_same_bytes(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    one, other = small_bundle(tmp_path / "1" / "bundle"), small_bundle(tmp_path / "2" / "bundle")
+    for path in one.folder.rglob("*.*"):
+        assert path.read_bytes() == (other.folder / path.relative_to(one.folder)).read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("make", [random_graph, random_dag])
+def test_an_interpreter_written_from_the_documentation_agrees(tmp_path, make, seed):
+    rng = np.random.default_rng(seed)
+    kind = ("lif", "sign")[seed % 2]
+    bundle = small_bundle(tmp_path / "bundle", make(rng, source_kind=kind, timesteps=(1, 4, 8, 16)[seed]))
+    batch = random_batch(rng, bundle.graph, 4)
+    names = [node.name for node in bundle.graph]
+    expected = ReferenceEngine(bundle.graph).run(batch, names)
+    logits, values = interpret(bundle.folder, batch.ids, batch.mask)
+    assert np.array_equal(logits, expected.logits)
+    assert all(np.array_equal(values[name], expected.values[name]) for name in names)
+
+
+def test_a_flipped_byte_is_found_in_each_file(bundle):
+    for path in sorted(path for path in bundle.folder.rglob("*") if path.is_file()):
+        original = path.read_bytes()
+        for place in {0, len(original) // 2, len(original) - 2}:
+            path.write_bytes(original[:place] + bytes([original[place] ^ 0x40]) + original[place + 1 :])
+            with pytest.raises(BundleError) as error:
+                read_bundle(bundle.folder)
+            assert path.name in str(error.value)
+        path.write_bytes(original)
+    read_bundle(bundle.folder)
+
+
+def test_a_changed_manifest_is_found(bundle):
+    manifest = json.loads((bundle.folder / "manifest.json").read_text())
+    manifest["config"]["labels"] = ["positive", "neutral", "negative"]
+    (bundle.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="digest"):
+        read_bundle(bundle.folder)
+
+
+def test_each_file_is_needed(bundle):
+    for path in sorted(path for path in bundle.folder.rglob("*") if path.is_file()):
+        moved = bundle.folder.parent / "moved"
+        path.rename(moved)
+        with pytest.raises(BundleError, match=path.name):
+            read_bundle(bundle.folder)
+        moved.rename(path)
+
+
+def test_a_file_that_is_not_listed_is_refused_and_a_hidden_one_ignored(bundle):
+    (bundle.folder / ".DS_Store").write_text("x")
+    read_bundle(bundle.folder)
+    (bundle.folder / "tokenizer" / "added_tokens.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"added_tokens\.json is not listed"):
+        read_bundle(bundle.folder)
+
+
+def test_a_newer_schema_is_refused(bundle):
+    change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 2))
+    with pytest.raises(BundleError, match=r"manifest\.json: schema 2 is newer than 1"):
+        read_bundle(bundle.folder)
+
+
+def test_a_newer_graph_schema_is_refused(bundle):
+    structure = graph_to_plain(bundle.graph).structure | {"schema": 2}
+    change_file(bundle.folder, "graph.json", json.dumps(structure).encode())
+    with pytest.raises(BundleError, match=r"graph\.json: schema 2 is newer than 1"):
+        read_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["graph.json", "weights.safetensors", "encoder.safetensors", "golden.safetensors", "tokenizer/tokenizer.json"],
+)
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x80\x04N.", b"{}", b"[" * 100_000], ids=range(5))
+def test_nonsense_with_a_right_hash_is_refused(bundle, name, content):
+    change_file(bundle.folder, name, content)
+    with pytest.raises(BundleError):
+        read_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize("field", ["files", "config", "target", "digest", "extra"])
+def test_a_manifest_has_exactly_its_fields(bundle, field):
+    manifest = json.loads((bundle.folder / "manifest.json").read_text())
+    manifest = manifest | {"extra": 1} if field == "extra" else {k: v for k, v in manifest.items() if k != field}
+    (bundle.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        read_bundle(bundle.folder)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="not a folder"):
+        read_bundle(tmp_path / "nothing")
+    with pytest.raises(BundleError, match=r"no manifest\.json"):
+        read_bundle(tmp_path)
+
+
+def test_an_existing_bundle_is_replaced_only_on_request(tmp_path):
+    bundle = small_bundle(tmp_path / "bundle")
+    with pytest.raises(BundleError, match="exists"):
+        small_bundle(bundle.folder)
+    small_bundle(bundle.folder, overwrite=True, config={"name": "second"})
+    assert read_bundle(bundle.folder).config == {"name": "second"}
+    assert visible(tmp_path) == ["bundle"]
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "precious.txt").write_text("x")
+    with pytest.raises(BundleError, match="not a bundle"):
+        small_bundle(tmp_path / "bundle", overwrite=True)
+    assert (tmp_path / "bundle" / "precious.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_stopped_write_leaves_what_was_there(tmp_path, error, existing):
+    if existing:
+        small_bundle(tmp_path / "bundle", config={"name": "first"})
+
+    def stop(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise error
+
+    with pytest.raises((error, BundleError)):
+        small_bundle(tmp_path / "bundle", target="lava", add_target=stop, overwrite=existing)
+    assert visible(tmp_path) == (["bundle"] if existing else [])
+    if existing:
+        assert read_bundle(tmp_path / "bundle").config == {"name": "first"}
+
+
+def test_a_killed_write_leaves_no_bundle(tmp_path):
+    program = (
+        "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "from small_bundles import small_bundle\n"
+        "small_bundle(Path(sys.argv[1]), target='lava', add_target=lambda f: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path / "bundle"), str(Path(__file__).parents[1])]
+    assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "bundle").exists()
+    small_bundle(tmp_path / "bundle")  # what the killed one left is in nobody's way
+
+
+def test_a_target_adds_files_that_are_hashed_too(tmp_path):
+    bundle = small_bundle(
+        tmp_path / "bundle", target="lava", add_target=lambda folder: (folder / "schedule.json").write_text("{}")
+    )
+    assert bundle.manifest["target"] == "lava"
+    assert "lava/schedule.json" in bundle.manifest["files"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match="file"):
+        small_bundle(tmp_path / "file" / "bundle", tokenizer=write_tokenizer(tmp_path / "tokenizer"))
+    with pytest.raises(BundleError, match="is not a folder"):
+        small_bundle(tmp_path / "file", tokenizer=tmp_path / "tokenizer")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_write_permission_is_named(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    with pytest.raises(BundleError, match="locked"):
+        small_bundle(tmp_path / "locked" / "bundle", tokenizer=write_tokenizer(tmp_path / "t"))
+
+
+def test_a_tokenizer_folder_without_tokenizer_json_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BundleError, match=r"no tokenizer\.json"):
+        small_bundle(tmp_path / "bundle", tokenizer=tmp_path / "empty")
+
+
+def test_a_tokenizer_larger_than_the_table_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="token id 11, the table has 5 rows"):
+        small_bundle(tmp_path / "bundle", random_graph(np.random.default_rng(0), blocks=1, vocabulary=5))
+
+
+def test_a_graph_too_short_for_the_special_tokens_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="2 special tokens, the graph takes 1"):
+        small_bundle(tmp_path / "bundle", random_graph(np.random.default_rng(0), blocks=1, n_max=1))
+
+
+def test_labels_must_name_all_classes(tmp_path):
+    with pytest.raises(BundleError, match="3 classes"):
+        small_bundle(tmp_path / "bundle", config={"labels": ["yes", "no"]})
+
+
+def test_more_than_eight_golden_samples_are_refused(tmp_path):
+    graph = random_graph(np.random.default_rng(0), blocks=1)
+    with pytest.raises(BundleError, match="at most 8"):
+        small_bundle(tmp_path / "bundle", graph, golden=small_golden(graph, samples=9))
+
+
+def test_golden_spikes_of_another_shape_are_refused(tmp_path):
+    graph = random_graph(np.random.default_rng(0), blocks=1)
+    golden = small_golden(graph)
+    wrong = Golden(golden.batch, golden.logits, golden.spikes | {"source": golden.spikes["source"][:-1]})
+    with pytest.raises(BundleError, match=r"spikes\.source"):
+        small_bundle(tmp_path / "bundle", graph, golden=wrong)
+
+
+def test_texts_are_cut_and_padded_by_the_graph_and_not_by_the_tokenizer(bundle):
+    batch, truncated = bundle.encode(["a good film", "", "a good film a good film"])
+    assert batch.ids.tolist() == [[2, 4, 5, 7, 3, 0], [2, 3, 0, 0, 0, 0], [2, 4, 5, 7, 4, 3]]
+    assert batch.mask.tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
+    assert truncated == [False, False, True]
+
+
+def test_a_batch_is_as_wide_as_asked(bundle):
+    assert bundle.encode(["a"])[0].ids.shape == (1, 3)
+    assert bundle.encode(["a"], pad_to=6)[0].ids.tolist() == [[2, 4, 3, 0, 0, 0]]
+    with pytest.raises(ValueError, match="cannot pad 3 tokens to 2"):
+        bundle.encode(["a"], pad_to=2)
+    with pytest.raises(ValueError, match="no texts"):
+        bundle.encode([])
+
+
+def test_a_long_text_is_counted(bundle):
+    text = bundle.tokenise("good " * 10_010)
+    assert (len(text.ids), text.full, text.truncated) == (6, 10_012, True)
+
+
+def test_unusual_texts_are_told_apart(bundle):
+    assert bundle.tokenise("").is_empty
+    assert not bundle.tokenise("").only_unknown
+    assert bundle.tokenise("xyz uvw").only_unknown
+    assert not bundle.tokenise("xyz film").only_unknown
+
+
+def test_transformers_reads_the_tokenizer_and_cuts_the_same(bundle):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bundle.folder / "tokenizer")
+    for text in ("a good film", "", "xyz", "a good film a good film a good film"):
+        theirs = tokenizer(text, truncation=True, max_length=bundle.graph.n_max, padding=False).input_ids
+        assert theirs == list(bundle.tokenise(text).ids)
+
+
+def test_no_pickle_in_a_bundle(bundle):
+    for path in bundle.folder.rglob("*"):
+        assert path.is_dir() or path.suffix in (".json", ".safetensors", ".md")
+    Tokenizer.from_file(str(bundle.folder / "tokenizer" / "tokenizer.json"))
+
+
+def test_a_bundle_may_be_moved(bundle, tmp_path):
+    shutil.move(bundle.folder, tmp_path / "elsewhere")
+    assert read_bundle(tmp_path / "elsewhere").manifest == bundle.manifest

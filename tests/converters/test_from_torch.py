@@ -1,0 +1,100 @@
+"""The torch model in integer mode and its graph are one network: every value of every node, and the logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_models import small_batch, small_model
+
+from converters.execution import TokenBatch
+from converters.from_torch import graph_from_model, load_integer_model
+from converters.graph import GraphError
+from converters.torch_engine import TorchEngine
+from sim.reference import ReferenceEngine
+from sim.verify import compare
+from spikebert.commands import UserError
+from spikebert.quantisation import quantise
+
+
+def both(model, seed: int = 0):
+    """The same batch through torch and through the graph's reference, all nodes observed."""
+    graph = graph_from_model(model)
+    inputs = small_batch(seed)
+    batch = TokenBatch(inputs["input_ids"].numpy(), inputs["attention_mask"].numpy())
+    everything = [node.name for node in graph]
+    return graph, TorchEngine(graph, model).run(batch, everything), ReferenceEngine(graph).run(batch, everything)
+
+
+@pytest.mark.parametrize("decay", [0, 410, 2048, 4095])
+@pytest.mark.parametrize("timesteps", [1, 4, 8, 16])
+def test_every_value_is_equal(decay: int, timesteps: int) -> None:
+    model = quantise(small_model(decay=decay, timesteps=timesteps))
+    graph, torch_run, reference_run = both(model)
+    comparison = compare(graph, torch_run, reference_run)
+    assert comparison.mismatches == 0, comparison.first_mismatch
+    firing = [torch_run.values[name].mean() for name in graph.spiking]
+    assert min(firing) > 0 and max(firing) < 5, "a silent or saturated network would prove little"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"encoder": "sign"}, {"positions": False}, {"attention_threshold": 0}, {"attention_threshold": 5}],
+    ids=str,
+)
+@pytest.mark.parametrize("weight_bits", [2, 4, 8])
+def test_options_are_equal_too(changes: dict, weight_bits: int) -> None:
+    model = quantise(small_model(**changes), weight_bits)
+    graph, torch_run, reference_run = both(model, seed=weight_bits)
+    comparison = compare(graph, torch_run, reference_run)
+    assert comparison.mismatches == 0, comparison.first_mismatch
+
+
+def test_still_equal_after_training_steps_in_integer_mode() -> None:
+    model = quantise(small_model())
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    before = graph_from_model(model)
+    for step in range(5):
+        inputs = small_batch(step)
+        model.train()(**inputs, labels=torch.randint(0, 3, (5,))).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    graph, torch_run, reference_run = both(model.eval())
+    assert compare(graph, torch_run, reference_run).mismatches == 0
+    layer = "blocks.0.query"
+    assert not np.array_equal(before[layer].weight, graph[layer].weight), "the integers did not move"
+
+
+def test_a_changed_weight_is_found() -> None:
+    model = quantise(small_model())
+    graph, torch_run, _ = both(model)
+    with torch.no_grad():
+        model.blocks[1].up.linear.weight[3] += 2 / model.blocks[1].up.threshold
+    changed = graph_from_model(model)
+    inputs = small_batch()
+    batch = TokenBatch(inputs["input_ids"].numpy(), inputs["attention_mask"].numpy())
+    comparison = compare(graph, torch_run, ReferenceEngine(changed).run(batch, list(torch_run.values)))
+    assert comparison.mismatches > 0
+    assert comparison.first_mismatch.node == "blocks.1.up"
+
+
+def test_a_float_model_is_refused(tmp_path) -> None:
+    model = small_model()
+    with pytest.raises(GraphError, match="float mode"):
+        graph_from_model(model)
+    model.save_pretrained(tmp_path / "float")
+    with pytest.raises(UserError, match="quantise"):
+        load_integer_model(tmp_path / "float")
+    with pytest.raises(UserError, match="no model there"):
+        load_integer_model(tmp_path / "nothing")
+
+
+def test_saved_and_loaded_it_is_the_same_graph(tmp_path) -> None:
+    model = quantise(small_model())
+    model.save_pretrained(tmp_path / "integer")
+    loaded = load_integer_model(tmp_path)  # a run folder: its integer/ is found
+    for node, again in zip(graph_from_model(model), graph_from_model(loaded)):
+        assert node.name == again.name and node.inputs == again.inputs
+        for field in ("weight", "bias", "table", "position"):
+            if getattr(node, field, None) is not None:
+                assert np.array_equal(getattr(node, field), getattr(again, field))

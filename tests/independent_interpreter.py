@@ -1,0 +1,77 @@
+"""A second interpreter, written from docs/bundle.md alone: it imports nothing of this project.
+
+It reads the files of a bundle directly and is as plain as can be, one timestep after another, so that it shares no
+shortcut with `sim.reference`.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+LIMIT = 2**23 - 1
+
+
+def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """ids, mask int64 [B, N] -> logits int64 [B, classes], and the values [T, B, N, D] of every node."""
+    graph = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
+    assert graph["schema"] == 1
+    weights = load_file(folder / "weights.safetensors")
+    encoder = load_file(folder / "encoder.safetensors")
+    membranes: dict[str, np.ndarray] = {}
+    steps: list[dict[str, np.ndarray]] = []
+    for _ in range(graph["T"]):
+        now: dict[str, np.ndarray] = {}
+        for node in graph["nodes"]:
+            inputs = [now[name] for name in node["inputs"]]
+            now[node["name"]] = one_step(node, inputs, mask, ids, weights, encoder, membranes)
+        steps.append(now)
+    logits = sum(now[graph["output"]].sum(axis=1) for now in steps)
+    return logits, {node["name"]: np.stack([now[node["name"]] for now in steps]) for node in graph["nodes"]}
+
+
+def one_step(node, inputs, mask, ids, weights, encoder, membranes) -> np.ndarray:
+    """The value [B, N, D] of one node at one timestep."""
+    name, op = node["name"], node["op"]
+    valid = mask[:, :, None]
+    if op == "source":
+        current = encoder["table"].astype(np.int64)[ids]
+        if "position" in encoder:
+            current = current + encoder["position"].astype(np.int64)[None, : ids.shape[1]]
+        if node["kind"] == "sign":
+            return valid * np.where(current >= 0, 1, 0)
+        return neuron(name, valid * current, node["threshold"], node, membranes)
+    if op == "lif":
+        threshold = node["threshold"]
+        if threshold is None:
+            threshold = weights[f"{name}.threshold"].astype(np.int64)
+        return neuron(name, inputs[0], threshold, node, membranes)
+    if op == "add":
+        return sum(inputs[1:], inputs[0])
+    if op == "attention":
+        return attention(*inputs, node["heads"])
+    weight, bias = weights[f"{name}.weight"].astype(np.int64), weights[f"{name}.bias"].astype(np.int64)
+    return np.einsum("oi,bni->bno", weight, inputs[0]) + bias * valid
+
+
+def neuron(name, a, threshold, node, membranes) -> np.ndarray:
+    """Spikes [B, N, D]; the membrane of the node is kept in `membranes`."""
+    v = membranes.get(name, np.zeros_like(a))
+    kept = (np.abs(v) * (4096 - node["dv"])) >> 12
+    v = np.where(v < 0, -kept, kept) + a * 2 ** node["shift"]
+    v = np.minimum(np.maximum(v, -LIMIT), LIMIT)
+    spikes = np.where(v > threshold * 2 ** node["shift"], 1, 0)
+    membranes[name] = v * (1 - spikes)
+    return spikes
+
+
+def attention(q, k, v, heads) -> np.ndarray:
+    """[B, N, D] three times -> [B, N, D]."""
+    out = np.zeros_like(q)
+    width = q.shape[-1] // heads
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        scores = np.einsum("bni,bpi->bnp", q[..., part], k[..., part])
+        out[..., part] = np.einsum("bnp,bpj->bnj", scores, v[..., part])
+    return out

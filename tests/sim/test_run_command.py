@@ -1,0 +1,315 @@
+"""`spikebert-run` end to end, through `main` and as a process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_bundles import small_bundle
+
+import sim.run_command
+from converters.execution import Execution
+from sim.reference import ReferenceEngine
+from sim.run_command import main
+
+FIELDS = [
+    "engine",
+    "samples",
+    "seconds",
+    "samples_per_second",
+    "predictions",
+    "logits",
+    "accuracy",
+    "verify",
+    "activity",
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return small_bundle(tmp_path_factory.mktemp("bundles") / "small")
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.tsv"
+    path.write_text("text\tlabel\na good film\tpositive\nbad\t0\n\tneutral\nfunny\t2\n", encoding="utf-8")
+    return path
+
+
+class EngineWithAFlaw(ReferenceEngine):
+    """Like the reference, but one spike of the second sample is wrong."""
+
+    closed = 0
+
+    def run(self, batch, observe=()):
+        execution = super().run(batch, observe)
+        values = {name: array.copy() for name, array in execution.values.items()}
+        values["block0.q"][1, 1, 0, 3] ^= 1
+        return Execution(execution.logits, values)
+
+    def close(self):
+        EngineWithAFlaw.closed += 1
+
+
+def use_engine(monkeypatch, engine_class):
+    def open_engine(name, graph, options=None):
+        return ReferenceEngine(graph) if name == "reference" else engine_class(graph)
+
+    monkeypatch.setattr(sim.run_command, "open_engine", open_engine)
+
+
+def run_process(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sim.run_command", *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, **options)
+
+
+def test_a_text_is_classified(bundle, capsys):
+    assert main([str(bundle.folder), "--text", "a good film"]) == 0
+    captured = capsys.readouterr()
+    expected = ReferenceEngine(bundle.graph).run(bundle.encode(["a good film"])[0]).predictions[0]
+    assert '"a good film"' in captured.out
+    assert f"  {bundle.labels[expected]}, probability" in captured.out
+    assert captured.err == ""
+
+
+def test_json_is_exactly_one_object(bundle, data, capsys):
+    assert main([str(bundle.folder), "--file", str(data), "--json", "--verify"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert list(result) == FIELDS
+    batch, _ = bundle.encode(["a good film", "bad", "", "funny"])
+    expected = ReferenceEngine(bundle.graph).run(batch)
+    assert result["logits"] == expected.logits.tolist()
+    assert result["predictions"] == expected.predictions.tolist()
+    assert result["accuracy"] == float(np.mean(expected.predictions == [2, 0, 1, 2]))
+    assert result["verify"]["against"] == "reference"
+    assert result["verify"]["mismatches"] == 0
+    assert result["verify"]["first_mismatch"] is None
+    per_token = sum(bundle.graph.features.values()) * bundle.graph.timesteps
+    assert result["verify"]["values_compared"] == 4 * (per_token * bundle.graph.n_max + 3)
+    assert set(result["activity"]["per_node"]) == {node.name for node in bundle.graph}
+    assert {"rate", "spikes", "synaptic_operations"} <= set(result["activity"]["per_node"]["source"])
+    for total in ("spikes", "synaptic_operations"):
+        assert result["activity"][total] == sum(node[total] for node in result["activity"]["per_node"].values()) > 0
+
+
+def test_batches_and_padding_change_no_number(bundle, data, capsys):
+    results = []
+    for options in ([], ["--batch-size", "1"], ["--batch-size", "3", "--verify"]):
+        assert main([str(bundle.folder), "--file", str(data), "--json", *options]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    for result in results[1:]:
+        assert result["logits"] == results[0]["logits"]
+        assert result["activity"] == results[0]["activity"]
+
+
+def test_a_file_gives_accuracy_with_its_interval(bundle, data, capsys):
+    assert main([str(bundle.folder), "--file", str(data)]) == 0
+    out = capsys.readouterr().out
+    assert "95 % interval" in out
+    assert "true, predicted" in out
+    assert "synaptic operations" in out
+
+
+def test_limit(bundle, data, capsys):
+    assert main([str(bundle.folder), "--file", str(data), "--limit", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 2
+
+
+def test_without_labels_there_is_no_accuracy(bundle, tmp_path, capsys):
+    (tmp_path / "texts.tsv").write_text("text\ngood\n")
+    assert main([str(bundle.folder), "--file", str(tmp_path / "texts.tsv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] is None
+
+
+def test_verify_alone_runs_the_golden_samples(bundle, capsys):
+    assert main([str(bundle.folder), "--verify", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["logits"] == bundle.golden.logits.tolist()
+
+
+def test_unusual_texts_are_classified_with_a_note(bundle, capsys):
+    texts = ["", "xyz", "good " * 10_010]
+    arguments = [argument for text in texts for argument in ("--text", text)]
+    assert main([str(bundle.folder), *arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["predictions"]) == 3
+    assert "an empty text" in captured.err
+    assert "does not know" in captured.err
+    assert "cut to 6 tokens of 10,012" in captured.err
+
+
+@pytest.mark.parametrize("json_option", [[], ["--json"]])
+def test_a_wrong_spike_is_found_and_exits_1(bundle, data, monkeypatch, capsys, json_option):
+    use_engine(monkeypatch, EngineWithAFlaw)
+    closed = EngineWithAFlaw.closed
+    arguments = [str(bundle.folder), "--file", str(data), "--engine", "flawed", "--verify", *json_option]
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "sample 1, node 'block0.q', timestep 1, token 0, feature 3" in captured.err
+    assert EngineWithAFlaw.closed == closed + 1
+    if json_option:
+        first = json.loads(captured.out)["verify"]["first_mismatch"]
+        place = {"sample": 1, "timestep": 1, "node": "block0.q", "token": 0, "feature": 3}
+        assert {key: first[key] for key in place} == place
+        assert {first["expected"], first["got"]} == {0, 1}
+
+
+def test_a_wrong_recording_is_found(bundle, monkeypatch, capsys):
+    bundle.golden.logits.flags.writeable = True
+    changed = bundle.golden.logits.copy()
+    changed[0, 0] += 1
+    flawed = type(bundle)(
+        bundle.graph,
+        bundle.manifest,
+        bundle.tokenizer,
+        type(bundle.golden)(bundle.golden.batch, changed, bundle.golden.spikes),
+        bundle.folder,
+    )
+    monkeypatch.setattr(sim.run_command, "read_bundle", lambda folder: flawed)
+    assert main([str(bundle.folder), "--verify"]) == 1
+    assert "golden.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to run"),
+        (["--text", "a", "--engine", "none"], "no engine 'none'"),
+        (["--file", "missing.tsv"], "missing.tsv"),
+        (["--text", "a", "--file", "x.tsv"], "not allowed with"),
+        (["--text", "a", "--limit", "0"], "above 0"),
+        (["--text", "a", "--batch-size", "-1"], "above 0"),
+        (["--text", "a", "--report", "x.html"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_use_is_one_clear_line_and_exits_2(bundle, capsys, arguments, message):
+    assert main([str(bundle.folder), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_bundle_that_is_not_there_lists_the_shipped_ones(capsys):
+    assert main(["no-such-bundle", "--text", "a"]) == 2
+    assert "shipped bundles are" in capsys.readouterr().err
+
+
+def test_a_damaged_bundle_is_refused(tmp_path, capsys):
+    bundle = small_bundle(tmp_path / "bundle")
+    content = bytearray((bundle.folder / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (bundle.folder / "weights.safetensors").write_bytes(content)
+    assert main([str(bundle.folder), "--text", "a"]) == 2
+    assert "weights.safetensors is damaged" in capsys.readouterr().err
+
+
+def test_debug_prints_the_traceback(tmp_path, capsys):
+    assert main([str(tmp_path), "--text", "a", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+class EngineThatFails(ReferenceEngine):
+    """Dies in the first batch."""
+
+    closed = False
+
+    def run(self, batch, observe=()):
+        raise RuntimeError("the chip is gone")
+
+    def close(self):
+        EngineThatFails.closed = True
+
+
+def test_a_runtime_failure_exits_3_and_closes_the_engine(bundle, monkeypatch, capsys):
+    use_engine(monkeypatch, EngineThatFails)
+    assert main([str(bundle.folder), "--text", "a", "--engine", "failing"]) == 3
+    assert "the chip is gone" in capsys.readouterr().err
+    assert EngineThatFails.closed
+
+
+class EngineThatPrints(ReferenceEngine):
+    """Writes to standard output as some runtimes do, from Python and from below it."""
+
+    def run(self, batch, observe=()):
+        print("noise")
+        os.system("echo noise from a child")
+        return super().run(batch, observe)
+
+
+def test_what_an_engine_prints_does_not_reach_standard_output(bundle, monkeypatch, capfd):
+    use_engine(monkeypatch, EngineThatPrints)
+    assert main([str(bundle.folder), "--text", "a", "--engine", "loud", "--json"]) == 0
+    captured = capfd.readouterr()
+    json.loads(captured.out)
+    assert "noise" in captured.err
+
+
+def test_as_a_process(bundle, data):
+    done = run_process(bundle.folder, "--file", data, "--json")
+    assert done.returncode == 0
+    assert done.stderr == f"note: {data}, line 4: an empty text, classified as such\n"
+    assert json.loads(done.stdout)["samples"] == 4
+
+
+def test_help_has_an_example_and_the_exit_codes():
+    done = run_process("--help")
+    assert done.returncode == 0
+    assert "examples:" in done.stdout
+    assert "130 interrupted" in done.stdout
+
+
+def test_a_text_that_is_not_utf8_is_refused(bundle):
+    done = run_process(bundle.folder, "--text", os.fsdecode(b"\xff"))
+    assert done.returncode == 2
+    assert "not valid UTF-8" in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_traceback(bundle):
+    command = [sys.executable, "-m", "sim.run_command", str(bundle.folder), "--text", "a"]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 130
+
+
+SLOW_ENGINE = """
+import sys, time
+import sim.run_command
+from sim.reference import ReferenceEngine
+
+class Slow(ReferenceEngine):
+    def run(self, batch, observe=()):
+        print("running", file=sys.stderr, flush=True)
+        time.sleep(60)
+    def close(self):
+        print("closed", file=sys.stderr, flush=True)
+
+sim.run_command.open_engine = lambda name, graph, options=None: Slow(graph)
+sys.exit(sim.run_command.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_closes_the_engine_and_exits_130(bundle, number):
+    command = [sys.executable, "-c", SLOW_ENGINE, str(bundle.folder), "--text", "a"]
+    start = time.monotonic()
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "running\n"
+        process.send_signal(number)
+        assert process.stderr.read() == "closed\ninterrupted\n"
+    assert process.returncode == 130
+    assert time.monotonic() - start < 30

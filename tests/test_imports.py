@@ -1,0 +1,111 @@
+"""Who may import whom: read from the source, and tried with the heavy libraries away."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_bundles import small_bundle
+
+ROOT = Path(__file__).parents[1]
+OURS = ("spikebert", "converters", "targets", "sim", "recipes")
+HEAVY = ("torch", "transformers", "spikingjelly", "lava", "accelerate", "datasets")
+CONTRACT = {"converters.graph", "converters.execution", "converters.encoder"}  # what every engine needs
+SHARED = {"spikebert.commands"}  # the one module of spikebert for everyone
+
+# which of ours, and which heavy libraries, a module may import; of several rules the one with the longest name counts
+RULES: dict[str, set[str]] = {
+    "spikebert": {"spikebert", "recipes", "torch", "transformers", "spikingjelly", "accelerate", "datasets"},
+    "spikebert.demo": {*OURS, "torch", "transformers"},  # it runs the commands one after another
+    "converters": {"converters"},
+    "converters.graph": set(),
+    "converters.execution": {"converters.graph"},
+    "converters.encoder": {"converters.graph", "converters.execution"},
+    "converters.pipeline": {"converters", "sim.reference", "sim.verify", "transformers"},
+    "converters.from_torch": {"converters", "spikebert", "torch"},
+    "converters.torch_engine": {"converters", "spikebert", "torch"},
+    "converters.export_command": {"converters", "spikebert"},
+    "targets": {"targets", *CONTRACT, "lava"},
+    "sim": {"sim", *CONTRACT, "converters.bundle", "recipes"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Name -> file of every module of ours."""
+    found = {}
+    for package in OURS[:4]:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of what a file imports, anywhere in it, `a.b` for `from a import b` too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def is_within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def rule_of(module: str) -> set[str]:
+    return RULES[max((name for name in RULES if is_within(module, {name})), key=len)]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_imports_only_what_it_may(module):
+    allowed = rule_of(module)
+    for name in imported(modules()[module]):
+        governed = is_within(name, {*OURS, *HEAVY})
+        assert not governed or is_within(name, allowed | SHARED), f"{module} may not import {name}"
+
+
+def run_blocked(blocked: tuple[str, ...], program: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a program in a process in which the modules `blocked` cannot be imported."""
+    setup = f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
+    command = [sys.executable, "-c", setup + program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+RUN = "import sim.run_command as command\nsys.exit(command.main(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return small_bundle(tmp_path_factory.mktemp("bundles") / "bundle")
+
+
+def test_a_bundle_runs_without_torch_transformers_and_lava(bundle):
+    done = run_blocked((*HEAVY, "scipy"), RUN, bundle.folder, "--text", "a good film", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("engine", "blocked", "extra"),
+    [("lava", "lava", "lava"), ("lava-inline", "lava", "lava"), ("torch", "torch", "train")],
+)
+def test_an_engine_without_its_library_names_the_extra(bundle, engine, blocked, extra):
+    done = run_blocked((blocked,), RUN, bundle.folder, "--text", "a", "--engine", engine, "--model", bundle.folder)
+    assert done.returncode == 2
+    assert f"pip install 'spikebert[{extra}]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_training_needs_no_lava():
+    pytest.importorskip("torch")
+    done = run_blocked(("lava",), "from spikebert import SpikeBertConfig, SpikeBertForSequenceClassification")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_package_itself_needs_no_torch():
+    done = run_blocked(HEAVY, "import spikebert, spikebert.commands, converters.bundle, sim.run_command")
+    assert (done.returncode, done.stderr) == (0, "")
