@@ -48,13 +48,13 @@ def _freeze_array(node: object, field: str, ndim: int, dtype: type) -> None:
     _require(np.issubdtype(value.dtype, np.integer), name, f"{field} must hold integers, it holds {value.dtype}")
     _require(value.ndim == ndim, name, f"{field} must have {ndim} dimensions, it has shape {value.shape}")
     _require(value.size > 0, name, f"{field} is empty, its shape is {value.shape}")
-    info = np.iinfo(dtype)
+    info: np.iinfo = np.iinfo(dtype)
     _require(
         bool(value.min() >= info.min and value.max() <= info.max),
         name,
         f"{field} holds {int(value.min())} .. {int(value.max())}, {np.dtype(dtype)} holds {info.min} .. {info.max}",
     )
-    frozen = np.array(value, dtype=dtype, order="C")
+    frozen: np.ndarray = np.array(value, dtype=dtype, order="C")
     frozen.flags.writeable = False
     object.__setattr__(node, field, frozen)
 

@@ -43,7 +43,7 @@ def _as_int64(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def open_torch(graph: Graph, options: EngineOptions) -> TorchEngine:
-    """The factory of the entry point. Raises UserError without `options.model` or where it fits the graph not at all."""
+    """The factory of the entry point. Raises UserError without `options.model`, or where its sizes do not fit."""
     if options.model is None:
         raise UserError("the engine 'torch' runs the trained model: name its folder with --model")
     model = load_integer_model(options.model)

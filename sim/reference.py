@@ -24,6 +24,7 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, mask: np.ndarray
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.ndarray:
     """`(q k^T) v` for each head: int64 [T, B, N, D], three times -> int64 [T, B, N, D]."""
+
     def split(x: np.ndarray) -> np.ndarray:  # [T, B, N, D] -> [T, B, H, N, d]
         return x.reshape(*x.shape[:3], heads, -1).swapaxes(2, 3).astype(np.float64)
 
@@ -38,7 +39,7 @@ def evaluate(graph: Graph, node: Node, inputs: list[np.ndarray], batch: TokenBat
     if isinstance(node, LIF):
         return lif(inputs[0], node.threshold, node.dv, node.shift)
     if isinstance(node, Attention):
-        return attention(*inputs, heads=node.heads)
+        return attention(inputs[0], inputs[1], inputs[2], node.heads)
     if isinstance(node, Add):
         return np.sum(inputs, axis=0)
     return linear(inputs[0], node.weight, node.bias, batch.mask)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -84,10 +85,13 @@ def read_split(data: Data, split: str) -> LabelledTexts | None:
     return LabelledTexts(list(loaded[split][data.text_column]), [int(x) for x in loaded[split][data.label_column]])
 
 
-def open_text(path: Path):
+def open_text(path: Path) -> TextIO:
     """A text file for reading, plain, .gz or .xz."""
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    return opener(path, "rt", encoding="utf-8")
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    if path.suffix == ".xz":
+        return lzma.open(path, "rt", encoding="utf-8")
+    return open(path, encoding="utf-8")
 
 
 def read_lines(paths: Sequence[str], skip: int = 0, limit: int = 0) -> Iterator[str]:

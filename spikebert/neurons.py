@@ -7,6 +7,8 @@ and the membrane decays before the input is added, in integer mode rounding towa
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.neuron import BaseNode
@@ -22,13 +24,13 @@ class StrictSpike(torch.autograd.Function):
     """1 where x > 0, else 0; backward is the gradient of a SpikingJelly surrogate function at x."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, function: surrogate.SurrogateFunctionBase) -> Tensor:
+    def forward(ctx: Any, x: Tensor, function: surrogate.SurrogateFunctionBase) -> Tensor:
         ctx.save_for_backward(x)
         ctx.function = function
         return (x > 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return ctx.function.backward(grad_output, x, ctx.function.alpha), None
 
@@ -40,12 +42,12 @@ class TruncatedDecay(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, membrane: Tensor, keep: float) -> Tensor:
+    def forward(ctx: Any, membrane: Tensor, keep: float) -> Tensor:
         ctx.keep = keep
         return torch.trunc(membrane * keep)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         return grad_output * ctx.keep, None
 
 
@@ -59,6 +61,8 @@ class LoihiLIF(BaseNode):
     The integer mode computes with integers held exactly in floats: float32 for a decay of 0 or 2048,
     float64 otherwise. The surrogate sees `v / threshold - 1` in both, so gradients have one scale.
     """
+
+    v: Tensor  # the membrane, a memory of BaseNode
 
     def __init__(self, decay: int, integer: bool, surrogate_name: str = "atan", surrogate_alpha: float = 2.0) -> None:
         function = _SURROGATES[surrogate_name](alpha=surrogate_alpha)
@@ -82,7 +86,12 @@ class LoihiLIF(BaseNode):
         return StrictSpike.apply(above, self.surrogate_function)
 
     def neuronal_reset(self, spike: Tensor) -> None:
-        self.v = self.v.masked_fill(spike.bool(), 0.0)  # BaseNode's hard reset, detached, in one pass
+        # BaseNode's hard reset, detached: v - v * spike, which is exactly 0 where it fired, in one pass
+        self.v = torch.addcmul(self.v, self.v, spike.detach(), value=-1)
+
+    def multi_step_forward(self, currents: Tensor) -> Tensor:
+        # BaseNode indexes x[t], whose backward fills a zero tensor of all T steps for every step; unbind does not.
+        return torch.stack([self.single_step_forward(current) for current in currents.unbind(0)])
 
     def forward(self, current: Tensor, threshold: float) -> Tensor:
         """current [T, ...] and the threshold, in accumulator units in integer mode -> spikes [T, ...]."""

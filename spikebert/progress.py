@@ -24,7 +24,12 @@ class Progress:
         self.title, self.total, self.done, self.enabled = title, total, done, enabled
         self.terminal = sys.stderr.isatty()
         self.last_line = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+        )
         self.bar = RichProgress(
             *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled
         )

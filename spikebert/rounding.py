@@ -6,6 +6,8 @@ is 1 and whose integer threshold is `units` (accumulator units) has weights `rou
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,11 @@ def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
 class _StraightThrough(torch.autograd.Function):
     # Not `smooth + (exact - smooth).detach()`: that sum may round, and integers must stay integers.
     @staticmethod
-    def forward(ctx, exact: Tensor, smooth: Tensor) -> Tensor:
+    def forward(ctx: Any, exact: Tensor, smooth: Tensor) -> Tensor:
         return exact.clone()
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor]:
         return None, grad_output
 
 

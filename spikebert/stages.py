@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
@@ -142,7 +149,9 @@ class Training:
             say(f"{stage}: finished before, in {self.out / stage}")
             return
         set_seed(self.recipe.seed)
-        figures, save = work(self.out / f"{stage}.unfinished")
+        unfinished = self.out / f"{stage}.unfinished"
+        self._drop_if_other_recipe(stage, unfinished)
+        figures, save = work(unfinished)
         if self.accelerator.is_main_process:
             partial = self.out / f"{stage}.saving"
             shutil.rmtree(partial, ignore_errors=True)
@@ -151,12 +160,23 @@ class Training:
             self.tokenizer.save_pretrained(partial)
             record = {"made_from": self._made_from(stage), "figures": figures}
             (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
-            logs = self.out / f"{stage}.unfinished" / "tensorboard"
+            logs = unfinished / "tensorboard"
             if logs.exists():
                 shutil.move(logs, partial / "tensorboard")
             shutil.rmtree(self.out / stage, ignore_errors=True)
             os.replace(partial, self.out / stage)  # a folder of this name is a finished stage
-            shutil.rmtree(self.out / f"{stage}.unfinished", ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _drop_if_other_recipe(self, stage: str, unfinished: Path) -> None:
+        """A checkpoint of another recipe is no start for this one: it is removed, and that is said."""
+        if self.accelerator.is_main_process:
+            note, now = unfinished / "made_from.json", self._made_from(stage)
+            if note.exists() and (changed := _differences(json.loads(note.read_text()), now)):
+                say(f"{stage}: begun before with another recipe ({'; '.join(changed)}): starting again")
+                shutil.rmtree(unfinished)
+            unfinished.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps(now))
         self.accelerator.wait_for_everyone()
 
     # The stages
@@ -334,7 +354,7 @@ class Training:
 
     def _load_pupil(self, stage: str) -> Pupil:
         student = SpikeBertForSequenceClassification.from_pretrained(self.out / stage)
-        teacher = AutoModel.from_config(_load_config(self.out / "teacher"))
+        teacher = AutoModel.from_config(AutoConfig.from_pretrained(self.out / "teacher"))
         alignment = self._new_alignment(teacher)
         load_model(alignment, str(self.out / stage / "alignment.safetensors"))
         return Pupil(student, alignment).to(self.device)
@@ -426,13 +446,7 @@ def pupil_saver(pupil: Pupil) -> Callable[[Path], None]:
     return save
 
 
-def _load_config(folder: Path):
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder)
-
-
-def _load(kind: type, folder: str, **options: object):
+def _load(kind: Any, folder: str, **options: object) -> Any:
     """`from_pretrained` with an error a user can act on."""
     try:
         return kind.from_pretrained(folder, **options)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from spikebert.commands import UserError, run_command
+from spikebert.commands import OK, UserError, output_kept_clean, run_command, write_json
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 EXAMPLE = """\
 examples:
@@ -33,9 +38,7 @@ def recipe_path(name: str) -> Path:
     return path
 
 
-def make_parser():
-    from argparse import RawDescriptionHelpFormatter
-
+def make_parser() -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
     from spikebert.recipe import Recipe
@@ -54,6 +57,19 @@ def make_parser():
     return parser
 
 
+def quiet_libraries() -> None:
+    """Keep loading bars and notices of libraries from hiding our own progress."""
+    import logging
+    import warnings
+
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+
+
 def train(argv: Sequence[str]) -> int:
     arguments = list(argv)
     for place, word in enumerate(arguments):
@@ -64,19 +80,21 @@ def train(argv: Sequence[str]) -> int:
     parser = make_parser()
     parsed = parser.parse_args(arguments)
     values = parser.instantiate_classes(parsed)
-    from spikebert.recipe import Recipe
-    from spikebert.stages import Training
+    with output_kept_clean():  # libraries greet on standard output
+        quiet_libraries()
+        from spikebert.recipe import Recipe
+        from spikebert.stages import Training
 
-    recipe = Recipe(**{name: getattr(values, name) for name in Recipe.__dataclass_fields__})
-    results = Training(recipe).run()
+        recipe = Recipe(**{field.name: getattr(values, field.name) for field in fields(Recipe)})
+        results = Training(recipe).run()
     if parsed.json:
-        print(json.dumps(results))
-    return 0
+        write_json(results)
+    return OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see `spikebert.commands` for the exit codes."""
-    return run_command(train, sys.argv[1:] if argv is None else argv)
+    return run_command(train, argv)
 
 
 if __name__ == "__main__":

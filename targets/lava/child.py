@@ -2,7 +2,7 @@
 
 Lava forks one operating system process for every Lava process (*actors* here). When one of them fails, Lava's own
 `run` waits for ever and its `stop` may too. So this process never trusts either: `run` goes to a thread, the main
-thread watches the actors, another thread the parent, and the end is always by SIGKILL.
+thread watches the actors, another thread the parent, and the actors' end is always by SIGKILL.
 
 What follows from that, whoever dies:
 
@@ -23,10 +23,11 @@ import select
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import resource_tracker, shared_memory
+from multiprocessing import shared_memory
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -81,48 +82,79 @@ def remove_shared_memory(prefix: str) -> None:
         path.unlink(missing_ok=True)
 
 
+class _ParentGone(BaseException):
+    """Raised in the main thread, whatever it is caught in; not an Exception, so that Lava does not swallow it."""
+
+
 def main(control_fd: int) -> None:
     """Serve one parent until it lets go. Does not return."""
     control = Connection(control_fd)
-    ending = _Ending()
-    threading.Thread(target=_end_with_parent, args=(control_fd, ending), daemon=True).start()
+    signal.signal(signal.SIGTERM, _raise_parent_gone)
+    threading.Thread(target=_interrupt_with_parent, args=(control_fd,), daemon=True).start()
+    prefix = None
     try:
         job = control.recv()
-        ending.shared_memory_prefix = job.shared_memory_prefix
+        prefix = job.shared_memory_prefix
         _prepare(job, control)
         _serve(job, control)
-    except EOFError:
-        pass  # the parent has let go
+    except (EOFError, _ParentGone):
+        pass
     except Exception:
         _try_send(control, Failed("the child process that holds the Lava runtime", traceback.format_exc()))
     finally:
-        ending.end()
+        _end(prefix)
 
 
-class _Ending:
-    """Ends this process and all it made, once, from whichever thread comes first."""
+def _interrupt_with_parent(control_fd: int) -> None:
+    """Wait until the parent's end of the socket closes, then interrupt the main thread until it ends the process.
 
-    def __init__(self) -> None:
-        self.shared_memory_prefix: str | None = None  # not known before the job is
-        self._lock = threading.Lock()
-
-    def end(self) -> None:
-        """Does not return."""
-        with self._lock:  # never released: a second thread waits here until the process is gone
-            try:
-                _kill_children()
-                if self.shared_memory_prefix is not None:
-                    remove_shared_memory(self.shared_memory_prefix)
-            finally:
-                os._exit(0)  # not sys.exit: Lava's finalisers would wait for processes that are gone
-
-
-def _end_with_parent(control_fd: int, ending: _Ending) -> None:
-    """Wait for the parent's end of the socket to close, whatever the main thread is caught in."""
+    The main thread itself must clean up: another one could not keep it from starting more actors meanwhile.
+    """
     hang_up = select.poll()
     hang_up.register(control_fd, 0)  # no events: only a hang-up wakes it, not messages
     hang_up.poll()
-    ending.end()
+    while True:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        time.sleep(1.0)
+
+
+def _raise_parent_gone(_signal: int, _frame: object) -> None:
+    raise _ParentGone
+
+
+def _end(prefix: str | None) -> None:
+    """End this process and everything it made. Does not return."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        _kill_session()
+        if prefix is not None:
+            remove_shared_memory(prefix)
+    finally:
+        os._exit(0)  # not sys.exit: Lava's finalisers would wait for processes that are gone
+
+
+def _kill_session() -> None:
+    """Kill and reap all other processes of this session: actors, Lava's manager, Python's resource tracker."""
+    for pid in session_members(os.getsid(0)):
+        if pid != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):  # no child is left
+        while True:
+            os.waitpid(-1, 0)
+
+
+def session_members(session: int) -> list[int]:
+    """Ids of the processes of a session that run, those that only wait to be reaped apart."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended just now
+        if int(its_session) == session and state != "Z":
+            members.append(int(stat.parent.name))
+    return members
 
 
 def _prepare(job: Job, control: Connection) -> None:
@@ -135,6 +167,7 @@ def _prepare(job: Job, control: Connection) -> None:
     supervisor_pid = os.getpid()
 
     def in_actor() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         control.close()  # or the parent would not see this process end
         _die_with(supervisor_pid)
 
@@ -236,16 +269,6 @@ def _reporting(target: Callable, names: Mapping[int, str], report_fd: int) -> Ca
             raise
 
     return reporting_target
-
-
-def _kill_children() -> None:
-    """Kill and reap every actor and Lava's manager; then the resource tracker has nothing left to wait for."""
-    for process in multiprocessing.active_children():
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it ended, and was reaped, just now
-            os.kill(process.pid, signal.SIGKILL)
-            os.waitpid(process.pid, 0)
-    if resource_tracker._resource_tracker._fd is not None:
-        resource_tracker._resource_tracker._stop()
 
 
 def _try_send(control: Connection, message: Failed) -> None:

@@ -20,6 +20,7 @@ from converters.execution import TokenBatch
 from converters.graph import Graph
 from sim.reference import ReferenceEngine
 from targets.lava import resources
+from targets.lava.child import session_members
 from targets.lava.engine import FAST_MODELS, LavaEngine
 from targets.lava.resources import ResourceError, Resources
 from targets.lava.supervisor import LavaRuntimeError, LavaTimeoutError
@@ -41,19 +42,6 @@ def small() -> tuple[Graph, TokenBatch]:
 
 def segments(owner_pid: int) -> list[str]:
     return [path.name for path in SHARED_MEMORY.glob(f"psm_spikebert_{owner_pid}_*")]
-
-
-def session_members(leader: int) -> list[int]:
-    """Processes of a session that still run; field 6 of /proc/pid/stat, zombies apart."""
-    members = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(session) == leader and state != "Z":
-            members.append(int(path.parent.name))
-    return members
 
 
 def wait_for_child(parent: int) -> int:
@@ -187,13 +175,15 @@ def test_a_signal_to_the_owner_leaves_nothing(sent: signal.Signals) -> None:
     wait_until_clean(child, owner.pid)
 
 
-def test_an_owner_killed_while_the_network_starts_leaves_nothing() -> None:
+@pytest.mark.parametrize("delay_seconds", [0.0, 0.03, 0.06, 0.1, 0.2, 1.0])
+def test_an_owner_killed_while_the_network_starts_leaves_nothing(delay_seconds: float) -> None:
     """The model hangs while it is built, so the child's main thread is caught in Lava for good."""
     script = OWNER.format(path=[str(Path(__file__).parent), *sys.path]).replace("IsSlow", "HangsWhenMade")
     owner = subprocess.Popen([sys.executable, "-c", script])
     child = wait_for_child(owner.pid)
     while segments(owner.pid) == []:
-        time.sleep(0.05)
+        time.sleep(0.01)
+    time.sleep(delay_seconds)
     owner.kill()
     owner.wait()
     wait_until_clean(child, owner.pid)

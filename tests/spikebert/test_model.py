@@ -1,0 +1,134 @@
+"""The model keeps Hugging Face's conventions, and padding never changes a result."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_models import small_batch, small_config, small_model
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from spikebert.model import Packing, SpikeBertForSequenceClassification
+from spikebert.quantisation import quantise
+
+
+def padded(inputs: dict[str, torch.Tensor], extra: int, fill: int) -> dict[str, torch.Tensor]:
+    """The same texts with `extra` more padding, all padding holding the token `fill`."""
+    ids = nn.functional.pad(inputs["input_ids"], (0, extra))
+    mask = nn.functional.pad(inputs["attention_mask"], (0, extra))
+    return {"input_ids": torch.where(mask.bool(), ids, fill), "attention_mask": mask}
+
+
+@pytest.mark.parametrize("integer", [False, True])
+def test_padding_never_changes_a_result(integer: bool) -> None:
+    model = small_model(max_position_embeddings=12)
+    model = quantise(model) if integer else model
+    inputs = small_batch(tokens=7)
+    with torch.no_grad():
+        short, long = model(**padded(inputs, 0, 3)), model(**padded(inputs, 5, 17))
+    assert torch.equal(short.logits, long.logits)
+    if integer:
+        assert torch.equal(short.integer_logits, long.integer_logits)
+
+
+def test_padding_takes_no_part_in_batch_norm() -> None:
+    statistics = []
+    for extra, fill in ((0, 0), (4, 9)):
+        model = small_model(max_position_embeddings=12).train()
+        model(**padded(small_batch(tokens=8), extra, fill))
+        statistics.append(model.blocks[1].down.norm.running_mean.clone())
+    assert torch.equal(*statistics)
+
+
+def test_no_mask_means_all_tokens_are_real() -> None:
+    model, ids = small_model(), small_batch()["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, model(ids, torch.ones_like(ids)).logits)
+
+
+def test_a_text_alone_and_in_a_batch_is_the_same() -> None:
+    model, inputs = quantise(small_model()), small_batch()
+    with torch.no_grad():
+        together = model(**inputs).integer_logits
+        alone = [model(**{k: v[i : i + 1] for k, v in inputs.items()}).integer_logits[0] for i in range(5)]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_outputs_on_request() -> None:
+    model, inputs = small_model(), small_batch()
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    with torch.no_grad():
+        plain = model(**inputs)
+        full = model(**inputs, labels=labels, output_hidden_states=True, output_firing_rates=True)
+        as_tuple = model(**inputs, return_dict=False)
+    assert plain.loss is None and plain.hidden_states is None and plain.firing_rates is None
+    assert plain.integer_logits is None, "a float model has no integers"
+    torch.testing.assert_close(full.loss, nn.functional.cross_entropy(plain.logits, labels))
+    assert [tuple(state.shape) for state in full.hidden_states] == [(5, 9, 16)] * 3
+    assert not full.hidden_states[2][~inputs["attention_mask"].bool()].any(), "padding has no hidden state"
+    assert all(0 <= float(rate) <= 5 for rate in full.firing_rates.values())
+    assert torch.equal(as_tuple[0], plain.logits)
+
+
+def test_spikes_are_spikes_and_residuals_are_their_sums() -> None:
+    model, inputs = small_model(), small_batch()
+    names = ["encoder", "blocks.0.out.lif", "blocks.0.add_attention"]
+    with torch.no_grad():
+        trace = model(**inputs, output_trace=names).trace
+    encoder, out, total = (trace[name].numpy() for name in names)
+    assert set(np.unique(encoder)) == {0, 1} and np.array_equal(encoder + out, total)
+    assert encoder.shape == (4, 5, 9, 16)
+
+
+def test_save_and_load_round_trip_without_pickle(tmp_path) -> None:
+    model, inputs = quantise(small_model()), small_batch()
+    model.save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "model.safetensors" in names and not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
+    for kind in (SpikeBertForSequenceClassification, AutoModelForSequenceClassification):
+        again = kind.from_pretrained(tmp_path).eval()
+        assert again.config.mode == "integer"
+        with torch.no_grad():
+            assert torch.equal(again(**inputs).integer_logits, model(**inputs).integer_logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decay": 4096}, "decay is 4096"),
+        ({"timesteps": 0}, "timesteps is 0"),
+        ({"hidden_size": 10, "num_attention_heads": 4}, "does not divide into 4 heads"),
+        ({"encoder": "poisson"}, "encoder is 'poisson'"),
+        ({"weight_bits": 1}, "weight_bits is 1"),
+        ({"surrogate": "box"}, "surrogate is 'box'"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_config(**changes)
+
+
+def test_too_long_and_empty_texts_are_refused() -> None:
+    model = small_model()
+    with pytest.raises(ValueError, match="10 tokens, the model takes 9"):
+        model(torch.zeros(1, 10, dtype=torch.long))
+    with pytest.raises(ValueError, match="all-zero attention_mask"):
+        model(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_gradients_reach_every_parameter() -> None:
+    model = small_model().train()
+    model(**small_batch(), labels=torch.tensor([0, 1, 2, 0, 1])).loss.backward()
+    missing = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
+    # a bias before BatchNorm is cancelled by it; folding uses it all the same
+    assert [name for name in missing if not name.endswith("linear.bias")] == []
+
+
+def test_packing_is_undone_by_unpacking() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]])
+    packing, x = Packing(mask), torch.randn(2, 3, 3, 4)
+    packed = packing.pack(x)
+    assert packed.shape == (2, 6, 4)
+    assert torch.equal(packing.unpack(packed), x * mask[:, :, None])
+    assert torch.equal(packing.sum_per_text(torch.ones(6, 1)), torch.tensor([[2.0], [1], [3]]))

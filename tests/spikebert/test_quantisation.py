@@ -1,0 +1,79 @@
+"""Folding is exact to float rounding, and the rounded model is close to the float one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_models import small_batch, small_model
+from torch import nn
+
+from spikebert.model import SpikingLinear
+from spikebert.quantisation import choose_units, encoder_units, fold, quantise
+from spikebert.rounding import ACCUMULATOR_MAX, row_reach
+
+
+def test_fold_equals_norm_after_linear() -> None:
+    torch.manual_seed(0)
+    linear, norm = nn.Linear(7, 5).double(), nn.BatchNorm1d(5).double().eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.1, 2)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(20, 7, dtype=torch.double)
+    weight, bias = fold(linear, norm)
+    torch.testing.assert_close(x @ weight.T + bias, norm(linear(x)))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_units_use_the_bits_and_respect_the_accumulator(bits: int) -> None:
+    torch.manual_seed(bits)
+    weight, bias = torch.randn(8, 64) * 0.1, torch.randn(8)
+    units = choose_units(weight, bias, bits, input_max=3)
+    limit = 2 ** (bits - 1) - 1
+    assert (weight * units).abs().max() <= limit or units == 1
+    assert (row_reach((weight * units).round()) * 3 + (bias * units).abs()).max() <= ACCUMULATOR_MAX
+
+
+def test_wide_rows_with_graded_inputs_get_coarser_units() -> None:
+    weight, bias = torch.full((4, 3072), 0.5), torch.zeros(4)
+    units = choose_units(weight, bias, 8, input_max=25)
+    assert row_reach((weight * units).round()).max() * 25 <= ACCUMULATOR_MAX
+    assert units < 127 / 0.5
+
+
+def test_every_layer_of_a_quantised_model_is_integer_and_proven() -> None:
+    model = quantise(small_model(), 4)
+    for layer in model.modules():
+        if isinstance(layer, SpikingLinear):
+            weight, bias = layer.integers()
+            assert torch.equal(weight, weight.round()) and weight.abs().max() <= 7
+            assert (row_reach(weight) * layer.input_max + bias.abs()).max() <= ACCUMULATOR_MAX
+            assert layer.threshold >= 1 and layer.norm is None
+
+
+def test_eight_bits_stay_close_to_the_float_model() -> None:
+    model = small_model(hidden_size=64, intermediate_size=128)
+    twin = quantise(model, 8)
+    inputs = small_batch(texts=40)
+    with torch.no_grad():
+        as_float = model(**inputs, output_firing_rates=True)
+        as_integers = twin(**inputs, output_firing_rates=True)
+    for name, rate in as_float.firing_rates.items():
+        assert abs(float(rate - as_integers.firing_rates[name])) < 0.05, name
+    agreement = (as_float.logits.argmax(-1) == as_integers.logits.argmax(-1)).float().mean()
+    assert agreement > 0.8
+
+
+def test_the_float_model_is_left_alone_and_cannot_be_quantised_twice() -> None:
+    model = small_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    twin = quantise(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="integer mode already"):
+        quantise(twin)
+
+
+def test_a_sign_encoder_keeps_the_range_of_its_table() -> None:
+    table = torch.tensor([[0.5, -4.0]])
+    assert encoder_units("sign", table) == 31
+    assert encoder_units("lif", table) == 96

@@ -1,0 +1,53 @@
+"""Rounding: integers in the forward pass, straight-through gradients, rows that fit the accumulator."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spikebert.rounding import (
+    ACCUMULATOR_MAX,
+    largest_weight,
+    round_bias,
+    round_straight_through,
+    round_weight,
+    row_reach,
+)
+
+
+def test_straight_through_rounds_and_passes_the_gradient() -> None:
+    x = torch.tensor([0.4, 0.5, 1.5, -2.6], requires_grad=True)
+    rounded = round_straight_through(x)
+    assert rounded.tolist() == [0, 0, 2, -3]
+    (rounded * torch.tensor([1.0, 2, 3, 4])).sum().backward()
+    assert x.grad.tolist() == [1, 2, 3, 4]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    bits=st.integers(2, 8),
+    input_max=st.integers(1, 40),
+    columns=st.integers(1, 600),
+    units=st.integers(1, 5000),
+    seed=st.integers(0, 1000),
+)
+def test_rows_fit_the_accumulator_whatever_the_weights(bits, input_max, columns, units, seed) -> None:
+    torch.manual_seed(seed)
+    scale = torch.tensor(float(units))
+    bias = round_bias(torch.randn(5) * 10, scale)
+    weight = round_weight(torch.randn(5, columns), scale, bits, input_max, bias)
+    assert torch.equal(weight, weight.round()) and torch.equal(bias, bias.round())
+    assert weight.abs().max() <= largest_weight(bits)
+    assert (row_reach(weight) * input_max + bias.abs()).max() <= ACCUMULATOR_MAX
+
+
+def test_a_row_that_fits_is_only_rounded() -> None:
+    weight = torch.tensor([[1.2, -3.7, 0.5]])
+    assert round_weight(weight, torch.tensor(1.0), 8, 1, torch.zeros(1)).tolist() == [[1, -4, 0]]
+
+
+def test_weights_out_of_range_get_no_gradient_outwards() -> None:
+    weight = torch.tensor([[0.5, 9.0]], requires_grad=True)
+    round_weight(weight, torch.tensor(1.0), 3, 1, torch.zeros(1)).sum().backward()
+    assert weight.grad.tolist() == [[1, 0]]
