@@ -1,0 +1,117 @@
+"""Reading texts: what is accepted, what is refused and how, and batches that lose nothing."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+
+import numpy as np
+import pytest
+from small_teachers import make_tokenizer
+from transformers import AutoTokenizer
+
+from spikebert.commands import UserError
+from spikebert.data import UNLABELLED, TokenisedTexts, read_lines, read_split, read_tsv, shuffled_batches, tokenise
+from spikebert.recipe import Data
+
+
+def write(path, content: str):
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_a_tsv_is_read(tmp_path) -> None:
+    texts = read_tsv(write(tmp_path / "a.tsv", 'text\tlabel\n"quoted" text\t1\n\t0\n'))
+    assert texts.texts == ['"quoted" text', ""] and texts.labels == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "line 1: no column 'text'"),
+        ("text\tclass\nx\t1\n", "line 1: no column 'label'"),
+        ("text\tlabel\n", "no texts below the header"),
+        ("text\tlabel\nx\t1\nno label\n", "line 3: 1 columns, the header has 2"),
+        ("text\tlabel\nx\tgood\n", "line 2: label 'good' is no integer"),
+        ("text\tlabel\nx\t-1\n", "line 2: label '-1' is no integer"),
+    ],
+)
+def test_a_malformed_tsv_is_refused_with_its_line(tmp_path, content: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_tsv(write(tmp_path / "a.tsv", content))
+
+
+def test_a_binary_or_missing_file_is_refused(tmp_path) -> None:
+    (tmp_path / "binary.tsv").write_bytes(b"\x80\xff\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_tsv(tmp_path / "binary.tsv")
+    with pytest.raises(UserError, match="no such file"):
+        read_tsv(tmp_path / "missing.tsv")
+
+
+def test_a_folder_needs_train_and_validation_but_no_test(tmp_path) -> None:
+    write(tmp_path / "train.tsv", "text\tlabel\nx\t1\n")
+    data = Data(folder=str(tmp_path))
+    assert read_split(data, "train") is not None
+    assert read_split(data, "test") is None
+    with pytest.raises(UserError, match="validation"):
+        read_split(data, "validation")
+    with pytest.raises(UserError, match=r"data\.folder"):
+        read_split(Data(), "train")
+
+
+def test_the_reviews_are_shipped() -> None:
+    sizes = [len(read_split(Data(folder="package:reviews"), split).texts) for split in ("train", "validation", "test")]
+    assert sizes == [2383, 298, 298]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".gz", ".xz"])
+def test_lines_are_streamed_from_plain_and_packed_files(tmp_path, suffix: str) -> None:
+    content = "one\n\n two \nthree\nfour\n".encode()
+    pack = {".txt": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[suffix]
+    path = tmp_path / f"lines{suffix}"
+    path.write_bytes(pack(content))
+    assert list(read_lines([str(path)])) == ["one", "two", "three", "four"]
+    assert list(read_lines([str(path)], skip=1, limit=2)) == ["two", "three"]
+    assert list(read_lines([str(path), str(path)], limit=2)) == ["one", "one"]
+
+
+def test_a_file_of_no_text_is_refused(tmp_path) -> None:
+    (tmp_path / "a.xz").write_bytes(b"not packed")
+    with pytest.raises(UserError, match="not a text file"):
+        list(read_lines([str(tmp_path / "a.xz")]))
+    with pytest.raises(UserError, match="no such text file"):
+        list(read_lines([str(tmp_path / "missing.txt")]))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_tokenising_keeps_special_tokens_and_cuts(tokenizer) -> None:
+    texts = tokenise(tokenizer, ["", "good film", "the " * 50], 6, [0, 1, 1])
+    assert texts.lengths.tolist() == [2, 4, 6]
+    batch = texts.batch(np.array([2, 0]), pad_id=0)
+    assert batch["input_ids"][0, 0] == 2 and batch["input_ids"][0, -1] == 3, "[CLS] and [SEP] stay"
+    assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0]]
+    assert batch["labels"].tolist() == [1, 0]
+
+
+def test_texts_are_joined_and_chosen_without_mixing_them_up() -> None:
+    first, second = TokenisedTexts([[1, 2], [3]], [0, 1]), TokenisedTexts([[4, 5, 6]])
+    both = first + second
+    assert both.batch(np.array([2, 1]), 0)["input_ids"].tolist() == [[4, 5, 6], [3, 0, 0]]
+    assert both.labels.tolist() == [0, 1, UNLABELLED]
+    chosen = both.select(np.array([2, 0]))
+    assert chosen.batch(np.array([0, 1]), 9)["input_ids"].tolist() == [[4, 5, 6], [1, 2, 9]]
+    assert len(both.select(np.array([], dtype=int))) == 0
+
+
+def test_batches_hold_every_text_once_and_repeat_for_the_same_seed() -> None:
+    batches = shuffled_batches(103, 10, (1, 2))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(103))
+    assert all(np.array_equal(a, b) for a, b in zip(batches, shuffled_batches(103, 10, (1, 2))))
+    assert not np.array_equal(batches[0], shuffled_batches(103, 10, (1, 3))[0])

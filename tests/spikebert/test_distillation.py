@@ -1,0 +1,85 @@
+"""The losses against their formulas, the layer map, and embeddings taken from a teacher."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from spikebert.data import UNLABELLED
+from spikebert.distillation import (
+    Alignment,
+    LossWeights,
+    distillation_loss,
+    embeddings_from_teacher,
+    layer_map,
+    soft_cross_entropy,
+)
+
+
+def test_layers_are_spread_evenly_whatever_the_depths() -> None:
+    assert layer_map(4, 6) == [0, 2, 3, 4, 6]
+    assert layer_map(12, 12) == list(range(13))
+    assert layer_map(6, 4) == [0, 1, 1, 2, 3, 3, 4]
+    assert layer_map(1, 12) == [0, 12]
+
+
+def test_soft_cross_entropy_is_the_kl_divergence() -> None:
+    torch.manual_seed(0)
+    student, teacher, temperature = torch.randn(4, 3), torch.randn(4, 3), 2.0
+    p, q = F.softmax(teacher / temperature, -1), F.softmax(student / temperature, -1)
+    expected = (p * (p / q).log()).sum(-1).mean() * temperature**2
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, temperature), expected)
+    assert soft_cross_entropy(teacher, teacher, temperature).abs() < 1e-6
+
+
+def test_every_part_can_be_switched_off() -> None:
+    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    labels, one, two = torch.tensor([0]), torch.tensor(1.0), torch.tensor(2.0)
+    parts = {
+        "label": F.cross_entropy(student, labels),
+        "logits": soft_cross_entropy(student, teacher, 1.0),
+        "embedding": one,
+        "hidden": two,
+    }
+    for name, expected in parts.items():
+        loss = distillation_loss(LossWeights(**{name: 3.0}), student, teacher, labels, one, two)
+        torch.testing.assert_close(loss, 3 * expected)
+    assert distillation_loss(LossWeights(), student, teacher, labels, one, two) == 0
+
+
+def test_unlabelled_texts_take_no_part_in_the_label_loss() -> None:
+    student = torch.tensor([[2.0, 0.0], [0.0, 9.0]])
+    labels = torch.tensor([0, UNLABELLED])
+    loss = distillation_loss(LossWeights(label=1.0), student, None, labels, None, None)
+    torch.testing.assert_close(loss, F.cross_entropy(student[:1], labels[:1]))
+    none = torch.full((2,), UNLABELLED)
+    assert distillation_loss(LossWeights(label=1.0), student, None, none, None, None) == 0
+
+
+def test_alignment_ignores_padding_and_is_zero_for_a_perfect_student() -> None:
+    torch.manual_seed(0)
+    teacher = tuple(F.layer_norm(torch.randn(2, 5, 8), (8,)) for _ in range(3))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    alignment = Alignment(8, 2, 8, 2)
+    for to_teacher in alignment.maps:
+        torch.nn.init.eye_(to_teacher.weight)
+        torch.nn.init.zeros_(to_teacher.bias)
+    noise = (1 - mask)[:, :, None] * 100.0
+    embedding, hidden = alignment(tuple(state + noise for state in teacher), teacher, mask)
+    assert embedding < 1e-8 and hidden < 1e-8
+    embedding, hidden = alignment(tuple(state + 1 for state in teacher), teacher, mask)
+    torch.testing.assert_close(torch.stack([embedding, hidden]), torch.ones(2), rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_keep_the_teachers_notion_of_alike() -> None:
+    torch.manual_seed(0)
+    table = torch.randn(200, 4) @ torch.randn(4, 32) + 3.0  # rank 4, off centre
+    for features in (8, 32, 48):
+        taken = embeddings_from_teacher(table, features, seed=1)
+        assert taken.shape == (200, features)
+        torch.testing.assert_close(taken.std(0), torch.full((features,), 0.5))
+    centred = table - table.mean(0)
+    distance = torch.cdist(centred, centred).flatten()
+    kept = torch.cdist(taken, taken).flatten()
+    assert torch.corrcoef(torch.stack([distance, kept]))[0, 1] > 0.9
+    assert torch.equal(taken, embeddings_from_teacher(table, 48, seed=1))

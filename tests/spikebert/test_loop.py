@@ -1,0 +1,86 @@
+"""The training loop: it learns, keeps the best, and goes on after being killed as if nothing had happened."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from spikebert.data import TokenisedTexts
+from spikebert.loop import Schedule, choose_precision, fit, learning_rate
+
+TEXTS = TokenisedTexts([[i % 5, i % 3] for i in range(40)], [i % 2 for i in range(40)])
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of training."""
+
+
+def train(folder, epochs: int = 3, kill_at: int | None = None, evaluate=None, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 2))
+    steps = 0
+
+    def loss_of(wrapped: nn.Module, batch: dict) -> torch.Tensor:
+        nonlocal steps
+        if steps == kill_at:
+            raise Killed
+        steps += 1
+        return nn.functional.cross_entropy(wrapped(batch["input_ids"]), batch["labels"])
+
+    schedule = Schedule(epochs, batch_size=8, learning_rate=0.05)
+    best = fit(model, loss_of, lambda epoch: TEXTS, schedule, folder, Accelerator(cpu=True), 0, 1, evaluate, **options)
+    return model, best, steps
+
+
+def test_a_killed_run_goes_on_bit_by_bit(tmp_path) -> None:
+    whole, _, steps = train(tmp_path / "whole")
+    assert steps == 15
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", kill_at=8, checkpoint_seconds=0)
+    resumed, _, steps = train(tmp_path / "killed", checkpoint_seconds=0)
+    assert steps == 7
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_the_best_epoch_is_kept(tmp_path) -> None:
+    seen = []
+
+    def evaluate() -> float:
+        seen.append(len(seen))
+        return [0.2, 0.9, 0.5][seen[-1]]
+
+    _, best, _ = train(tmp_path, evaluate=evaluate)
+    assert best == 0.9 and len(seen) == 3
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_the_start_competes_if_asked(tmp_path) -> None:
+    torch.manual_seed(0)
+    values = iter([0.95, 0.2, 0.9, 0.5])
+    model, best, _ = train(tmp_path, evaluate=lambda: next(values), keep_start=True)
+    assert best == 0.95
+    fresh, _, _ = train(tmp_path / "fresh", epochs=0)
+    assert torch.equal(model[3].weight, fresh[3].weight)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path) -> None:
+    model = nn.Linear(2, 2)
+
+    def loss_of(wrapped: nn.Module, batch: dict) -> torch.Tensor:
+        return wrapped(batch["input_ids"].float()).sum() * float("nan")
+
+    with pytest.raises(RuntimeError, match="lower learning_rate"):
+        fit(model, loss_of, lambda epoch: TEXTS, Schedule(1, 8, 0.1), tmp_path, Accelerator(cpu=True), 0, 1)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate(Schedule(1, 1, 1.0), step, 100) for step in range(100)]
+    assert max(rates) == 1.0 and rates[0] == 0.1 and rates.index(1.0) in (9, 10) and 0 < rates[-1] < 0.02
+
+
+def test_precision_by_name() -> None:
+    assert choose_precision("bf16") == "bf16" and choose_precision("float32") == "no"
+    assert choose_precision("auto") in ("bf16", "no")
