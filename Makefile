@@ -20,7 +20,7 @@ PYTHON = $(shell \
 .PHONY: demo test
 
 demo: $(VENV)/.installed
-	$(RUN) -m spikebert.demo
+	$(RUN) examples/demo.py
 
 test: $(VENV)/.installed
 	$(RUN) -m ruff check .

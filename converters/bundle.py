@@ -198,7 +198,7 @@ def write_bundle(
     BundleError where a file cannot be read or written or the parts do not fit together.
     """
     folder = Path(os.path.abspath(folder))
-    _check_destination(folder, overwrite)
+    check_destination(folder, overwrite)
     with _errors_name_files("writing", folder), _partial_folder(folder) as partial:
         plain = graph_to_plain(graph)
         (partial / "graph.json").write_bytes(_readable_json(plain.structure))
@@ -243,13 +243,18 @@ def read_bundle(folder: Path) -> Bundle:
 # Writing
 
 
-def _check_destination(folder: Path, overwrite: bool) -> None:
+def check_destination(folder: Path, overwrite: bool) -> None:
+    """Raises BundleError where no bundle can be written at `folder`, so far as can be told without writing."""
     if not folder.exists():
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            problem = "may not be written to" if above.is_dir() else "is not a folder"
+            raise BundleError(f"{folder} cannot be made: {above} {problem}. Choose another place")
         return
     if not folder.is_dir():
         raise BundleError(f"{folder} exists and is not a folder. Choose another place")
     if not overwrite:
-        raise BundleError(f"{folder} exists. Choose another place, or ask to overwrite it")
+        raise BundleError(f"{folder} exists. Choose another place, or overwrite it (--overwrite)")
     if any(folder.iterdir()) and not (folder / "manifest.json").is_file():
         raise BundleError(f"{folder} is not a bundle, so it is not overwritten. Choose another place")
 

@@ -65,13 +65,24 @@ class Execution:
         return self.logits.argmax(axis=1)
 
 
+def check_observed(graph: Graph, observe: Collection[str]) -> None:
+    """Raises ValueError where `observe` names a node that the graph has not."""
+    unknown = sorted(set(observe) - {node.name for node in graph})
+    if unknown:
+        raise ValueError(f"no such node in this graph: {', '.join(unknown)}")
+
+
 class Engine(Protocol):
     """Runs one graph, batch after batch, until it is closed."""
 
     graph: Graph
 
     def run(self, batch: TokenBatch, observe: Collection[str] = ()) -> Execution:
-        """Run a batch; `observe` names the nodes whose values are wanted."""
+        """Run a batch; `observe` names the nodes whose values are wanted.
+
+        Raises ValueError where the batch does not fit the graph (`TokenBatch.check_fits`) or `observe` names a node
+        that the graph has not (`check_observed`).
+        """
         ...
 
     def close(self) -> None:

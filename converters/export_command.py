@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from converters.bundle import BundleError
 from spikebert.commands import OK, note, output_kept_clean, run_command, write_json, write_output
 
 EXAMPLE = """\
@@ -38,19 +37,22 @@ def make_parser() -> argparse.ArgumentParser:
 
 def body(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
-    if arguments.out.exists() and not arguments.overwrite:  # said before the model is loaded and compared
-        raise BundleError(f"{arguments.out} exists: choose another --out, or give --overwrite")
-    from converters.pipeline import export
+    from converters.pipeline import IllegalForTarget, export
 
-    with output_kept_clean():
-        done = export(
-            arguments.model,
-            arguments.out,
-            arguments.target,
-            name=arguments.name,
-            overwrite=arguments.overwrite,
-            command=" ".join(["spikebert-export", *argv]),
-        )
+    try:
+        with output_kept_clean():
+            done = export(
+                arguments.model,
+                arguments.out,
+                arguments.target,
+                name=arguments.name,
+                overwrite=arguments.overwrite,
+                command=" ".join(["spikebert-export", *argv]),
+            )
+    except IllegalForTarget as error:
+        if arguments.json:
+            write_json({"bundle": None, "violations": error.to_json()})
+        raise
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     report = {
         "bundle": str(arguments.out),

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from converters.graph import LIF, Add, Attention, Graph, GraphError, Node, Readout, Source, Synapses
 from spikebert.commands import UserError
@@ -27,12 +29,25 @@ def load_integer_model(folder: Path) -> SpikeBertForSequenceClassification:
     if not (home / "config.json").is_file():
         raise UserError(f"{folder}: no model there (no config.json, no integer/config.json): train one first")
     try:
-        model = SpikeBertForSequenceClassification.from_pretrained(home)
-    except (OSError, ValueError) as error:
+        model, loading = SpikeBertForSequenceClassification.from_pretrained(home, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{home}: cannot be loaded as a SpikeBERT: {str(error).splitlines()[0]}") from None
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise UserError(f"{home}: {len(missing)} of the model's weights are not in its file, first '{missing[0]}'")
     if model.config.mode != "integer":
         raise UserError(f"{home}: the model is in float mode; quantise it first (the last stage of spikebert-train)")
     return model.eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Raises UserError where there is none."""
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: no tokenizer.json. Save the tokenizer there with save_pretrained")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{folder}: the tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
 @torch.no_grad()

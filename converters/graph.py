@@ -288,12 +288,16 @@ class Graph:
 
     @cached_property
     def digraph(self) -> nx.DiGraph:
-        """The same graph for networkx: node names, edges from producer to consumer with their `slot`."""
+        """The same graph for networkx: node names, edges from producer to consumer.
+
+        An edge's `slots` are the places among the consumer's inputs that the producer feeds, in order.
+        """
         graph = nx.DiGraph()
         for node in self.nodes:
             graph.add_node(node.name, op=node.op)
-            for slot, producer in enumerate(node.inputs):
-                graph.add_edge(producer, node.name, slot=slot)
+            for producer in node.inputs:
+                slots = tuple(slot for slot, name in enumerate(node.inputs) if name == producer)
+                graph.add_edge(producer, node.name, slots=slots)
         return graph
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points, version
@@ -10,9 +11,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from converters.bundle import GOLDEN_MAX, Bundle, Golden, golden_nodes, make_golden, write_bundle
+from converters.bundle import (
+    GOLDEN_MAX,
+    Bundle,
+    Golden,
+    check_destination,
+    golden_nodes,
+    make_golden,
+    write_bundle,
+)
 from converters.execution import Execution, TokenBatch
-from converters.graph import Graph
+from converters.graph import Graph, GraphError
 from sim.reference import ReferenceEngine
 from sim.verify import Comparison, compare
 from spikebert.commands import CheckFailed, UserError
@@ -31,12 +40,34 @@ GOLDEN_TEXTS = (
 )
 
 
+class Violation(Protocol):
+    """One thing a target cannot hold; `str` of it is for a person."""
+
+    node: str
+    rule: str
+    value: int
+    limit: int
+    remedy: str
+
+
+class IllegalForTarget(CheckFailed):
+    """A graph that a target refuses; `violations` holds every reason."""
+
+    def __init__(self, target: str, violations: Sequence[Violation]) -> None:
+        self.violations = tuple(violations)
+        lines = "".join(f"\n  {violation}" for violation in self.violations)
+        super().__init__(f"the graph is not legal for the target '{target}':{lines}")
+
+    def to_json(self) -> list[dict[str, object]]:
+        return [{name: getattr(each, name) for name in Violation.__annotations__} for each in self.violations]
+
+
 class Target(Protocol):
     """What an entry point of `spikebert.targets` names: a class that is made without arguments."""
 
     name: str
 
-    def check(self, graph: Graph) -> Sequence[object]: ...
+    def check(self, graph: Graph) -> Sequence[Violation]: ...
 
     def emit(self, graph: Graph, folder: Path) -> None: ...
 
@@ -80,11 +111,10 @@ def check_against_torch(graph: Graph, torch_engine: Any, batch: TokenBatch) -> t
 
 
 def check_legal(graph: Graph, target: Target) -> None:
-    """Raises CheckFailed with every violation."""
+    """Raises IllegalForTarget with every violation."""
     violations = target.check(graph)
     if violations:
-        lines = "".join(f"\n  {violation}" for violation in violations)
-        raise CheckFailed(f"the graph is not legal for the target '{target.name}':{lines}")
+        raise IllegalForTarget(target.name, violations)
 
 
 def export(
@@ -102,22 +132,25 @@ def export(
     Raises UserError for what the user can mend, CheckFailed where the graph differs from the torch model or
     is illegal for the target. Nothing is written then.
     """
-    from transformers import AutoTokenizer
+    check_destination(out, overwrite)
+    target = None if target_name is None else find_target(target_name)
+    accuracies, recipe = training_record(model_folder)
 
-    from converters.from_torch import graph_from_model, load_integer_model
+    from converters.from_torch import graph_from_model, load_integer_model, load_tokenizer
     from converters.torch_engine import TorchEngine
 
-    target = None if target_name is None else find_target(target_name)
     model = load_integer_model(model_folder)
-    graph = graph_from_model(model)
-    tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
-    batch = tokenise_golden(tokenizer, graph.n_max, tokenizer.pad_token_id or 0)
-    comparison, execution = check_against_torch(graph, TorchEngine(graph, model), batch)
+    tokenizer = load_tokenizer(Path(model.config.name_or_path))
+    try:
+        graph = graph_from_model(model)
+    except GraphError as error:
+        raise CheckFailed(f"{model_folder}: the model makes no legal graph: {error}") from error
     if target is not None:
         check_legal(graph, target)
+    batch = tokenise_golden(tokenizer, graph.n_max, tokenizer.pad_token_id or 0)
+    comparison, execution = check_against_torch(graph, TorchEngine(graph, model), batch)
     golden: Golden = make_golden(graph, batch, execution)
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    accuracies, recipe = training_record(model_folder)
     bundle = write_bundle(
         out,
         graph,
@@ -140,19 +173,23 @@ def export(
 
 
 def training_record(model_folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """From `results.json` of a run of spikebert-train, if it is there: accuracies by name, and the recipe."""
-    import json
+    """From `results.json` of a run of spikebert-train, if it is there: accuracies by name, and the recipe.
 
+    Raises UserError where the file is damaged.
+    """
     for folder in (model_folder, model_folder.parent):
         path = folder / "results.json"
         if path.is_file():
-            results = json.loads(path.read_text(encoding="utf-8"))
-            accuracies = {
-                f"{split}, {model}": measured["value"]
-                for model, splits in results["accuracy"].items()
-                for split, measured in splits.items()
-            }
-            return accuracies, results["recipe"]
+            try:
+                results = json.loads(path.read_text(encoding="utf-8"))
+                accuracies = {
+                    f"{split}, {model}": measured["value"]
+                    for model, splits in results["accuracy"].items()
+                    for split, measured in splits.items()
+                }
+                return accuracies, results["recipe"]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{path} is damaged: run spikebert-train again to measure again") from None
     return {}, {}
 
 

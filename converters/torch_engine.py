@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from converters.execution import EngineOptions, Execution, TokenBatch
+from converters.execution import EngineOptions, Execution, TokenBatch, check_observed
 from converters.from_torch import load_integer_model
 from converters.graph import Graph
 from spikebert.commands import UserError
@@ -25,6 +25,7 @@ class TorchEngine:
     def run(self, batch: TokenBatch, observe: Collection[str] = ()) -> Execution:
         """See `converters.execution.Engine`."""
         batch.check_fits(self.graph)
+        check_observed(self.graph, observe)
         ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
         output = self.model(ids.to(self.model.device), mask.to(self.model.device), output_trace=tuple(observe))
         values = {name: _as_int64(value.cpu().numpy(), name) for name, value in (output.trace or {}).items()}

@@ -12,7 +12,7 @@ from collections.abc import Collection
 import numpy as np
 
 from converters.encoder import encode, lif
-from converters.execution import Execution, TokenBatch
+from converters.execution import Execution, TokenBatch, check_observed
 from converters.graph import LIF, Add, Attention, Graph, Node, Source
 
 
@@ -52,8 +52,9 @@ class ReferenceEngine:
         self.graph = graph
 
     def run(self, batch: TokenBatch, observe: Collection[str] = ()) -> Execution:
-        """See `converters.execution.Engine`. Raises ValueError where the batch does not fit the graph."""
+        """See `converters.execution.Engine`."""
         batch.check_fits(self.graph)
+        check_observed(self.graph, observe)
         values: dict[str, np.ndarray] = {}
         last_use = {name: node.name for node in self.graph for name in node.inputs}
         for node in self.graph:

@@ -30,6 +30,7 @@ EXTRAS = {
     "accelerate": "train",
     "tensorboard": "train",
     "jsonargparse": "train",
+    "yaml": "train",
     "datasets": "hub",
     "lava": "lava",
     "lava.lib.dl": "lava-dl",

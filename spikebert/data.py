@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -33,12 +34,18 @@ class LabelledTexts:
 def read_tsv(path: Path, text_column: str = "text", label_column: str = "label") -> LabelledTexts:
     """A TSV file with a header line and no quoting. Raises UserError with file and line for what is malformed."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a data folder holds train.tsv and validation.tsv") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; a data folder holds train.tsv and validation.tsv") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert the file to UTF-8") from None
-    header = lines[0].split("\t") if lines else []
+    if "\0" in content:
+        raise UserError(f"{path}: holds a zero byte, so this is a binary file; give tab-separated text")
+    # only \n and \r\n end a line: a text may hold rarer breaks
+    lines = [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
+    header = lines[0].split("\t")
     for column in (text_column, label_column):
         if column not in header:
             raise UserError(f"{path}: line 1: no column '{column}', there are {header}; the header is text<TAB>label")
@@ -48,7 +55,7 @@ def read_tsv(path: Path, text_column: str = "text", label_column: str = "label")
         cells = line.split("\t")
         if len(cells) != len(header):
             raise UserError(f"{path}: line {number}: {len(cells)} columns, the header has {len(header)}")
-        if not cells[label_index].strip().isdigit():
+        if not (cells[label_index].isascii() and cells[label_index].strip().isdigit()):
             raise UserError(f"{path}: line {number}: label '{cells[label_index]}' is no integer of 0 or more")
         texts.append(cells[text_index])
         labels.append(int(cells[label_index]))
@@ -77,11 +84,17 @@ def read_split(data: Data, split: str) -> LabelledTexts | None:
         import datasets  # an extra of its own: most people have their texts in files
     except ImportError:
         raise UserError("data.hub needs the package 'datasets': pip install 'spikebert[hub]'") from None
-    loaded = datasets.load_dataset(data.hub, data.hub_subset or None)
+    try:
+        loaded = datasets.load_dataset(data.hub, data.hub_subset or None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.hub: cannot load '{data.hub}': {str(error).splitlines()[0]}") from None
     if split not in loaded:
         if split == "test":
             return None
         raise UserError(f"data.hub: {data.hub} has no split '{split}', it has {sorted(loaded)}")
+    for column in (data.text_column, data.label_column):
+        if column not in loaded[split].column_names:
+            raise UserError(f"data.hub: {data.hub} has no column '{column}', it has {loaded[split].column_names}")
     return LabelledTexts(list(loaded[split][data.text_column]), [int(x) for x in loaded[split][data.label_column]])
 
 
@@ -115,8 +128,32 @@ def read_lines(paths: Sequence[str], skip: int = 0, limit: int = 0) -> Iterator[
                     seen += 1
         except FileNotFoundError:
             raise UserError(f"{path}: no such text file") from None
-        except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise UserError(f"{path}: not a text file of one sentence a line ({error})") from None
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+
+
+def check_text_files(paths: Sequence[str], lines: int = 1000) -> None:
+    """Read the first lines of every file. Raises UserError for one that is missing, empty or no text."""
+    for path in paths:
+        if sum(1 for _ in read_lines([path], limit=lines)) == 0:
+            raise UserError(f"{path}: holds no text")
+
+
+def describe_unusual(texts: TokenisedTexts, n_max: int, added: int, unknown_id: int | None) -> list[str]:
+    """What a person may want to know of texts: how many were cut, are empty, or hold nothing that is known.
+
+    `added` is the number of special tokens of each text.
+    """
+    lengths = texts.lengths
+    unknown = np.add.reduceat(texts.ids == unknown_id, texts.offsets[:-1])
+    found = {
+        f"have {n_max} tokens or more: what is beyond is cut": int((lengths >= n_max).sum()),
+        "are empty": int((lengths <= added).sum()),
+        "hold no word that the tokenizer knows": int(((unknown == lengths - added) & (lengths > added)).sum()),
+    }
+    return [f"{count} of {len(texts)} texts {what}" for what, count in found.items() if count]
 
 
 class TokenisedTexts:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikebert.data import UNLABELLED
+from spikebert.packing import linear_in_buckets
 
 
 def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
@@ -37,7 +38,7 @@ class Alignment(nn.Module):
         losses = []
         for state, target_index, to_teacher in zip(student, self.teacher_state, self.maps):
             target = F.layer_norm(teacher[target_index][real].float(), teacher[target_index].shape[-1:])
-            losses.append(F.mse_loss(to_teacher(state[real]).float(), target))
+            losses.append(F.mse_loss(linear_in_buckets(to_teacher, state[real]), target))
         return losses[0], torch.stack(losses[1:]).mean()
 
 

@@ -17,8 +17,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from spikebert.commands import UserError
 from spikebert.data import TokenisedTexts, shuffled_batches
 from spikebert.progress import Progress
+from spikebert.recipe import PRECISIONS
 
 WARMUP = 0.1  # share of the steps over which the learning rate rises
 GRADIENT_NORM = 1.0
@@ -43,7 +45,12 @@ def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def choose_precision(precision: str) -> str:
-    """accelerate's name for it. "auto" is bf16 where the GPU or the CPU multiplies it natively."""
+    """accelerate's name for it. "auto" is bf16 where the GPU or the CPU multiplies it natively.
+
+    Raises UserError for a name that is none of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision is '{precision}', it must be one of {', '.join(PRECISIONS)}")
     if precision == "auto":
         gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         cpu = not torch.cuda.is_available() and torch.cpu._is_avx512_bf16_supported()
@@ -142,7 +149,8 @@ class _Position:
 
 
 def _end_of_epoch(
-    model: nn.Module, state: _Position, evaluate: Callable[[], float] | None, writer: SummaryWriter | None, progress: Progress
+    model: nn.Module, state: _Position, evaluate: Callable[[], float] | None, writer: SummaryWriter | None,
+    progress: Progress,
 ) -> None:  # fmt: skip
     message = f"epoch {state.epoch}: loss {state.loss_sum / max(1, state.loss_count):.4f}"
     state.loss_sum, state.loss_count = 0.0, 0
@@ -160,7 +168,13 @@ def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state:
     content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "position": dict(vars(state))}
     content["random"] = torch.get_rng_state()
     partial = path.with_suffix(".partial")
-    torch.save(content, partial)
+    try:
+        with open(partial, "wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # torch hides what the file system said
+        if isinstance(error.__context__, OSError):
+            raise OSError(error.__context__.errno, error.__context__.strerror, str(partial)) from error
+        raise
     os.replace(partial, path)  # a kill while writing leaves the checkpoint before
 
 

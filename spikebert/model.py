@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 
 from spikebert.config import SpikeBertConfig
 from spikebert.neurons import LoihiLIF
+from spikebert.packing import Packing, linear_in_buckets
 from spikebert.rounding import round_bias, round_straight_through, round_weight
 
 Trace = dict[str, Tensor]  # node name -> packed value [T, R, D]
@@ -45,30 +46,6 @@ class SpikeBertOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     firing_rates: dict[str, Tensor] | None = None
     trace: dict[str, Tensor] | None = None
-
-
-class Packing:
-    """Where the real tokens of a batch stand. mask: [B, N] of 0 and 1."""
-
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask.bool()
-        self.index = self.mask.flatten().nonzero().squeeze(1)  # [R]
-        self.lengths = self.mask.sum(1)  # [B]
-
-    def pack(self, x: Tensor) -> Tensor:
-        """[..., B, N, D] -> [..., R, D]"""
-        return x.flatten(-3, -2).index_select(-2, self.index)
-
-    def unpack(self, x: Tensor) -> Tensor:
-        """[..., R, D] -> [..., B, N, D], zeros at padding"""
-        batch, tokens = self.mask.shape
-        full = x.new_zeros(*x.shape[:-2], batch * tokens, x.shape[-1])
-        return full.index_copy(-2, self.index, x).unflatten(-2, (batch, tokens))
-
-    def sum_per_text(self, x: Tensor) -> Tensor:
-        """[R, C] -> [B, C]"""
-        text_of_token = self.index // self.mask.shape[1]
-        return x.new_zeros(self.mask.shape[0], x.shape[-1]).index_add(0, text_of_token, x)
 
 
 def make_lif(config: SpikeBertConfig) -> LoihiLIF:
@@ -144,8 +121,8 @@ class SpikingLinear(nn.Module):
             with torch.autocast(x.device.type, enabled=False):  # bf16 would round the accumulators
                 current = F.linear(x, *self.integers())
         else:
-            product = self.linear(x).float()
-            current = self.norm(product.flatten(0, 1)).unflatten(0, x.shape[:2])
+            product = linear_in_buckets(self.linear, x.flatten(0, 1))
+            current = self.norm(product).unflatten(0, x.shape[:2])
         spikes = self.lif(current, self.threshold)
         trace[self.name], trace[f"{self.name}.lif"] = current, spikes
         return spikes

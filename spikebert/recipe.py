@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
+
+from spikebert.commands import UserError
+
+PRECISIONS = ("auto", "bf16", "float32")
 
 
 @dataclass
@@ -112,3 +120,42 @@ class Recipe:
     """of the float stages: "bf16", "float32", or "auto": bf16 where the processor has it; integers are always exact"""
     checkpoint_seconds: int = 120
     """how often a running stage saves what it needs to go on after being killed"""
+
+
+# What a value must be, the test of it, and the fields this holds for. The student's are `SpikeBertConfig`'s to check.
+RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    ("0 or more", lambda value: value >= 0, (
+        "data.limit", "teacher.epochs", "stage1.epochs", "stage1.lines", "stage1.embedding_weight",
+        "stage1.hidden_weight", "stage2.epochs", "stage2.label_weight", "stage2.logits_weight",
+        "stage2.hidden_weight", "stage2.embedding_weight", "stage2.extra_lines", "quantise.epochs",
+        "checkpoint_seconds",
+    )),
+    ("1 or more", lambda value: value >= 1, (
+        "teacher.batch_size", "stage1.batch_size", "stage2.batch_size", "quantise.batch_size",
+    )),
+    ("above 0", lambda value: value > 0, (
+        "teacher.learning_rate", "stage1.learning_rate", "stage2.learning_rate", "quantise.learning_rate",
+        "stage2.temperature", "student.surrogate_alpha",
+    )),
+    ("2 .. 8", lambda value: 2 <= value <= 8, ("quantise.weight_bits",)),
+    ("0 .. 4294967295", lambda value: 0 <= value < 2**32, ("seed",)),
+)  # fmt: skip
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises UserError that names every value outside its range."""
+    wrong = []
+    for wanted, holds, names in RULES:
+        for name in names:
+            value = attrgetter(name)(recipe)
+            if not (math.isfinite(value) and holds(value)):
+                wrong.append(f"{name} is {value}, it must be {wanted}")
+    if recipe.precision not in PRECISIONS:
+        wrong.append(f"precision is '{recipe.precision}', it must be one of {', '.join(PRECISIONS)}")
+    twice = [name for name, count in Counter(recipe.data.labels).items() if count > 1]
+    if twice:
+        wrong.append(f"data.labels names '{twice[0]}' twice")
+    if not recipe.out:
+        wrong.append("out is empty, it must name a folder")
+    if wrong:
+        raise UserError("recipe: " + "; ".join(wrong))

@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import (
@@ -30,22 +33,35 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 
 from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
-from spikebert.data import UNLABELLED, LabelledTexts, TokenisedTexts, read_lines, read_split, tokenise
+from spikebert.data import (
+    SPLITS,
+    UNLABELLED,
+    LabelledTexts,
+    TokenisedTexts,
+    check_text_files,
+    describe_unusual,
+    read_lines,
+    read_split,
+    tokenise,
+)
 from spikebert.distillation import Alignment, LossWeights, distillation_loss, embeddings_from_teacher
 from spikebert.evaluation import accuracy, mean_firing_rates, predict, validation
 from spikebert.loop import Schedule, choose_precision, fit
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.progress import say
 from spikebert.quantisation import quantise
-from spikebert.recipe import Recipe
+from spikebert.recipe import Recipe, check_recipe
 from spikebert.teachers import resolve
 
 STAGES = ("teacher", "stage1", "stage2", "integer")
+# What a recipe and what SpikeBertConfig call the same thing.
+STUDENT_NAMES = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "n_max": "max_position_embeddings"}
 # The parts of a recipe that decide what a stage's result is.
 SECTIONS = {
     "teacher": ("seed", "data", "teacher"),
@@ -88,7 +104,6 @@ class Pupil(nn.Module):
 class Task:
     """The labelled texts of a recipe, as read and as tokenised; test is None where there is none."""
 
-    names: list[str]
     train: TokenisedTexts
     validation: TokenisedTexts
     test: TokenisedTexts | None
@@ -96,15 +111,26 @@ class Task:
 
 
 class Training:
-    """Runs the stages of one recipe, in order, each once."""
+    """Runs the stages of one recipe, in order, each once.
+
+    Making it checks all that can be known before anything is trained. Raises UserError.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
+        check_recipe(recipe)
         self.recipe = recipe
         self.out = Path(recipe.out)
+        splits = {split: read_split(recipe.data, split) for split in SPLITS}
+        check_text_files(recipe.stage1.text)
+        check_text_files(recipe.stage2.extra_text)
         self.accelerator = Accelerator(mixed_precision=choose_precision(recipe.precision))
         self.teacher_folder = resolve(recipe.teacher.model)
+        self.teacher_config = _load(AutoConfig, self.teacher_folder)
         self.tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, self.teacher_folder)
-        self.task = self._read_task()
+        self.student_config = self._make_student_config(self._class_names(splits))
+        if recipe.stage1.reuse:
+            check_reuse(self.student_config, self.teacher_config, Path(recipe.stage1.reuse))
+        self.task = self._read_task(splits)
 
     @property
     def pad_id(self) -> int:
@@ -117,7 +143,9 @@ class Training:
     def run(self) -> dict:
         """All stages, then the final measurement; returns what `results.json` holds."""
         self._check_finished_stages()
-        self.out.mkdir(parents=True, exist_ok=True)
+        with errors_name_files(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.out).close()  # may we write there?
         self._stage("teacher", self._train_teacher)
         self._stage("stage1", self._train_stage1)
         self._stage("stage2", self._train_stage2)
@@ -136,7 +164,7 @@ class Training:
     def _check_finished_stages(self) -> None:
         """Raises UserError, before anything is run, where a finished stage was made by another recipe."""
         for stage in filter(self._finished, STAGES):
-            before = json.loads((self.out / stage / "stage.json").read_text())["made_from"]
+            before = _read_record(self.out / stage / "stage.json")["made_from"]
             changed = _differences(before, self._made_from(stage))
             if changed:
                 raise UserError(
@@ -150,11 +178,18 @@ class Training:
             return
         set_seed(self.recipe.seed)
         unfinished = self.out / f"{stage}.unfinished"
-        self._drop_if_other_recipe(stage, unfinished)
-        figures, save = work(unfinished)
-        if self.accelerator.is_main_process:
-            partial = self.out / f"{stage}.saving"
-            shutil.rmtree(partial, ignore_errors=True)
+        with errors_name_files(self.out):
+            self._drop_if_other_recipe(stage, unfinished)
+            figures, save = work(unfinished)
+            if self.accelerator.is_main_process:
+                self._save_stage(stage, unfinished, figures, save)
+        self.accelerator.wait_for_everyone()
+
+    def _save_stage(self, stage: str, unfinished: Path, figures: dict, save: Callable[[Path], None]) -> None:
+        """Write a stage's folder under another name and rename it, so that one of its own name is finished."""
+        partial = self.out / f"{stage}.saving"
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        try:
             partial.mkdir()
             save(partial)
             self.tokenizer.save_pretrained(partial)
@@ -162,11 +197,12 @@ class Training:
             (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
             logs = unfinished / "tensorboard"
             if logs.exists():
-                shutil.move(logs, partial / "tensorboard")
+                shutil.copytree(logs, partial / "tensorboard")
             shutil.rmtree(self.out / stage, ignore_errors=True)
-            os.replace(partial, self.out / stage)  # a folder of this name is a finished stage
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+            os.replace(partial, self.out / stage)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
     def _drop_if_other_recipe(self, stage: str, unfinished: Path) -> None:
         """A checkpoint of another recipe is no start for this one: it is removed, and that is said."""
@@ -250,8 +286,12 @@ class Training:
         teacher = self._classifier(str(self.out / "teacher")).to(self.device).eval()
         extra = self._extra_texts(schedule.epochs)
         weights = LossWeights(
-            options.label_weight, options.logits_weight, options.hidden_weight, options.embedding_weight, options.temperature
-        )  # fmt: skip
+            label=options.label_weight,
+            logits=options.logits_weight,
+            hidden=options.hidden_weight,
+            embedding=options.embedding_weight,
+            temperature=options.temperature,
+        )
 
         def texts_of_epoch(epoch: int) -> TokenisedTexts:
             if extra is None:
@@ -297,30 +337,45 @@ class Training:
             "checkpoint_seconds": self.recipe.checkpoint_seconds,
         }
 
-    def _read_task(self) -> Task:
-        def tokens(split: LabelledTexts) -> TokenisedTexts:
-            return tokenise(self.tokenizer, split.texts, self.recipe.student.n_max, split.labels)
-
-        data = self.recipe.data
-        splits = {split: read_split(data, split) for split in ("train", "validation", "test")}
-        train, held_back = splits["train"], splits["validation"]
-        assert train is not None and held_back is not None  # read_split raises for these two
-        if data.limit:
-            train = LabelledTexts(train.texts[: data.limit], train.labels[: data.limit])
+    def _class_names(self, splits: dict[str, LabelledTexts | None]) -> list[str]:
+        """`data.labels`, or numbers. Raises UserError where the texts have more classes, or there is one only."""
         classes = max(max(split.labels) for split in splits.values() if split is not None) + 1
-        names = data.labels or [str(i) for i in range(classes)]
+        names = self.recipe.data.labels or [str(i) for i in range(classes)]
         if classes > len(names) or len(names) < 2:
             raise UserError(f"data.labels names {len(names)} classes, the texts have labels 0 .. {classes - 1}")
-        test = None if splits["test"] is None else tokens(splits["test"])
-        return Task(names, tokens(train), tokens(held_back), test, train.texts)
+        return names
+
+    def _read_task(self, splits: dict[str, LabelledTexts | None]) -> Task:
+        n_max, limit = self.recipe.student.n_max, self.recipe.data.limit
+        added = self.tokenizer.num_special_tokens_to_add()
+
+        def tokens(name: str, split: LabelledTexts) -> TokenisedTexts:
+            texts = tokenise(self.tokenizer, split.texts, n_max, split.labels)
+            for message in describe_unusual(texts, n_max, added, self.tokenizer.unk_token_id):
+                say(f"{name}: {message}")
+            return texts
+
+        train, held_back = splits["train"], splits["validation"]
+        assert train is not None and held_back is not None  # read_split raises for these two
+        if limit:
+            train = LabelledTexts(train.texts[:limit], train.labels[:limit])
+        test = None if splits["test"] is None else tokens("test", splits["test"])
+        return Task(tokens("train", train), tokens("validation", held_back), test, train.texts)
 
     def _classifier(self, folder: str) -> nn.Module:
-        return _load(AutoModelForSequenceClassification, folder, num_labels=len(self.task.names))
+        return _load(AutoModelForSequenceClassification, folder, num_labels=self.student_config.num_labels)
 
-    def _new_student(self, teacher: nn.Module) -> SpikeBertForSequenceClassification:
-        options, names = self.recipe.student, self.task.names
+    def _make_student_config(self, names: list[str]) -> SpikeBertConfig:
+        """The student's configuration. Raises UserError for what cannot be made or taught."""
+        options = self.recipe.student
+        room = self.teacher_config.max_position_embeddings
+        if options.n_max > room:
+            raise UserError(f"student.n_max is {options.n_max}, the teacher takes texts of {room} tokens at most")
+        added = self.tokenizer.num_special_tokens_to_add()
+        if options.n_max <= added:
+            raise UserError(f"student.n_max is {options.n_max}, the special tokens alone are {added}: give more")
         try:
-            config = SpikeBertConfig(
+            return SpikeBertConfig(
                 vocab_size=len(self.tokenizer),
                 hidden_size=options.hidden_size,
                 num_hidden_layers=options.layers,
@@ -339,7 +394,13 @@ class Training:
                 pad_token_id=self.pad_id,
             )
         except ValueError as error:
-            raise UserError(f"student: {error}") from None
+            message = str(error)
+            for ours, its in STUDENT_NAMES.items():
+                message = message.replace(its, ours)
+            raise UserError(f"student.{message}") from None
+
+    def _new_student(self, teacher: nn.Module) -> SpikeBertForSequenceClassification:
+        options, config = self.recipe.student, self.student_config
         student = SpikeBertForSequenceClassification(config)
         if options.embeddings_from_teacher:
             words = teacher.get_input_embeddings().weight[: config.vocab_size]
@@ -366,7 +427,7 @@ class Training:
         stages = {"teacher": "teacher", "float student": "stage2", "integer student": "integer"}
         results: dict = {"recipe": asdict(self.recipe), "accuracy": {}, "changed_predictions": {}, "stages": {}}
         for stage in STAGES:
-            results["stages"][stage] = json.loads((self.out / stage / "stage.json").read_text())["figures"]
+            results["stages"][stage] = _read_record(self.out / stage / "stage.json")["figures"]
         splits = {"validation": self.task.validation, "test": self.task.test}
         for split, texts in splits.items():
             if texts is None:
@@ -385,7 +446,8 @@ class Training:
         lif = [rate for name, rate in rates.items() if ".add_" not in name]
         results["mean_firing_rate"] = sum(lif) / len(lif)
         if self.accelerator.is_main_process:
-            (self.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            with errors_name_files(self.out):
+                (self.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         return results
 
     def _trained(self, stage: str) -> nn.Module:
@@ -421,19 +483,38 @@ def ask_teacher(
     return (torch.cat(logits)[unsorted] if logits else None), (None if states is None else tuple(states))
 
 
-def reuse(pupil: Pupil, folder: Path) -> None:
-    """Take student body and alignment from a finished stage 1; the readout, which it never trained, stays new.
-
-    Raises UserError where the folder is none or its shapes differ.
-    """
+def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Path) -> None:
+    """Raises UserError where `folder` is no finished stage 1 of such a student and such a teacher."""
     if not (folder / "stage.json").exists():
         raise UserError(f"stage1.reuse: {folder} is no finished stage (no stage.json)")
+    try:
+        earlier = SpikeBertConfig.from_pretrained(folder)
+        with safe_open(folder / "alignment.safetensors", "pt") as alignment:
+            maps = [alignment.get_slice(f"maps.{i}.weight").get_shape() for i in range(earlier.num_hidden_layers + 1)]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"stage1.reuse: {folder} cannot be read: {str(error).splitlines()[0]}") from None
+    shape = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "intermediate_size",
+        "max_position_embeddings",
+        "positions",
+    )
+    different = [
+        f"{name} {getattr(earlier, name)}" for name in shape if getattr(earlier, name) != getattr(student, name)
+    ]
+    if different:
+        raise UserError(f"stage1.reuse: the student in {folder} has another shape ({', '.join(different)})")
+    if any(widths != [teacher.hidden_size, student.hidden_size] for widths in maps):
+        raise UserError(f"stage1.reuse: {folder} is aligned with a teacher of another width than {teacher.hidden_size}")
+
+
+def reuse(pupil: Pupil, folder: Path) -> None:
+    """Take student body and alignment from a finished stage 1 (see `check_reuse`); the readout, which it never
+    trained, stays new."""
     earlier = SpikeBertForSequenceClassification.from_pretrained(folder)
     body = {name: value for name, value in earlier.state_dict().items() if not name.startswith("readout.")}
-    own = pupil.student.state_dict()
-    different = [name for name in body if name not in own or own[name].shape != body[name].shape]
-    if different or len(earlier.blocks) != len(pupil.student.blocks):
-        raise UserError(f"stage1.reuse: the student in {folder} has another shape ({(different or ['blocks'])[0]})")
     pupil.student.load_state_dict(body, strict=False)
     load_model(pupil.alignment, str(folder / "alignment.safetensors"))
 
@@ -450,9 +531,29 @@ def _load(kind: Any, folder: str, **options: object) -> Any:
     """`from_pretrained` with an error a user can act on."""
     try:
         return kind.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"teacher.model: cannot load '{folder}': {reason}") from None
+
+
+def _read_record(path: Path) -> dict:
+    """A `stage.json`. Raises UserError where it is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {"made_from": record["made_from"], "figures": record["figures"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: delete the folder and the later stages to train them again") from None
+
+
+@contextmanager
+def errors_name_files(folder: Path) -> Iterator[None]:
+    """While the run in `folder` is read and written: what the file system refuses becomes a UserError that names it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        path = getattr(error, "filename", None) or folder
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: {reason}. Check the path, the rights and the space") from error
 
 
 def _differences(before: dict, now: dict, path: str = "") -> list[str]:

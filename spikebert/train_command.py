@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import resources
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from spikebert.commands import OK, UserError, output_kept_clean, run_command, write_json
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
 EXAMPLE = """\
 examples:
@@ -26,7 +26,7 @@ A run that was stopped goes on where it was when the same command is given again
 
 
 def recipe_path(name: str) -> Path:
-    """A recipe file, or the name of one that is installed with spikebert."""
+    """A recipe file, or the name of one that is installed with spikebert. Raises UserError where it is no YAML."""
     path = Path(name)
     packaged = resources.files("recipes") / f"{name}.yaml"
     if not path.exists() and packaged.is_file():
@@ -35,7 +35,26 @@ def recipe_path(name: str) -> Path:
         known = sorted(entry.name.removesuffix(".yaml") for entry in resources.files("recipes").iterdir()
                        if entry.name.endswith(".yaml"))  # fmt: skip
         raise UserError(f"--recipe {name}: no such file; installed recipes: {', '.join(known)}")
+    check_yaml(path)
     return path
+
+
+def check_yaml(path: Path) -> None:
+    """Raises UserError, with the line, where a recipe file cannot be read as YAML of fields and values."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"--recipe {path}: {error.strerror}; give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--recipe {path}: not YAML: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--recipe {path}: holds no fields; a recipe has lines such as 'out: runs/reviews'")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def make_parser() -> ArgumentParser:
@@ -48,7 +67,7 @@ def make_parser() -> ArgumentParser:
         description="Teach a spiking BERT: teacher -> stage 1 -> stage 2 -> quantise.",
         epilog=EXAMPLE,
         formatter_class=RawDescriptionHelpFormatter,
-        exit_on_error=True,
+        exit_on_error=False,  # its own way prints all flags first
     )
     parser.add_argument("--recipe", action="config", help="YAML file, or the name of an installed recipe")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
@@ -62,6 +81,7 @@ def quiet_libraries() -> None:
     import logging
     import warnings
 
+    import torch  # noqa: F401  # first: without it transformers would print a line of its own
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -70,24 +90,37 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
 
 
-def train(argv: Sequence[str]) -> int:
-    arguments = list(argv)
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Flags and recipe. Raises UserError for what is unknown, missing or of a wrong type."""
+    arguments, recipes = list(argv), []
     for place, word in enumerate(arguments):
         if word == "--recipe" and place + 1 < len(arguments):
-            arguments[place + 1] = str(recipe_path(arguments[place + 1]))
+            recipes.append(str(recipe_path(arguments[place + 1])))
+            arguments[place + 1] = recipes[-1]
         elif word.startswith("--recipe="):
-            arguments[place] = f"--recipe={recipe_path(word.removeprefix('--recipe='))}"
+            recipes.append(str(recipe_path(word.removeprefix("--recipe="))))
+            arguments[place] = f"--recipe={recipes[-1]}"
+    try:
+        return parser.parse_args(arguments)
+    except ArgumentError as error:
+        where = f" (recipe {', '.join(recipes)})" if recipes else ""
+        raise UserError(f"{_one_line(error)}{where}; spikebert-train --help lists all options") from None
+
+
+def train(argv: Sequence[str]) -> int:
     parser = make_parser()
-    parsed = parser.parse_args(arguments)
-    values = parser.instantiate_classes(parsed)
+    parsed = parse(parser, argv)
+    renamed = hasattr(parser, "instantiate")  # in jsonargparse 4.49
+    values = parser.instantiate(parsed) if renamed else parser.instantiate_classes(parsed)
     with output_kept_clean():  # libraries greet on standard output
         quiet_libraries()
         from spikebert.recipe import Recipe
         from spikebert.stages import Training
 
         recipe = Recipe(**{field.name: getattr(values, field.name) for field in fields(Recipe)})
-        results = Training(recipe).run()
-    if parsed.json:
+        training = Training(recipe)
+        results = training.run()
+    if parsed.json and training.accelerator.is_main_process:
         write_json(results)
     return OK
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spikebert.commands import CheckFailed
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -30,7 +32,7 @@ class Violation:
         return f"node '{self.node}': {self.rule}: {self.value}, the limit is {self.limit}: {self.remedy}"
 
 
-class IllegalGraphError(ValueError):
+class IllegalGraphError(CheckFailed):
     """A graph that a target refuses; `violations` holds every reason."""
 
     def __init__(self, target: str, violations: Sequence[Violation]) -> None:

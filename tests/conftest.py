@@ -3,4 +3,19 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A folder with `teacher`, `data` and `run`, a finished run of spikebert-train. Tests leave them as they are."""
+    pytest.importorskip("torch")
+    from small_teachers import recipe_arguments
+
+    from spikebert.train_command import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(recipe_arguments(folder)) == 0
+    return folder

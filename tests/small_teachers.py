@@ -43,7 +43,7 @@ def make_data(folder: Path, texts: int = 200) -> Path:
     for split, count in (("train", texts), ("validation", 20), ("test", 20)):
         lines = ["text\tlabel"]
         for i in range(count):
-            words = choice.choices(FILLER, k=choice.randint(1, 5)) + [choice.choice((BAD, GOOD)[i % 2])]
+            words = [*choice.choices(FILLER, k=choice.randint(1, 5)), choice.choice((BAD, GOOD)[i % 2])]
             choice.shuffle(words)
             lines.append(f"{' '.join(words)}\t{i % 2}")
         (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -58,7 +58,8 @@ def recipe_arguments(folder: Path) -> list[str]:
         make_data(data)
     return [
         f"--out={folder / 'run'}", f"--data.folder={data}", "--data.labels=[bad,good]", f"--teacher.model={teacher}",
-        "--teacher.epochs=6", "--teacher.learning_rate=3e-3", "--teacher.batch_size=16", "--student.hidden_size=32", "--student.layers=1",
-        "--student.heads=2", "--student.intermediate_size=32", "--student.n_max=10", "--stage1.epochs=1",
-        "--stage2.epochs=3", "--stage2.learning_rate=1e-2", "--stage2.batch_size=16", "--quantise.epochs=1", "--precision=float32",
+        "--teacher.epochs=6", "--teacher.learning_rate=3e-3", "--teacher.batch_size=16", "--student.hidden_size=32",
+        "--student.layers=1", "--student.heads=2", "--student.intermediate_size=32", "--student.n_max=10",
+        "--stage1.epochs=1", "--stage2.epochs=3", "--stage2.learning_rate=1e-2", "--stage2.batch_size=16",
+        "--quantise.epochs=1", "--precision=float32",
     ]  # fmt: skip

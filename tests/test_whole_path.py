@@ -17,15 +17,8 @@ from spikebert.train_command import main as train_main
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("whole_path")
-    assert train_main(recipe_arguments(folder)) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(trained: Path) -> Path:
-    bundle = trained / "bundle"
+def exported(trained: Path, tmp_path_factory) -> Path:
+    bundle = tmp_path_factory.mktemp("exported") / "bundle"
     assert export_main(["--model", str(trained / "run"), "--out", str(bundle), "--target", "lava"]) == 0
     return bundle
 

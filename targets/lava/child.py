@@ -110,11 +110,13 @@ def _interrupt_with_parent(control_fd: int) -> None:
 
     The main thread itself must clean up: another one could not keep it from starting more actors meanwhile.
     """
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None  # it runs
     hang_up = select.poll()
     hang_up.register(control_fd, 0)  # no events: only a hang-up wakes it, not messages
     hang_up.poll()
     while True:
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        signal.pthread_kill(main_thread, signal.SIGTERM)
         time.sleep(1.0)
 
 
@@ -162,8 +164,8 @@ def _prepare(job: Job, control: Connection) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (job.file_descriptors, hard))
     # The name is how leaked segments are told from other programs'. Python offers no public way to choose it.
-    shared_memory._SHM_NAME_PREFIX = f"/{job.shared_memory_prefix}"
-    shared_memory._SHM_SAFE_NAME_LENGTH = len(job.shared_memory_prefix) + 1 + 16
+    vars(shared_memory)["_SHM_NAME_PREFIX"] = f"/{job.shared_memory_prefix}"
+    vars(shared_memory)["_SHM_SAFE_NAME_LENGTH"] = len(job.shared_memory_prefix) + 1 + 16
     supervisor_pid = os.getpid()
 
     def in_actor() -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from converters.execution import EngineOptions, Execution, TokenBatch
+from converters.execution import EngineOptions, Execution, TokenBatch, check_observed
 from converters.graph import Graph
 from targets.lava.lowering import Plan
 from targets.lava.records import RecordLayout, feed_rows, feed_width, make_layout, read_values
@@ -102,12 +102,13 @@ class StreamingEngine:
     def run(self, batch: TokenBatch, observe: Collection[str] = ()) -> Execution:
         """See `converters.execution.Engine`.
 
-        Raises ValueError where the batch does not fit or a name is unknown; LavaMismatchError where the network is
-        not silent in padding or between samples. After any error the next run begins with a fresh network.
+        Raises LavaMismatchError where the network is not silent in padding or between samples. After any error
+        the next run begins with a fresh network.
         """
         if self._closed:
             raise RuntimeError("this engine is closed")
         batch.check_fits(self.graph)
+        check_observed(self.graph, observe)
         layout = make_layout(self.graph, self.plan, observe)
         try:
             parts = [self._run_part(part, observe, layout) for part in self._parts(batch, layout)]

@@ -303,9 +303,9 @@ def _lower_attention(
             route = _route(graph, node, slot, schedule, lanes)
             yield route
             inputs[slot] = route.name
-    input_channels = tuple(graph.features[producer] + lanes[producer] for producer in node.inputs)
+    q, k, v = (graph.features[producer] + lanes[producer] for producer in node.inputs)
     lane_weight = lane_weights(lanes[node.name], lanes[node.inputs[0]], lane_threshold)
-    yield AttentionSpec(node.name, tuple(inputs), graph.features[node.name], node.heads, input_channels, lane_weight)
+    yield AttentionSpec(node.name, tuple(inputs), graph.features[node.name], node.heads, (q, k, v), lane_weight)
 
 
 def _route(graph: Graph, node: Add | Attention, slot: int, schedule: Schedule, lanes: dict[str, int]) -> RouteSpec:

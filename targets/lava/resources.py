@@ -36,11 +36,11 @@ class Resources:
     memory_bytes: int
 
 
-REMEDIES = Resources(
-    "raise the hard limit (ulimit -Hn) or run fewer blocks",
-    "free space in /dev/shm (in a container: --shm-size)",
-    "use a machine with more memory, or the engine lava-inline",
-)
+REMEDIES = {
+    "file_descriptors": "raise the hard limit (ulimit -Hn) or run fewer blocks",
+    "shared_memory_bytes": "free space in /dev/shm (in a container: --shm-size)",
+    "memory_bytes": "use a machine with more memory, or the engine lava-inline",
+}
 
 
 def needed(plan: Plan, layout: RecordLayout) -> Resources:
@@ -76,7 +76,7 @@ def check_resources(plan: Plan, layout: RecordLayout) -> int:
     want, have = needed(plan, layout), available()
     short = [
         f"{field.name} {getattr(want, field.name):,} needed, {getattr(have, field.name):,} available: "
-        f"{getattr(REMEDIES, field.name)}"
+        f"{REMEDIES[field.name]}"
         for field in fields(Resources)
         if getattr(want, field.name) > getattr(have, field.name)
     ]

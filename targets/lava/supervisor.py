@@ -6,6 +6,7 @@ terminal reaches only the parent, which then closes in order.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -146,7 +147,5 @@ def _shut_down(owner_pid: int, child: subprocess.Popen, control: Connection, pre
 
 
 def _kill_group(group: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # all of them have ended
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # all of them have ended

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from converters.graph import LIF, Add, Attention, Graph
+from spikebert.commands import UserError
 from targets.lava.lowering import NeuronSpec, Plan, RouteSpec, Spec, SynapsesSpec, lower
 from targets.lava.schedule import make_schedule
 from targets.legality import IllegalGraphError, Violation
@@ -110,7 +111,7 @@ def _describe_process(spec: Spec) -> dict:
     return entry
 
 
-class ScheduleError(ValueError):
+class ScheduleError(UserError):
     """A bundle's schedule is not the one its graph has."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_models import small_batch, small_model
 
 from converters.execution import TokenBatch
@@ -98,3 +99,21 @@ def test_saved_and_loaded_it_is_the_same_graph(tmp_path) -> None:
         for field in ("weight", "bias", "table", "position"):
             if getattr(node, field, None) is not None:
                 assert np.array_equal(getattr(node, field), getattr(again, field))
+
+
+def test_the_torch_engine_names_an_unknown_node() -> None:
+    model = quantise(small_model())
+    engine = TorchEngine(graph_from_model(model), model)
+    with pytest.raises(ValueError, match="no such node in this graph: nothing"):
+        engine.run(TokenBatch(np.zeros((1, 2)), np.ones((1, 2))), ["nothing"])
+
+
+def test_a_model_with_weights_left_out_is_refused(tmp_path) -> None:
+    quantise(small_model()).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["readout.linear.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"1 of the model's weights are not in its file, first 'readout\.linear\.weight'"
+    ):
+        load_integer_model(tmp_path)

@@ -16,6 +16,8 @@ LINEAR = Synapses("linear", ("source",), SQUARE, BIAS)
 NEURON = LIF("neuron", ("linear",), 1)
 READOUT = Readout("readout", ("neuron",), np.ones((2, 4), dtype=np.int8), np.zeros(2, dtype=np.int32))
 
+READOUT_OF_SUM = replace(READOUT, inputs=("sum",))
+
 
 def graph_of(*nodes, n_max=3, timesteps=4):
     return Graph(timesteps, n_max, nodes)
@@ -27,11 +29,18 @@ def test_a_small_graph_is_legal():
     assert graph.spiking == ("source", "neuron")
     assert graph.features == {"source": 4, "linear": 4, "neuron": 4, "readout": 2}
     assert graph.value_max == {"source": 1, "linear": 4, "neuron": 1, "readout": 4}
-    assert list(graph.digraph.edges(data="slot")) == [
-        ("source", "linear", 0),
-        ("linear", "neuron", 0),
-        ("neuron", "readout", 0),
+    assert list(graph.digraph.edges(data="slots")) == [
+        ("source", "linear", (0,)),
+        ("linear", "neuron", (0,)),
+        ("neuron", "readout", (0,)),
     ]
+
+
+def test_a_node_may_feed_another_more_than_once():
+    graph = graph_of(SOURCE, LINEAR, NEURON, Add("sum", ("neuron", "source", "neuron")), READOUT_OF_SUM)
+    assert graph.digraph.edges["neuron", "sum"]["slots"] == (0, 2)
+    assert graph.digraph.edges["source", "sum"]["slots"] == (1,)
+    assert graph.value_max["sum"] == 3
 
 
 @pytest.mark.parametrize(

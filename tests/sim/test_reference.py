@@ -204,3 +204,10 @@ def test_a_batch_that_does_not_fit_is_refused():
 def test_the_independent_interpreter_is_independent():
     source = Path(interpret.__code__.co_filename).read_text(encoding="utf-8")
     assert not any(f"{word} {package}" in source for word in ("import", "from") for package in ("converters", "sim"))
+
+
+def test_an_unknown_node_is_named():
+    rng = np.random.default_rng(0)
+    graph = random_graph(rng, blocks=1)
+    with pytest.raises(ValueError, match="no such node in this graph: nothing, nowhere"):
+        ReferenceEngine(graph).run(random_batch(rng, graph, 1), ["nowhere", "nothing", graph.output])

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from random_graphs import random_graph
 from small_bundles import small_bundle
 
 import sim.run_command
 from converters.execution import Execution
+from converters.graph import LIF, Graph
 from sim.reference import ReferenceEngine
 from sim.run_command import main
 
@@ -203,13 +206,59 @@ def test_a_bundle_that_is_not_there_lists_the_shipped_ones(capsys):
     assert "shipped bundles are" in capsys.readouterr().err
 
 
-def test_a_damaged_bundle_is_refused(tmp_path, capsys):
+def is_one_error(captured, message: str) -> bool:
+    return (
+        captured.out == ""
+        and captured.err.startswith("error: ")
+        and captured.err.count("\n") == 1
+        and (message in captured.err)
+    )
+
+
+BUNDLE_FILES = ["graph.json", "weights.safetensors", "encoder.safetensors", "golden.safetensors", "README.md"]
+
+
+@pytest.mark.parametrize("name", [*BUNDLE_FILES, "tokenizer/tokenizer.json"])
+def test_a_bundle_with_a_flipped_bit_is_refused(tmp_path, capsys, name):
     bundle = small_bundle(tmp_path / "bundle")
-    content = bytearray((bundle.folder / "weights.safetensors").read_bytes())
-    content[-1] ^= 1
-    (bundle.folder / "weights.safetensors").write_bytes(content)
+    content = bytearray((bundle.folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle.folder / name).write_bytes(content)
     assert main([str(bundle.folder), "--text", "a"]) == 2
-    assert "weights.safetensors is damaged" in capsys.readouterr().err
+    assert is_one_error(capsys.readouterr(), f"{name} is damaged")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text\n\x7fELF\x00\x01", "line 2: a zero byte, so this is a binary file"),
+        (b"\x89PNG\xff\n", "line 1: not UTF-8"),
+        (b"sentence\tlabel\na\t1\n", "line 1: no column 'text'"),
+        (b"text\tlabel\na\tgreat\n", "line 2: label 'great' is no class"),
+        (b"", "line 1: no column 'text'"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_line(bundle, tmp_path, capsys, content, message):
+    path = tmp_path / "data.tsv"
+    path.write_bytes(content)
+    assert main([str(bundle.folder), "--file", str(path), "--json"]) == 2
+    assert is_one_error(capsys.readouterr(), f"{path}, {message}")
+
+
+def test_files_that_may_not_be_read_are_named(bundle, data, capsys, monkeypatch):
+    """Refused by hand: tests may run as root, who may read everything."""
+    honest = Path.read_bytes
+
+    def refuse(path):
+        if path.name == refused:
+            raise PermissionError(13, "Permission denied", str(path))
+        return honest(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for refused in ("weights.safetensors", "data.tsv"):
+        assert main([str(bundle.folder), "--file", str(data)]) == 2
+        captured = capsys.readouterr()
+        assert is_one_error(captured, "Permission denied") and refused in captured.err
 
 
 def test_debug_prints_the_traceback(tmp_path, capsys):
@@ -313,3 +362,104 @@ def test_a_stopped_run_closes_the_engine_and_exits_130(bundle, number):
         assert process.stderr.read() == "closed\ninterrupted\n"
     assert process.returncode == 130
     assert time.monotonic() - start < 30
+
+
+def lava_segments() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("psm_spikebert_*")}
+
+
+def processes_below(parent: int) -> set[int]:
+    """The children of a process, theirs, and so on."""
+    children = {int(child) for path in Path(f"/proc/{parent}/task").glob("*/children") for child in read_ids(path)}
+    return children.union(*map(processes_below, children))
+
+
+def read_ids(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # it ended just now
+        return []
+
+
+def running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("delay_seconds", [0.0, 1.0])
+def test_ctrl_c_on_the_lava_engine_leaves_nothing(bundle, tmp_path, delay_seconds):
+    """The command as a user gives it, stopped while the network is built, and a moment later."""
+    pytest.importorskip("lava.magma")
+    path = tmp_path / "many.tsv"
+    path.write_text("text\n" + "a good film\n" * 5_000)
+    command = [sys.executable, "-m", "sim.run_command", str(bundle.folder), "--engine", "lava", "--verify", "--json"]
+    before = lava_segments()
+    with subprocess.Popen(
+        [*command, "--file", str(path)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 240
+        while not lava_segments() - before:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(delay_seconds)
+        started = processes_below(process.pid)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (130, "", "interrupted\n")
+    assert started and not any(map(running, started))
+    assert lava_segments() - before == set()
+
+
+LAVA_INLINE = """
+import sys
+import targets.lava.inline as inline
+
+honest = inline.InlineProgram.run
+
+def run(self, steps):
+    print("running", file=sys.stderr, flush=True)
+    honest(self, steps)
+
+inline.InlineProgram.run = run
+import sim.run_command as command
+sys.exit(command.main())
+"""
+
+
+def test_ctrl_c_on_the_inline_engine(bundle, tmp_path):
+    pytest.importorskip("lava.magma")
+    path = tmp_path / "many.tsv"
+    path.write_text("text\n" + "a good film\n" * 5_000)
+    command = [sys.executable, "-c", LAVA_INLINE, str(bundle.folder), "--engine", "lava-inline", "--file", str(path)]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None and process.stdout is not None
+        assert "running\n" in iter(process.stderr.readline, "")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().removeprefix("running\n").splitlines()[-1] == "interrupted"
+        assert process.stdout.read() == ""
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("engine", ["lava", "lava-inline"])
+def test_a_graph_that_lava_cannot_hold_exits_1(tmp_path, capsys, engine):
+    pytest.importorskip("lava.magma")
+    graph = random_graph(np.random.default_rng(0), blocks=1)
+    nodes = [
+        replace(node, threshold=node.threshold + np.arange(graph.features[node.name]) % 2)
+        if isinstance(node, LIF)
+        else node
+        for node in graph
+    ]
+    bundle = small_bundle(tmp_path / "bundle", Graph(graph.timesteps, graph.n_max, tuple(nodes)))
+    assert main([str(bundle.folder), "--text", "a", "--engine", engine]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("scalar-threshold: 2, the limit is 1") == sum(isinstance(node, LIF) for node in graph)

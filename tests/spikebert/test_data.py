@@ -67,7 +67,7 @@ def test_the_reviews_are_shipped() -> None:
 
 @pytest.mark.parametrize("suffix", [".txt", ".gz", ".xz"])
 def test_lines_are_streamed_from_plain_and_packed_files(tmp_path, suffix: str) -> None:
-    content = "one\n\n two \nthree\nfour\n".encode()
+    content = b"one\n\n two \nthree\nfour\n"
     pack = {".txt": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[suffix]
     path = tmp_path / f"lines{suffix}"
     path.write_bytes(pack(content))

@@ -9,7 +9,8 @@ from small_models import small_batch, small_config, small_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from spikebert.model import Packing, SpikeBertForSequenceClassification
+from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.packing import Packing
 from spikebert.quantisation import quantise
 
 

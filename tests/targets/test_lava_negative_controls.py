@@ -180,10 +180,10 @@ def wrong_lif(shift: int, floor: bool, fires_at: bool) -> Callable[..., np.ndarr
 @pytest.mark.parametrize(
     "mistake, noticed",
     [
-        (dict(shift=7, floor=False, fires_at=False), False),  # none, in this writing of the rule
-        (dict(shift=6, floor=False, fires_at=False), True),
-        (dict(shift=7, floor=True, fires_at=False), True),
-        (dict(shift=7, floor=False, fires_at=True), True),
+        ({"shift": 7, "floor": False, "fires_at": False}, False),  # none, in this writing of the rule
+        ({"shift": 6, "floor": False, "fires_at": False}, True),
+        ({"shift": 7, "floor": True, "fires_at": False}, True),
+        ({"shift": 7, "floor": False, "fires_at": True}, True),
     ],
 )
 def test_a_wrong_rule_in_the_reference_is_noticed(

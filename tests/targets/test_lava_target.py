@@ -96,7 +96,7 @@ def test_a_schedule_that_disagrees_is_refused(tmp_path: Path) -> None:
     stored["latency_steps"]["block0.q"] = 2
     path.write_text(json.dumps(stored))
     for factory in (open_lava, open_lava_inline):
-        with pytest.raises(ScheduleError, match="latency_steps.block0.q"):
+        with pytest.raises(ScheduleError, match=r"latency_steps\.block0\.q"):
             factory(graph, EngineOptions(bundle=tmp_path))
         factory(graph, EngineOptions(bundle=tmp_path / "elsewhere")).close()
 

@@ -10,6 +10,7 @@ import numpy as np
 from lava.proc.conv.models import PyConvModelFixed
 from lava.proc.sparse.models import PyDelaySparseModelBitAcc, PySparseModelBitAcc
 from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
+from scipy.sparse import csr_matrix
 
 
 def as_hardware_holds(weight: np.ndarray) -> np.ndarray:
@@ -23,6 +24,8 @@ class FastConvModel(PyConvModelFixed):
 
     float32 is exact here: every partial sum is a doubled accumulator, at most 131072.
     """
+
+    a_buf: np.ndarray  # the current to send next; Lava gives it
 
     def __init__(self, proc_params: object) -> None:
         super().__init__(proc_params)
@@ -51,6 +54,10 @@ class FastConvModel(PyConvModelFixed):
 class FastSparseModel(PySparseModelBitAcc):
     """A Sparse as one sparse product, for binary messages too."""
 
+    weights: csr_matrix
+    weights_set: bool  # whether `weights` are as the hardware holds them
+    a_buff: np.ndarray
+
     def run_spk(self) -> None:
         """One time_step: send what the last one gave, then take in this one's spikes."""
         if not self.weights_set:
@@ -62,6 +69,10 @@ class FastSparseModel(PySparseModelBitAcc):
 
 class FastDelaySparseModel(PyDelaySparseModelBitAcc):
     """A DelaySparse with one delay for all its synapses: a queue of currents."""
+
+    weights: csr_matrix
+    weights_set: bool
+    a_buff: np.ndarray
 
     def run_spk(self) -> None:
         """One time_step: send the current that is due, then queue this one's."""

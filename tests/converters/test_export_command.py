@@ -1,0 +1,235 @@
+"""`spikebert-export` used wrongly, refused and stopped: a clear line, the right exit code, nothing half written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import converters.from_torch as bridge
+from converters.bundle import read_bundle
+from converters.export_command import main
+from converters.graph import LIF, Graph, GraphError
+
+ROOT = Path(__file__).parents[2]
+ILLEGAL = ("blocks.0.query.lif", "blocks.0.up.lif")
+
+
+@pytest.fixture
+def model(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained integer model that a test may spoil."""
+    return Path(shutil.copytree(trained / "run" / "integer", tmp_path / "model"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "place" / "bundle"
+
+
+def one_error(capfd) -> str:
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def nothing_written(out: Path) -> bool:
+    """No bundle and no part of one, hidden or not."""
+    return not out.parent.exists() or list(out.parent.iterdir()) == []
+
+
+# Wrong use
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: --model, --out"),
+        (["--model", "m", "--out", "o", "--engine", "lava"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_flags_exit_2(arguments: list[str], message: str, capfd) -> None:
+    assert main(arguments) == 2
+    captured = capfd.readouterr()
+    assert captured.out == "" and message in captured.err and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "file/below/further"])
+def test_an_out_that_cannot_be_a_folder_is_refused(model: Path, tmp_path: Path, capfd, place: str) -> None:
+    (tmp_path / "file").write_text("here already")
+    assert main(["--model", str(model), "--out", str(tmp_path / place)]) == 2
+    assert f"{tmp_path / 'file'} " in (line := one_error(capfd)) and "is not a folder" in line
+    assert (tmp_path / "file").read_text() == "here already"
+
+
+def test_an_out_without_write_permission_is_refused(model: Path, out: Path, capfd, monkeypatch) -> None:
+    """Permission is refused by hand: tests may run as root, who may write everywhere."""
+    monkeypatch.setattr("converters.bundle.os.access", lambda path, mode: False)
+    assert main(["--model", str(model), "--out", str(out)]) == 2
+    assert "may not be written to" in one_error(capfd)
+    assert nothing_written(out)
+
+
+def test_a_full_disk_leaves_nothing(model: Path, out: Path, capfd, monkeypatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["--model", str(model), "--out", str(out)]) == 2
+    assert "No space left on device. Check the path, the rights and the space" in one_error(capfd)
+    assert nothing_written(out)
+
+
+def test_what_is_not_a_bundle_is_never_overwritten(model: Path, out: Path, capfd) -> None:
+    out.mkdir(parents=True)
+    (out / "thesis.tex").write_text("years of work")
+    assert main(["--model", str(model), "--out", str(out), "--overwrite"]) == 2
+    assert "is not a bundle, so it is not overwritten" in one_error(capfd)
+    assert (out / "thesis.tex").read_text() == "years of work"
+
+
+# Bad models
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "message"),
+    [
+        ("model.safetensors", truncate, "cannot be loaded as a SpikeBERT"),
+        ("model.safetensors", Path.unlink, "cannot be loaded as a SpikeBERT"),
+        ("config.json", lambda path: path.write_bytes(b"\x80\xff\x00"), "cannot be loaded as a SpikeBERT"),
+        ("config.json", Path.unlink, "no model there"),
+        ("tokenizer.json", truncate, "the tokenizer cannot be loaded"),
+        ("tokenizer.json", Path.unlink, "no tokenizer.json"),
+    ],
+)
+def test_a_damaged_model_is_named(model: Path, out: Path, capfd, file: str, spoil, message: str) -> None:
+    spoil(model / file)
+    assert main(["--model", str(model), "--out", str(out)]) == 2
+    assert f"{model}: " in (line := one_error(capfd)) and message in line
+    assert nothing_written(out)
+
+
+def test_damaged_results_are_named(model: Path, out: Path, capfd) -> None:
+    (model / "results.json").write_text('{"accuracy": 3}')
+    assert main(["--model", str(model), "--out", str(out)]) == 2
+    assert f"{model / 'results.json'} is damaged" in one_error(capfd)
+    assert nothing_written(out)
+
+
+@pytest.mark.parametrize("module", ["torch", "transformers"])
+def test_a_missing_library_names_the_extra(module: str, model: Path, out: Path) -> None:
+    program = f"import sys; sys.modules['{module}'] = None; import converters.export_command as c; sys.exit(c.main())"
+    command = [sys.executable, "-c", program, "--model", str(model), "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: '{module}' is not installed. Install it with: pip install 'spikebert[train]'\n"
+
+
+# Illegal graphs
+
+
+@pytest.fixture
+def two_vector_thresholds(monkeypatch) -> None:
+    """Two layers get a threshold for each neuron, which Lava's own LIF cannot hold."""
+    honest = bridge.graph_from_model
+
+    def graph_from_model(model) -> Graph:
+        graph = honest(model)
+        nodes = [
+            replace(node, threshold=node.threshold + np.arange(graph.features[node.name]) % 2)
+            if isinstance(node, LIF) and node.name in ILLEGAL
+            else node
+            for node in graph
+        ]
+        return Graph(graph.timesteps, graph.n_max, tuple(nodes))
+
+    monkeypatch.setattr(bridge, "graph_from_model", graph_from_model)
+
+
+def test_an_illegal_graph_is_refused_with_every_reason(model: Path, out: Path, capfd, two_vector_thresholds) -> None:
+    assert main(["--model", str(model), "--out", str(out), "--target", "lava"]) == 1
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "not legal for the target 'lava'" in captured.err
+    for name in ILLEGAL:
+        assert f"node '{name}': scalar-threshold: 2, the limit is 1: quantise with one threshold" in captured.err
+    assert nothing_written(out)
+
+
+def test_an_illegal_graph_as_json(model: Path, out: Path, capfd, two_vector_thresholds) -> None:
+    assert main(["--model", str(model), "--out", str(out), "--target", "lava", "--json"]) == 1
+    report = json.loads(capfd.readouterr().out)
+    assert report["bundle"] is None
+    assert [violation["node"] for violation in report["violations"]] == list(ILLEGAL)
+    (rule,) = {(each["rule"], each["value"], each["limit"]) for each in report["violations"]}
+    assert rule == ("scalar-threshold", 2, 1)
+    assert all(violation["remedy"] for violation in report["violations"])
+
+
+def test_a_model_without_a_legal_graph_exits_1(model: Path, out: Path, capfd, monkeypatch) -> None:
+    def refuse(model) -> Graph:
+        raise GraphError("node 'blocks.0.up': an accumulator may reach 65536")
+
+    monkeypatch.setattr(bridge, "graph_from_model", refuse)
+    assert main(["--model", str(model), "--out", str(out)]) == 1
+    assert "makes no legal graph: node 'blocks.0.up': an accumulator may reach 65536" in one_error(capfd)
+    assert nothing_written(out)
+
+
+# What goes well, and what is stopped
+
+
+def test_json_is_exactly_one_object(model: Path, out: Path, capfd) -> None:
+    assert main(["--model", str(model), "--out", str(out), "--target", "lava", "--json"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["bundle"] == str(out) and report["target"] == "lava"
+    assert report["verify"]["mismatches"] == 0
+    assert report["nodes"] == len(read_bundle(out).graph.nodes)
+    assert main(["--model", str(model), "--out", str(out)]) == 2
+    assert "exists" in one_error(capfd)
+
+
+STOPPED = """
+import sys, time
+import targets.lava.target as target
+
+honest = target.LavaTarget.emit
+
+def emit(self, graph, folder):
+    honest(self, graph, folder)
+    print("writing", file=sys.stderr, flush=True)
+    time.sleep(60)
+
+target.LavaTarget.emit = emit
+import converters.export_command as command
+sys.exit(command.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_export_leaves_nothing(trained: Path, out: Path, number: signal.Signals) -> None:
+    out.parent.mkdir()
+    model = trained / "run"
+    command = [sys.executable, "-c", STOPPED, "--model", str(model), "--out", str(out), "--target", "lava"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line == "writing\n":
+                break
+        assert not nothing_written(out), "nothing is half written yet, so there is nothing to clean up"
+        process.send_signal(number)
+        assert process.stderr.read() == "interrupted\n"
+    assert process.returncode == 130
+    assert nothing_written(out)
