@@ -66,9 +66,8 @@ def main() -> int:
     print(f"\nLava runtime, {report['samples']} of these sentences against the reference, every node")
     print(f"  {'values compared':<38}{verify['values_compared']:>14,}")
     print(f"  {'mismatches':<38}{verify['mismatches']:>14,}")
-    print(
-        f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. The bundle is {BUNDLE}; try a sentence of your own:"
-    )
+    minutes = (time.monotonic() - started) / 60
+    print(f"\nDone in {minutes:.1f} minutes. The bundle is {BUNDLE}; try a sentence of your own:")
     print(f'  .venv/bin/spikebert-run {BUNDLE} --text "the soup was cold and the waiter rude"')
     return 0
 

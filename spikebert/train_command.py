@@ -29,11 +29,11 @@ def recipe_path(name: str) -> Path:
     """A recipe file, or the name of one that is installed with spikebert. Raises UserError where it is no YAML."""
     path = Path(name)
     packaged = resources.files("recipes") / f"{name}.yaml"
-    if not path.exists() and packaged.is_file():
+    if not path.is_file() and packaged.is_file():
         return Path(str(packaged))
     if not path.exists():
-        known = sorted(entry.name.removesuffix(".yaml") for entry in resources.files("recipes").iterdir()
-                       if entry.name.endswith(".yaml"))  # fmt: skip
+        entries = (entry.name for entry in resources.files("recipes").iterdir())
+        known = sorted(entry.removesuffix(".yaml") for entry in entries if entry.endswith(".yaml"))
         raise UserError(f"--recipe {name}: no such file; installed recipes: {', '.join(known)}")
     check_yaml(path)
     return path

@@ -16,7 +16,7 @@ import pytest
 import torch
 from small_teachers import recipe_arguments
 
-from spikebert.train_command import main
+from spikebert.train_command import main, recipe_path
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("teacher", "stage1", "stage2", "integer")
@@ -40,6 +40,12 @@ def one_error(capfd) -> str:
 
 
 # Recipes and flags
+
+
+def test_a_folder_named_like_a_recipe_does_not_hide_it(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "reviews").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert recipe_path("reviews").name == "reviews.yaml"
 
 
 @pytest.mark.parametrize(
