@@ -308,6 +308,7 @@ def _manifest(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, 
         "config": dict(config),
         "provenance": dict(provenance),
     }
+    manifest = json.loads(_readable_json(manifest))  # keys become texts, as a reader will see them
     return _readable_json(manifest | {"digest": manifest_digest(manifest)})
 
 

@@ -16,7 +16,7 @@ def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, fold
     lines = [
         f"# {config.get('name', folder_name)}",
         "",
-        "A spiking BERT as an integer network: spikes, 8-bit weights and thresholds, no floating point.",
+        f"A spiking BERT as an integer network: spikes, weights of {_weight_bits(graph)} bits, no floating point.",
         "",
         f"- Task: classification into {graph.features[graph.output]} classes"
         + (f": {', '.join(labels)}" if labels else ""),
@@ -48,6 +48,10 @@ def _accuracies(accuracies: Mapping[str, float]) -> list[str]:
         return []
     rows = [f"| {name} | {100 * fraction:.2f} % |" for name, fraction in accuracies.items()]
     return ["## Accuracy", "", "| measured on | correct |", "|---|---:|", *rows, ""]
+
+
+def _weight_bits(graph: Graph) -> int:
+    return max((node.weight_bits for node in graph if isinstance(node, Synapses)), default=8)
 
 
 def _sizes(graph: Graph) -> dict[str, int]:

@@ -16,7 +16,6 @@ from converters.bundle import (
     Bundle,
     Golden,
     check_destination,
-    golden_nodes,
     make_golden,
     write_bundle,
 )
@@ -168,29 +167,32 @@ def export(
         add_target=None if target is None else lambda folder: target.emit(graph, folder),
         overwrite=overwrite,
     )
-    assert golden_nodes(graph)
     return Export(bundle, comparison)
 
 
 def training_record(model_folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """From `results.json` of a run of spikebert-train, if it is there: accuracies by name, and the recipe.
+    """Accuracies by name, and the recipe, where `model_folder` is a run of spikebert-train or its `integer/`.
 
-    Raises UserError where the file is damaged.
+    Empty for any other model: figures of another one beside it are not its own. Raises UserError where the
+    record is damaged.
     """
-    for folder in (model_folder, model_folder.parent):
-        path = folder / "results.json"
-        if path.is_file():
-            try:
-                results = json.loads(path.read_text(encoding="utf-8"))
-                accuracies = {
-                    f"{split}, {model}": measured["value"]
-                    for model, splits in results["accuracy"].items()
-                    for split, measured in splits.items()
-                }
-                return accuracies, results["recipe"]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(f"{path} is damaged: run spikebert-train again to measure again") from None
-    return {}, {}
+    run = model_folder if (model_folder / "integer").is_dir() else model_folder.parent
+    path, stage = run / "results.json", run / "integer" / "stage.json"
+    if not (path.is_file() and stage.is_file() and model_folder in (run, run / "integer")):
+        return {}, {}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        made_from = json.loads(stage.read_text(encoding="utf-8"))["made_from"]
+        if any(made_from[section] != value for section, value in results["recipe"].items() if section in made_from):
+            raise UserError(f"{path} was measured with another recipe than {stage.parent}: run spikebert-train again")
+        accuracies = {
+            f"{split}, {model}": measured["value"]
+            for model, splits in results["accuracy"].items()
+            for split, measured in splits.items()
+        }
+        return accuracies, results["recipe"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: run spikebert-train again to measure again") from None
 
 
 def _versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from converters.execution import EngineOptions, Execution, TokenBatch, check_observed
-from converters.from_torch import load_integer_model
+from converters.from_torch import graph_from_model, load_integer_model
 from converters.graph import Graph
 from spikebert.commands import UserError
 from spikebert.model import SpikeBertForSequenceClassification
@@ -48,11 +48,11 @@ def open_torch(graph: Graph, options: EngineOptions) -> TorchEngine:
     if options.model is None:
         raise UserError("the engine 'torch' runs the trained model: name its folder with --model")
     model = load_integer_model(options.model)
-    size = (model.config.timesteps, model.config.vocab_size, model.config.hidden_size, model.config.num_labels)
-    wanted = (graph.timesteps, *graph.source.table.shape, graph.features[graph.output])
-    if size != wanted:
-        raise UserError(
-            f"--model {options.model}: T, vocabulary, D and classes are {size}, those of the bundle are {wanted}: "
-            "it is another model"
-        )
+    own = graph_from_model(model)
+    if _shape(own) != _shape(graph):
+        raise UserError(f"--model {options.model}: another model: its T, n_max, nodes or widths are not the bundle's")
     return TorchEngine(graph, model)
+
+
+def _shape(graph: Graph) -> tuple:
+    return graph.timesteps, graph.n_max, graph.source.table.shape, graph.features

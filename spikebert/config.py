@@ -94,3 +94,8 @@ class SpikeBertConfig(PretrainedConfig):
                 raise ValueError(f"{name} is {value}, it must be {low} .. {'' if high is None else high}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads")
+        reach = self.hidden_size // self.num_attention_heads * self.max_position_embeddings
+        if reach > 65535:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads}: attention may count to {reach}, more than 65535"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import lzma
 import zlib
 from collections.abc import Iterator, Sequence
@@ -95,7 +96,12 @@ def read_split(data: Data, split: str) -> LabelledTexts | None:
     for column in (data.text_column, data.label_column):
         if column not in loaded[split].column_names:
             raise UserError(f"data.hub: {data.hub} has no column '{column}', it has {loaded[split].column_names}")
-    return LabelledTexts(list(loaded[split][data.text_column]), [int(x) for x in loaded[split][data.label_column]])
+    labels = [int(label) for label in loaded[split][data.label_column]]
+    if min(labels, default=0) < 0:  # how the hub marks labels that are kept back
+        if split == "test":
+            return None
+        raise UserError(f"data.hub: {data.hub} keeps back the labels of '{split}' (there are negative ones)")
+    return LabelledTexts(list(loaded[split][data.text_column]), labels)
 
 
 def open_text(path: Path) -> TextIO:
@@ -107,31 +113,45 @@ def open_text(path: Path) -> TextIO:
     return open(path, encoding="utf-8")
 
 
-def read_lines(paths: Sequence[str], skip: int = 0, limit: int = 0) -> Iterator[str]:
-    """Non-empty lines of text files, one file after the other, streamed.
+def read_lines(paths: Sequence[str], limit: int = 0) -> Iterator[str]:
+    """Non-empty lines of text files, streamed, one from each file in turn; at most `limit` of them (0 for all).
 
-    From each file `limit / files` lines (0 for all) after leaving out the first `skip / files`. A file that
-    ends sooner gives what it has. Raises UserError for a file that is missing or is no text.
+    A file that ends sooner leaves its turns to the others. Raises UserError for one that is missing or no text.
     """
-    for path in map(Path, paths):
-        first, count = skip // len(paths), limit // len(paths)
-        try:
-            with open_text(path) as lines:
-                seen = 0
-                for line in lines:
-                    if not line.strip():
-                        continue
-                    if limit and seen >= first + count:
-                        break
-                    if seen >= first:
-                        yield line.strip()
-                    seen += 1
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such text file") from None
-        except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise UserError(f"{path}: not a text file of one sentence a line ({error})") from None
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
+    open_files = [_lines_of(Path(path)) for path in paths]
+    given = 0
+    while open_files:
+        for lines in list(open_files):
+            if limit and given >= limit:
+                return
+            line = next(lines, None)
+            if line is None:
+                open_files.remove(lines)
+            else:
+                given += 1
+                yield line
+
+
+def _lines_of(path: Path) -> Iterator[str]:
+    try:
+        with open_text(path) as lines:
+            yield from (line.strip() for line in lines if line.strip())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such text file") from None
+    except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{path}: not a text file of one sentence a line ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def hash_files(paths: Sequence[str]) -> str:
+    """sha256 of the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as content:
+            while piece := content.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def check_text_files(paths: Sequence[str], lines: int = 1000) -> None:

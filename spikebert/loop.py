@@ -58,7 +58,7 @@ def choose_precision(precision: str) -> str:
     return {"bf16": "bf16", "float32": "no"}[precision]
 
 
-def trainable(model: nn.Module) -> dict[str, Tensor]:
+def copy_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
@@ -92,7 +92,7 @@ def fit(
     if checkpoint.exists():
         state = _resume(checkpoint, model, optimiser)
     elif evaluate is not None and keep_start:
-        state.best, state.best_weights = evaluate(), trainable(model)
+        state.best, state.best_weights = evaluate(), copy_weights(model)
     texts = texts_of_epoch(state.epoch) if state.epoch < schedule.epochs else None
     steps_an_epoch = -(-len(texts) // schedule.batch_size) // accelerator.num_processes if texts else 0
     steps = steps_an_epoch * schedule.epochs
@@ -160,7 +160,7 @@ def _end_of_epoch(
         if writer:
             writer.add_scalar("validation_accuracy", value, state.step)
         if state.best is None or value > state.best:
-            state.best, state.best_weights = value, trainable(model)
+            state.best, state.best_weights = value, copy_weights(model)
     progress.say(message)
 
 

@@ -73,14 +73,13 @@ class Encoder(nn.Module):
 
     def current(self, input_ids: Tensor, packing: Packing) -> Tensor:
         """[B, N] ids -> the current of each real token [R, D]"""
-        places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        ids, places = (x.flatten().index_select(0, packing.index) for x in (input_ids, places))  # [R] each
+        ids = input_ids.flatten().index_select(0, packing.index)  # [R]
         integer = self.config.mode == "integer"
         token = self.token(ids)
         current = self.round_token(token) if integer else token
         if self.position is None:
             return current
-        position = self.position(places)
+        position = self.position(packing.places)
         return current + (self.round_position(position) if integer else position)
 
     def forward(self, input_ids: Tensor, packing: Packing, trace: Trace) -> Tensor:
@@ -216,6 +215,12 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         self.readout = Readout(config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.encoder.token
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.encoder.token = value
+
     def _init_weights(self, module: nn.Module) -> None:
         """Linear as torch does; token currents that let a few per cent of the encoder's neurons fire."""
         if isinstance(module, nn.Embedding):
@@ -234,18 +239,21 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         output_hidden_states: bool | None = None,
         output_firing_rates: bool = False,
         output_trace: Collection[str] = (),
-        return_dict: bool = True,
-        **ignored: object,
+        return_dict: bool | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> SpikeBertOutput | tuple:
         """input_ids [B, N] and attention_mask [B, N] (1 real, 0 padding; all real where it is None).
 
-        Padding never changes a result. `**ignored` takes what tokenizers add (token_type_ids).
-        Raises ValueError for a text longer than `max_position_embeddings` or with no real token.
+        Padding never changes a result, on whichever side it stands: positions count real tokens. What
+        tokenizers add as `token_type_ids` is not used. Raises ValueError for a text longer than
+        `max_position_embeddings` or with no real token, and for an integer model in less than float32.
         """
         if input_ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
                 f"{input_ids.shape[1]} tokens, the model takes {self.config.max_position_embeddings}: truncate the text"
             )
+        if self.config.mode == "integer" and self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"an integer model in {self.dtype} would lose integers: load it in float32")
         packing = Packing(torch.ones_like(input_ids) if attention_mask is None else attention_mask)
         if not bool(packing.lengths.all()):
             raise ValueError("a text with an all-zero attention_mask: every text has at least [CLS] and [SEP]")
@@ -265,7 +273,8 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
             firing_rates=firing_rates(trace) if output_firing_rates else None,
             trace={name: packing.unpack(trace[name]) for name in output_trace} if output_trace else None,
         )
-        return output if return_dict else output.to_tuple()
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if wants_dict else output.to_tuple()
 
 
 def firing_rates(trace: Trace) -> dict[str, Tensor]:

@@ -81,8 +81,9 @@ class LoihiLIF(BaseNode):
     def neuronal_fire(self) -> Tensor:
         threshold = self.v_threshold * 2**SHIFT if self.integer else self.v_threshold
         above = self.v - threshold  # exact in integer mode: both are integers below 2^24
-        if threshold > 1:
-            above = above / threshold
+        unit = max(threshold, float(2**SHIFT) if self.integer else 1.0)  # a threshold of 0 has no scale of its own
+        if unit != 1.0:
+            above = above / unit
         return StrictSpike.apply(above, self.surrogate_function)
 
     def neuronal_reset(self, spike: Tensor) -> None:

@@ -16,6 +16,7 @@ class Packing:
         self.mask = mask.bool()
         self.index = self.mask.flatten().nonzero().squeeze(1)  # [R]
         self.lengths = self.mask.sum(1)  # [B]
+        self.places = (self.mask.cumsum(1) - 1).flatten()[self.index]  # [R]: how many real tokens stand before
 
     def pack(self, x: Tensor) -> Tensor:
         """[..., B, N, D] -> [..., R, D]"""

@@ -7,13 +7,12 @@ the largest for which its largest weight fits in `weight_bits` bits and no accum
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from spikebert.config import SpikeBertConfig
 from spikebert.model import Readout, SpikeBertForSequenceClassification, SpikingLinear
-from spikebert.rounding import ACCUMULATOR_MAX, largest_weight, row_reach
+from spikebert.rounding import ACCUMULATOR_MAX, BIAS_MAX, largest_weight, row_reach
 
 THRESHOLD_MAX = 65535  # accumulator units
 
@@ -30,14 +29,16 @@ def choose_units(weight: Tensor, bias: Tensor, bits: int, input_max: int) -> int
     reach = float((row_reach(weight) * input_max + bias.abs()).max())
     rounding_slack = 1 - weight.shape[1] * input_max / ACCUMULATOR_MAX  # each weight may round up by a half
     roomy = ACCUMULATOR_MAX * max(rounding_slack, 0.5) / max(reach, 1e-12)
-    return int(min(max(min(finest, roomy), 1), THRESHOLD_MAX))
+    unclipped = BIAS_MAX / max(float(bias.abs().max()), 1e-12)
+    return int(min(max(min(finest, roomy, unclipped), 1), THRESHOLD_MAX))
 
 
 def encoder_units(kind: str, table: Tensor) -> int:
     """Table units per float unit. The table is int8, so this decides where it is clipped.
 
-    A LIF encoder of threshold 1 fires at every step from a current of 1 upwards and never for negative
-    ones, so larger numbers say nothing more: 96 units clip at 1.32. A sign encoder keeps its whole range.
+    A LIF encoder of threshold 1 fires at every step from a current of 1 upwards, so a larger token current
+    matters only where a negative position is added to it: 96 units clip at 1.32, which is a little lossy for
+    such outliers and finer for all others. A sign encoder keeps its whole range.
     """
     if kind == "lif":
         return 96
@@ -52,8 +53,7 @@ def quantise(model: SpikeBertForSequenceClassification, weight_bits: int = 8) ->
     """
     if model.config.mode != "float":
         raise ValueError("the model is in integer mode already: quantise takes the float model")
-    config = copy.deepcopy(model.config)
-    config.mode, config.weight_bits = "integer", weight_bits
+    config = SpikeBertConfig(**(model.config.to_dict() | {"mode": "integer", "weight_bits": weight_bits}))
     integer = SpikeBertForSequenceClassification(config).to(model.device)
     integer.load_state_dict(model.state_dict(), strict=False)  # all but BatchNorm, which has no place there
     floats = dict(model.named_modules())

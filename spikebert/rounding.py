@@ -14,6 +14,9 @@ from torch import Tensor
 ACCUMULATOR_MAX = 65535  # |a| of every row; the graph's own constant (tests compare them)
 
 
+BIAS_MAX = ACCUMULATOR_MAX // 2  # leaves the other half to the weights
+
+
 def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
     """The value of `exact`, the gradient of `smooth`."""
     return _StraightThrough.apply(exact, smooth)
@@ -47,8 +50,7 @@ def row_reach(weight: Tensor) -> Tensor:
 
 def round_bias(bias: Tensor, units: Tensor) -> Tensor:
     """Integer bias [out] in accumulator units, at most half the accumulator so that weights find room."""
-    limit = ACCUMULATOR_MAX // 2
-    return round_straight_through(bias * units).clamp(-limit, limit)
+    return round_straight_through(bias * units).clamp(-BIAS_MAX, BIAS_MAX)
 
 
 def round_weight(weight: Tensor, units: Tensor, bits: int, input_max: int, bias: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ recipe again passes over it. Models are chosen on validation; test is measured o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,16 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from safetensors import SafetensorError
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -41,11 +41,11 @@ from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
 from spikebert.data import (
     SPLITS,
-    UNLABELLED,
     LabelledTexts,
     TokenisedTexts,
     check_text_files,
     describe_unusual,
+    hash_files,
     read_lines,
     read_split,
     tokenise,
@@ -55,6 +55,7 @@ from spikebert.evaluation import accuracy, mean_firing_rates, predict, validatio
 from spikebert.loop import Schedule, choose_precision, fit
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.progress import say
+from spikebert.pupil import Classifier, Pupil, ask_teacher, check_reuse, pupil_saver, reuse
 from spikebert.quantisation import quantise
 from spikebert.recipe import Recipe, check_recipe
 from spikebert.teachers import resolve
@@ -64,40 +65,18 @@ STAGES = ("teacher", "stage1", "stage2", "integer")
 STUDENT_NAMES = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "n_max": "max_position_embeddings"}
 # The parts of a recipe that decide what a stage's result is.
 SECTIONS = {
-    "teacher": ("seed", "data", "teacher"),
-    "stage1": ("seed", "data", "teacher", "student", "stage1"),
-    "stage2": ("seed", "data", "teacher", "student", "stage1", "stage2"),
-    "integer": ("seed", "data", "teacher", "student", "stage1", "stage2", "quantise"),
+    "teacher": ("seed", "precision", "data", "teacher"),
+    "stage1": ("seed", "precision", "data", "teacher", "student", "stage1"),
+    "stage2": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2"),
+    "integer": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2", "quantise"),
 }
-
-
-class Classifier(nn.Module):
-    """The teacher inside a wrapper: mixed precision is switched on for training only, not for evaluation."""
-
-    def __init__(self, teacher: nn.Module) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.teacher(**batch).loss
-
-
-class Pupil(nn.Module):
-    """The student with its alignment maps: everything that distillation trains."""
-
-    def __init__(self, student: SpikeBertForSequenceClassification, alignment: Alignment) -> None:
-        super().__init__()
-        self.student = student
-        self.alignment = alignment
-
-    def forward(
-        self, ids: Tensor, mask: Tensor, teacher_states: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Logits [B, classes], embedding loss, hidden-state loss (None where no teacher states are given)."""
-        output = self.student(ids, mask, output_hidden_states=teacher_states is not None)
-        if teacher_states is None:
-            return output.logits, None, None
-        return output.logits, *self.alignment(output.hidden_states, teacher_states, mask)
+# The texts that do, known by their sha256.
+TEXTS_OF = {
+    "teacher": ("data",),
+    "stage1": ("data", "stage1.text"),
+    "stage2": ("data", "stage1.text", "stage2.extra_text"),
+    "integer": ("data", "stage1.text", "stage2.extra_text"),
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +102,11 @@ class Training:
         splits = {split: read_split(recipe.data, split) for split in SPLITS}
         check_text_files(recipe.stage1.text)
         check_text_files(recipe.stage2.extra_text)
-        self.accelerator = Accelerator(mixed_precision=choose_precision(recipe.precision))
+        self.accelerator = Accelerator(
+            mixed_precision=choose_precision(recipe.precision),
+            # stage 1 leaves the readout without a gradient
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
         self.teacher_folder = resolve(recipe.teacher.model)
         self.teacher_config = _load(AutoConfig, self.teacher_folder)
         self.tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, self.teacher_folder)
@@ -131,6 +114,8 @@ class Training:
         if recipe.stage1.reuse:
             check_reuse(self.student_config, self.teacher_config, Path(recipe.stage1.reuse))
         self.task = self._read_task(splits)
+        self.fingerprints = self._fingerprints(splits)
+        self._check_out()
 
     @property
     def pad_id(self) -> int:
@@ -139,6 +124,11 @@ class Training:
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    def say(self, message: str) -> None:
+        """One line on standard error, from the main process alone."""
+        if self.accelerator.is_main_process:
+            say(message)
 
     def run(self) -> dict:
         """All stages, then the final measurement; returns what `results.json` holds."""
@@ -155,8 +145,28 @@ class Training:
     # What a stage is made from, and whether it is there
 
     def _made_from(self, stage: str) -> dict:
+        """All that decides what a stage gives: parts of the recipe, and what the files named there hold."""
         full = asdict(self.recipe)
-        return {section: full[section] for section in SECTIONS[stage]}
+        sections = {section: full[section] for section in SECTIONS[stage]}
+        return sections | {"sha256": {name: self.fingerprints[name] for name in TEXTS_OF[stage]}}
+
+    def _fingerprints(self, splits: dict[str, LabelledTexts | None]) -> dict[str, str]:
+        """sha256 of the labelled texts (train and validation) and of the text files of either stage."""
+        labelled = json.dumps([asdict(split) for name, split in splits.items() if split and name != "test"])
+        return {
+            "data": hashlib.sha256(labelled.encode()).hexdigest(),
+            "stage1.text": hash_files(self.recipe.stage1.text),
+            "stage2.extra_text": hash_files(self.recipe.stage2.extra_text),
+        }
+
+    def _check_out(self) -> None:
+        """Raises UserError where writing a stage would delete something that is none of ours."""
+        for stage in STAGES:
+            folder = self.out / stage
+            if folder.exists() and not self._finished(stage):
+                raise UserError(f"{folder} exists and is no stage of ours (no stage.json): choose another --out")
+            if Path(self.teacher_folder).resolve() == folder.resolve():
+                raise UserError(f"teacher.model is {folder}, where this run writes: choose another --out")
 
     def _finished(self, stage: str) -> bool:
         return (self.out / stage / "stage.json").exists()
@@ -174,7 +184,7 @@ class Training:
 
     def _stage(self, stage: str, work: Callable[[Path], tuple[dict, Callable[[Path], None]]]) -> None:
         if self._finished(stage):
-            say(f"{stage}: finished before, in {self.out / stage}")
+            self.say(f"{stage}: finished before, in {self.out / stage}")
             return
         set_seed(self.recipe.seed)
         unfinished = self.out / f"{stage}.unfinished"
@@ -209,7 +219,7 @@ class Training:
         if self.accelerator.is_main_process:
             note, now = unfinished / "made_from.json", self._made_from(stage)
             if note.exists() and (changed := _differences(json.loads(note.read_text()), now)):
-                say(f"{stage}: begun before with another recipe ({'; '.join(changed)}): starting again")
+                self.say(f"{stage}: begun before with another recipe ({'; '.join(changed)}): starting again")
                 shutil.rmtree(unfinished)
             unfinished.mkdir(parents=True, exist_ok=True)
             note.write_text(json.dumps(now))
@@ -263,18 +273,19 @@ class Training:
     def _train_integer(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.quantise
         pupil = self._load_pupil("stage2")
-        float_student, before = pupil.student, accuracy
+        float_student = pupil.student
         pupil.student = quantise(float_student, options.weight_bits)
         texts = self.task.validation
         float_classes = predict(float_student, texts, self.pad_id, device=self.device)
         rounded_classes = predict(pupil.student, texts, self.pad_id, device=self.device)
+        as_float, rounded = accuracy(float_classes, texts), accuracy(rounded_classes, texts)
         figures = {
-            "float_validation": before(float_classes, texts).to_dict(),
-            "rounded_validation": before(rounded_classes, texts).to_dict(),
+            "float_validation": as_float.to_dict(),
+            "rounded_validation": rounded.to_dict(),
             "rounded_changed_predictions": int((float_classes != rounded_classes).sum()),
         }
-        say(f"integer: validation {before(float_classes, texts)} as float")
-        say(f"integer: validation {before(rounded_classes, texts)} folded and rounded")
+        self.say(f"integer: validation {as_float} as float")
+        self.say(f"integer: validation {rounded} folded and rounded")
         schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, weight_decay=0.0)
         figures |= self._distil_task(pupil, schedule, work, "integer", keep_start=True)
         return figures, pupil_saver(pupil)
@@ -324,9 +335,7 @@ class Training:
         if not (options.extra_text and options.extra_lines):
             return None
         lines = list(read_lines(options.extra_text, limit=options.extra_lines * max(1, epochs)))
-        extra = tokenise(self.tokenizer, lines, self.recipe.student.n_max)
-        assert (extra.labels == UNLABELLED).all()
-        return extra
+        return tokenise(self.tokenizer, lines, self.recipe.student.n_max)
 
     def _common(self, work: Path) -> dict:
         return {
@@ -352,7 +361,7 @@ class Training:
         def tokens(name: str, split: LabelledTexts) -> TokenisedTexts:
             texts = tokenise(self.tokenizer, split.texts, n_max, split.labels)
             for message in describe_unusual(texts, n_max, added, self.tokenizer.unk_token_id):
-                say(f"{name}: {message}")
+                self.say(f"{name}: {message}")
             return texts
 
         train, held_back = splits["train"], splits["validation"]
@@ -438,7 +447,7 @@ class Training:
                 classes[name] = predict(model, texts, self.pad_id, device=self.device)
                 measured = accuracy(classes[name], texts)
                 results["accuracy"].setdefault(name, {})[split] = measured.to_dict()
-                say(f"{split}: {name} {measured}")
+                self.say(f"{split}: {name} {measured}")
             changed = int((classes["float student"] != classes["integer student"]).sum())
             results["changed_predictions"][split] = {"changed": changed, "texts": len(texts)}
         rates = mean_firing_rates(self._trained("integer"), self.task.validation, self.pad_id)
@@ -454,77 +463,6 @@ class Training:
         if stage == "teacher":
             return self._classifier(str(self.out / stage)).to(self.device).eval()
         return SpikeBertForSequenceClassification.from_pretrained(self.out / stage).to(self.device).eval()
-
-
-@torch.no_grad()
-def ask_teacher(
-    teacher: nn.Module, ids: Tensor, mask: Tensor, with_states: bool, chunk: int = 8
-) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
-    """The teacher's logits [B, classes] (None if it has no head) and hidden states, each [B, N, D].
-
-    Texts go in from short to long, `chunk` at a time, so that a batch of mixed lengths costs little padding.
-    """
-    order = mask.sum(1).argsort()
-    logits: list[Tensor] = []
-    states: list[Tensor] | None = None
-    for rows in order.split(chunk):
-        width = int(mask[rows].sum(1).max())
-        taught = teacher(
-            input_ids=ids[rows, :width], attention_mask=mask[rows, :width], output_hidden_states=with_states
-        )
-        if "logits" in taught:
-            logits.append(taught.logits)
-        if with_states:
-            if states is None:
-                states = [state.new_zeros(*ids.shape, state.shape[-1]) for state in taught.hidden_states]
-            for full, part in zip(states, taught.hidden_states):
-                full[rows, :width] = part.to(full.dtype)
-    unsorted = order.argsort()
-    return (torch.cat(logits)[unsorted] if logits else None), (None if states is None else tuple(states))
-
-
-def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Path) -> None:
-    """Raises UserError where `folder` is no finished stage 1 of such a student and such a teacher."""
-    if not (folder / "stage.json").exists():
-        raise UserError(f"stage1.reuse: {folder} is no finished stage (no stage.json)")
-    try:
-        earlier = SpikeBertConfig.from_pretrained(folder)
-        with safe_open(folder / "alignment.safetensors", "pt") as alignment:
-            maps = [alignment.get_slice(f"maps.{i}.weight").get_shape() for i in range(earlier.num_hidden_layers + 1)]
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"stage1.reuse: {folder} cannot be read: {str(error).splitlines()[0]}") from None
-    shape = (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "intermediate_size",
-        "max_position_embeddings",
-        "positions",
-    )
-    different = [
-        f"{name} {getattr(earlier, name)}" for name in shape if getattr(earlier, name) != getattr(student, name)
-    ]
-    if different:
-        raise UserError(f"stage1.reuse: the student in {folder} has another shape ({', '.join(different)})")
-    if any(widths != [teacher.hidden_size, student.hidden_size] for widths in maps):
-        raise UserError(f"stage1.reuse: {folder} is aligned with a teacher of another width than {teacher.hidden_size}")
-
-
-def reuse(pupil: Pupil, folder: Path) -> None:
-    """Take student body and alignment from a finished stage 1 (see `check_reuse`); the readout, which it never
-    trained, stays new."""
-    earlier = SpikeBertForSequenceClassification.from_pretrained(folder)
-    body = {name: value for name, value in earlier.state_dict().items() if not name.startswith("readout.")}
-    pupil.student.load_state_dict(body, strict=False)
-    load_model(pupil.alignment, str(folder / "alignment.safetensors"))
-
-
-def pupil_saver(pupil: Pupil) -> Callable[[Path], None]:
-    def save(folder: Path) -> None:
-        pupil.student.save_pretrained(folder)
-        save_model(pupil.alignment, str(folder / "alignment.safetensors"))
-
-    return save
 
 
 def _load(kind: Any, folder: str, **options: object) -> Any:

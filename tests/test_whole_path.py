@@ -12,6 +12,7 @@ from small_teachers import recipe_arguments
 
 from converters.bundle import read_bundle
 from converters.export_command import main as export_main
+from converters.pipeline import training_record
 from sim.run_command import main as run_main
 from spikebert.train_command import main as train_main
 
@@ -46,6 +47,35 @@ def test_a_second_run_trains_nothing_and_measures_the_same(trained: Path, capfd)
 def test_a_changed_recipe_does_not_pass_for_the_old_one(trained: Path, capfd) -> None:
     assert train_main([*recipe_arguments(trained), "--stage2.epochs=4"]) == 2
     assert "stage2.epochs 3 -> 4" in capfd.readouterr().err
+
+
+def test_changed_labels_do_not_pass_for_the_old_ones(trained: Path, tmp_path: Path, capfd) -> None:
+    shutil.copytree(trained / "data", tmp_path / "data")
+    path = tmp_path / "data" / "train.tsv"
+    path.write_text(path.read_text().replace("\t1\n", "\t0\n", 1))
+    shutil.copytree(trained / "run", tmp_path / "run")
+    for record in (tmp_path / "run").glob("*/stage.json"):  # the same recipe, with its data somewhere else
+        record.write_text(record.read_text().replace(str(trained / "data"), str(tmp_path / "data")))
+    moved = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", f"--data.folder={tmp_path / 'data'}"]
+    assert train_main(moved) == 2
+    assert "sha256.data" in capfd.readouterr().err
+
+
+def test_a_teacher_is_never_overwritten(trained: Path, tmp_path: Path, capfd) -> None:
+    shutil.copytree(trained / "teacher", tmp_path / "teacher")
+    weights = (tmp_path / "teacher" / "model.safetensors").read_bytes()
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path}", f"--teacher.model={tmp_path / 'teacher'}"]
+    assert train_main(arguments) == 2
+    assert "choose another --out" in capfd.readouterr().err
+    assert (tmp_path / "teacher" / "model.safetensors").read_bytes() == weights
+
+
+def test_figures_of_another_model_are_not_its_own(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "run" / "integer", tmp_path / "stranger")
+    shutil.copy(trained / "run" / "results.json", tmp_path)
+    assert training_record(tmp_path / "stranger") == ({}, {})
+    accuracies, recipe = training_record(trained / "run" / "integer")
+    assert recipe["seed"] == 42 and "test, integer student" in accuracies
 
 
 def test_stage1_of_another_run_is_taken_over(trained: Path, tmp_path: Path, capfd) -> None:

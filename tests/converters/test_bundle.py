@@ -58,6 +58,12 @@ def test_round_trip(bundle):
     assert all(np.array_equal(again.golden.spikes[name], expected.spikes[name]) for name in expected.spikes)
 
 
+def test_a_config_with_numbers_for_keys_can_be_read_again(tmp_path):
+    names = {number: str(number) for number in range(12)}  # sorted as numbers and as texts they differ
+    bundle = small_bundle(tmp_path / "bundle", config={"id2label": names})
+    assert read_bundle(bundle.folder).config["id2label"]["11"] == "11"
+
+
 def test_two_writes_give_the_same_bytes(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()

@@ -72,8 +72,9 @@ def test_lines_are_streamed_from_plain_and_packed_files(tmp_path, suffix: str) -
     path = tmp_path / f"lines{suffix}"
     path.write_bytes(pack(content))
     assert list(read_lines([str(path)])) == ["one", "two", "three", "four"]
-    assert list(read_lines([str(path)], skip=1, limit=2)) == ["two", "three"]
-    assert list(read_lines([str(path), str(path)], limit=2)) == ["one", "one"]
+    assert list(read_lines([str(path)], limit=2)) == ["one", "two"]
+    other = write(tmp_path / "other.txt", "eins\n")
+    assert list(read_lines([str(path), str(other)], limit=4)) == ["one", "eins", "two", "three"], "in turns"
 
 
 def test_a_file_of_no_text_is_refused(tmp_path) -> None:

@@ -33,6 +33,22 @@ def test_padding_never_changes_a_result(integer: bool) -> None:
         assert torch.equal(short.integer_logits, long.integer_logits)
 
 
+def test_padding_on_the_left_is_padding_too() -> None:
+    model, inputs = quantise(small_model()), small_batch()
+    flipped = {}
+    for name, value in inputs.items():
+        rows = [torch.cat([row[n:], row[:n]]) for row, n in zip(value, inputs["attention_mask"].sum(1))]
+        flipped[name] = torch.stack(rows)
+    assert not torch.equal(flipped["attention_mask"], inputs["attention_mask"])
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).integer_logits, model(**flipped).integer_logits)
+
+
+def test_an_integer_model_in_half_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="would lose integers"):
+        quantise(small_model()).to(torch.bfloat16)(**small_batch())
+
+
 def test_padding_takes_no_part_in_batch_norm() -> None:
     statistics = []
     for extra, fill in ((0, 0), (4, 9)):
@@ -63,6 +79,8 @@ def test_outputs_on_request() -> None:
         plain = model(**inputs)
         full = model(**inputs, labels=labels, output_hidden_states=True, output_firing_rates=True)
         as_tuple = model(**inputs, return_dict=False)
+        with pytest.raises(TypeError):
+            model(**inputs, output_hidden_state=True)  # a slip of the pen is not swallowed
     assert plain.loss is None and plain.hidden_states is None and plain.firing_rates is None
     assert plain.integer_logits is None, "a float model has no integers"
     torch.testing.assert_close(full.loss, nn.functional.cross_entropy(plain.logits, labels))
@@ -98,6 +116,7 @@ def test_save_and_load_round_trip_without_pickle(tmp_path) -> None:
     ("changes", "message"),
     [
         ({"decay": 4096}, "decay is 4096"),
+        ({"hidden_size": 8192, "num_attention_heads": 1}, "attention may count to 73728"),
         ({"timesteps": 0}, "timesteps is 0"),
         ({"hidden_size": 10, "num_attention_heads": 4}, "does not divide into 4 heads"),
         ({"encoder": "poisson"}, "encoder is 'poisson'"),

@@ -25,6 +25,15 @@ def python_lif(currents: list[int], threshold: int, dv: int) -> list[int]:
     return spikes
 
 
+def test_a_threshold_of_zero_has_one_gradient_too() -> None:
+    gradients = []
+    for integer in (False, True):
+        x = torch.tensor([[-2.0, 0.0, 1.0, 3.0]], requires_grad=True)
+        LoihiLIF(0, integer)(x, 0).sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
 def test_constants_are_those_of_the_graph() -> None:
     assert neurons.SHIFT == graph.SHIFT
     assert neurons.MEMBRANE_MAX == graph.MEMBRANE_MAX
@@ -40,6 +49,20 @@ def test_constants_are_those_of_the_graph() -> None:
 def test_integer_mode_is_the_rule(currents: list[int], threshold: int, dv: int) -> None:
     lif = LoihiLIF(dv, integer=True)
     spikes = lif(torch.tensor(currents, dtype=torch.float32)[:, None], threshold)
+    assert spikes[:, 0].int().tolist() == python_lif(currents, threshold, dv)
+
+
+@pytest.mark.parametrize(
+    ("currents", "threshold", "dv"),
+    [
+        ([9141, 57309], 65535, 410),  # a decay computed in float32 rounds up and fires
+        ([8161, 57376], 65535, 1),
+        ([10271, 60397], 65535, 2047),
+        ([-65535, -65535, 65535, 2], 0, 0),  # without saturation the membrane stays below zero
+    ],
+)
+def test_what_sloppier_arithmetic_gets_wrong(currents: list[int], threshold: int, dv: int) -> None:
+    spikes = LoihiLIF(dv, integer=True)(torch.tensor(currents, dtype=torch.float32)[:, None], threshold)
     assert spikes[:, 0].int().tolist() == python_lif(currents, threshold, dv)
 
 
@@ -66,10 +89,10 @@ def test_a_membrane_starts_every_text_at_zero() -> None:
     assert torch.equal(first, second) and first[1].all() and not first[0].any()
 
 
+@pytest.mark.parametrize("units", [1, 64])
 @pytest.mark.parametrize("name", ["atan", "sigmoid"])
-def test_integer_and_float_mode_have_one_gradient(name: str) -> None:
+def test_integer_and_float_mode_have_one_gradient(name: str, units: int) -> None:
     """Currents that are exact in both modes: the same spikes, and gradients that differ by the unit alone."""
-    units = 64
     currents = torch.randint(-64, 96, (4, 50), generator=torch.Generator().manual_seed(1)).float() * 2
     gradients = []
     for integer, scale in ((False, 1 / units), (True, 1.0)):

@@ -9,7 +9,7 @@ from torch import nn
 
 from spikebert.model import SpikingLinear
 from spikebert.quantisation import choose_units, encoder_units, fold, quantise
-from spikebert.rounding import ACCUMULATOR_MAX, row_reach
+from spikebert.rounding import ACCUMULATOR_MAX, round_bias, row_reach
 
 
 def test_fold_equals_norm_after_linear() -> None:
@@ -32,6 +32,18 @@ def test_units_use_the_bits_and_respect_the_accumulator(bits: int) -> None:
     limit = 2 ** (bits - 1) - 1
     assert (weight * units).abs().max() <= limit or units == 1
     assert (row_reach((weight * units).round()) * 3 + (bias * units).abs()).max() <= ACCUMULATOR_MAX
+
+
+def test_a_large_bias_is_not_clipped() -> None:
+    weight, bias = torch.full((2, 4), 1e-4), torch.tensor([6.0, -4.0])
+    units = torch.tensor(float(choose_units(weight, bias, 8, input_max=1)))
+    assert torch.equal(round_bias(bias, units), (bias * units).round())
+
+
+@pytest.mark.parametrize("bits", [1, 9, 16])
+def test_bits_out_of_range_are_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match=f"weight_bits is {bits}"):
+        quantise(small_model(), bits)
 
 
 def test_wide_rows_with_graded_inputs_get_coarser_units() -> None:

@@ -1,0 +1,117 @@
+"""Teacher and student side by side: what distillation trains, what it asks the teacher, and how a pupil is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from spikebert.commands import UserError
+from spikebert.config import SpikeBertConfig
+from spikebert.distillation import Alignment
+from spikebert.model import SpikeBertForSequenceClassification
+
+
+class Classifier(nn.Module):
+    """The teacher inside a wrapper: mixed precision is switched on for training only, not for evaluation."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.teacher(**batch).loss
+
+
+class Pupil(nn.Module):
+    """The student with its alignment maps: everything that distillation trains."""
+
+    def __init__(self, student: SpikeBertForSequenceClassification, alignment: Alignment) -> None:
+        super().__init__()
+        self.student = student
+        self.alignment = alignment
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, teacher_states: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Logits [B, classes], embedding loss, hidden-state loss (None where no teacher states are given)."""
+        output = self.student(ids, mask, output_hidden_states=teacher_states is not None)
+        if teacher_states is None:
+            return output.logits, None, None
+        return output.logits, *self.alignment(output.hidden_states, teacher_states, mask)
+
+
+@torch.no_grad()
+def ask_teacher(
+    teacher: nn.Module, ids: Tensor, mask: Tensor, with_states: bool, chunk: int = 8
+) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+    """The teacher's logits [B, classes] (None if it has no head) and hidden states, each [B, N, D].
+
+    Texts go in from short to long, `chunk` at a time, so that a batch of mixed lengths costs little padding.
+    """
+    order = mask.sum(1).argsort()
+    logits: list[Tensor] = []
+    states: list[Tensor] | None = None
+    for rows in order.split(chunk):
+        width = int(mask[rows].sum(1).max())
+        taught = teacher(
+            input_ids=ids[rows, :width], attention_mask=mask[rows, :width], output_hidden_states=with_states
+        )
+        if "logits" in taught:
+            logits.append(taught.logits)
+        if with_states:
+            if states is None:
+                states = [state.new_zeros(*ids.shape, state.shape[-1]) for state in taught.hidden_states]
+            for full, part in zip(states, taught.hidden_states):
+                full[rows, :width] = part.to(full.dtype)
+    unsorted = order.argsort()
+    return (torch.cat(logits)[unsorted] if logits else None), (None if states is None else tuple(states))
+
+
+def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Path) -> None:
+    """Raises UserError where `folder` is no finished stage 1 of such a student and such a teacher."""
+    if not (folder / "stage.json").exists():
+        raise UserError(f"stage1.reuse: {folder} is no finished stage (no stage.json)")
+    try:
+        earlier = SpikeBertConfig.from_pretrained(folder)
+        with safe_open(folder / "alignment.safetensors", "pt") as alignment:
+            maps = [alignment.get_slice(f"maps.{i}.weight").get_shape() for i in range(earlier.num_hidden_layers + 1)]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"stage1.reuse: {folder} cannot be read: {str(error).splitlines()[0]}") from None
+    shape = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "intermediate_size",
+        "max_position_embeddings",
+        "positions",
+    )
+    different = [
+        f"{name} {getattr(earlier, name)}" for name in shape if getattr(earlier, name) != getattr(student, name)
+    ]
+    if different:
+        raise UserError(f"stage1.reuse: the student in {folder} has another shape ({', '.join(different)})")
+    if any(widths != [teacher.hidden_size, student.hidden_size] for widths in maps):
+        raise UserError(f"stage1.reuse: {folder} is aligned with a teacher of another width than {teacher.hidden_size}")
+
+
+def reuse(pupil: Pupil, folder: Path) -> None:
+    """Take student body and alignment from a finished stage 1 (see `check_reuse`); the readout, which it never
+    trained, stays new."""
+    earlier = SpikeBertForSequenceClassification.from_pretrained(folder)
+    body = {name: value for name, value in earlier.state_dict().items() if not name.startswith("readout.")}
+    pupil.student.load_state_dict(body, strict=False)
+    load_model(pupil.alignment, str(folder / "alignment.safetensors"))
+
+
+def pupil_saver(pupil: Pupil) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        pupil.student.save_pretrained(folder)
+        save_model(pupil.alignment, str(folder / "alignment.safetensors"))
+
+    return save
