@@ -110,7 +110,9 @@ def fit(
                 batch = {k: v.to(accelerator.device) for k, v in texts.batch(indices, pad_id).items()}
                 loss = loss_of(wrapped, batch)
                 if not bool(torch.isfinite(loss)):
-                    raise RuntimeError(f"{title}: the loss is {float(loss)} at step {state.step}: lower learning_rate")
+                    raise RuntimeError(
+                        f"{title}: the loss is {float(loss.detach())} at step {state.step}: lower learning_rate"
+                    )
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
                 optimiser.step()

@@ -122,8 +122,11 @@ def test_a_damaged_model_is_named(model: Path, out: Path, capfd, file: str, spoi
 
 
 def test_damaged_results_are_named(model: Path, out: Path, capfd) -> None:
-    (model / "results.json").write_text('{"accuracy": 3}')
-    assert main(["--model", str(model), "--out", str(out)]) == 2
+    run = model.parent / "run"
+    shutil.copytree(model, run / "integer")
+    (run / "integer" / "stage.json").write_text('{"made_from": {}}')
+    (run / "results.json").write_text('{"accuracy": 3}')
+    assert main(["--model", str(run), "--out", str(out)]) == 2
     assert f"{model / 'results.json'} is damaged" in one_error(capfd)
     assert nothing_written(out)
 
