@@ -127,7 +127,7 @@ def test_damaged_results_are_named(model: Path, out: Path, capfd) -> None:
     (run / "integer" / "stage.json").write_text('{"made_from": {}}')
     (run / "results.json").write_text('{"accuracy": 3}')
     assert main(["--model", str(run), "--out", str(out)]) == 2
-    assert f"{model / 'results.json'} is damaged" in one_error(capfd)
+    assert f"{run / 'results.json'} is damaged" in one_error(capfd)
     assert nothing_written(out)
 
 
