@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_output import one_error
 
 import converters.from_torch as bridge
 from converters.bundle import read_bundle
@@ -31,14 +32,6 @@ def model(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "place" / "bundle"
-
-
-def one_error(capfd) -> str:
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def nothing_written(out: Path) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_output import one_error
 from small_teachers import recipe_arguments
 
 from spikebert.train_command import main, recipe_path
@@ -28,15 +29,6 @@ SECTION = {"teacher": "teacher", "stage1": "stage1", "stage2": "stage2", "intege
 def arguments(trained: Path, tmp_path: Path) -> list[str]:
     """The arguments of the finished run, but for a folder of its own; a later flag overrides an earlier one."""
     return [*recipe_arguments(trained), f"--out={tmp_path / 'run'}"]
-
-
-def one_error(capfd) -> str:
-    """The one line on standard error; nothing on standard output."""
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 # Recipes and flags
