@@ -7,12 +7,16 @@ and the membrane decays before the input is added, in integer mode rounding towa
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor
+
+from spikebert import fused_lif
+from spikebert.lif_rule import LIFRule
 
 SHIFT = 7  # bits: membrane units per accumulator unit, 2^7; the graph's own constant (tests compare them)
 DECAY_ONE = 4096
@@ -60,13 +64,18 @@ class LoihiLIF(BaseNode):
 
     The integer mode computes with integers held exactly in floats: float32 for a decay of 0 or 2048,
     float64 otherwise. The surrogate sees `v / threshold - 1` in both, so gradients have one scale.
+
+    path            "plain": step by step in PyTorch, the definition; "fused": all steps in one pass, on the CPU
+                    (`fused_lif.py`); "auto": fused where it can
     """
 
     v: Tensor  # the membrane, a memory of BaseNode
+    path: str = "auto"
 
     def __init__(self, decay: int, integer: bool, surrogate_name: str = "atan", surrogate_alpha: float = 2.0) -> None:
         function = _SURROGATES[surrogate_name](alpha=surrogate_alpha)
         super().__init__(surrogate_function=function, detach_reset=True, step_mode="m")
+        self.surrogate_name = surrogate_name
         self.decay = decay
         self.integer = integer
         self.keep = (DECAY_ONE - decay) / DECAY_ONE  # a multiple of 2^-12: exact
@@ -76,15 +85,29 @@ class LoihiLIF(BaseNode):
             charged = TruncatedDecay.apply(self.v, self.keep) + current * 2**SHIFT
             self.v = charged.clamp(-MEMBRANE_MAX, MEMBRANE_MAX)
         else:
-            self.v = torch.add(current, self.v, alpha=self.keep)
+            self.v = self.v * self.keep + current  # two roundings: one fused operation would round but once
 
     def neuronal_fire(self) -> Tensor:
-        threshold = self.v_threshold * 2**SHIFT if self.integer else self.v_threshold
-        above = self.v - threshold  # exact in integer mode: both are integers below 2^24
-        unit = max(threshold, float(2**SHIFT) if self.integer else 1.0)  # a threshold of 0 has no scale of its own
-        if unit != 1.0:
-            above = above / unit
+        rule = self.rule()
+        above = self.v - rule.threshold  # exact in integer mode: both are integers below 2^24
+        if rule.unit != 1.0:
+            above = above / rule.unit
         return StrictSpike.apply(above, self.surrogate_function)
+
+    def rule(self) -> LIFRule:
+        """This neuron in numbers, at the threshold it has now."""
+        gain = float(2**SHIFT) if self.integer else 1.0
+        threshold = self.v_threshold * gain
+        return LIFRule(
+            keep=self.keep,
+            truncate=self.integer,
+            input_gain=gain,
+            limit=MEMBRANE_MAX if self.integer else math.inf,
+            threshold=threshold,
+            unit=max(threshold, gain),  # a threshold of 0 has no scale of its own
+            surrogate=self.surrogate_name,
+            alpha=self.surrogate_function.alpha,
+        )
 
     def neuronal_reset(self, spike: Tensor) -> None:
         # BaseNode's hard reset, detached: v - v * spike, which is exactly 0 where it fired, in one pass
@@ -99,9 +122,9 @@ class LoihiLIF(BaseNode):
         self.reset()  # a membrane starts every text at 0
         self.v_threshold = float(threshold)
         exact_in_float32 = self.decay in (0, DECAY_ONE // 2)
-        if self.integer and not exact_in_float32:
-            spikes = super().forward(current.double()).to(current.dtype)
-        else:
-            spikes = super().forward(current)
+        wide = current.double() if self.integer and not exact_in_float32 else current
+        if self.path == "fused" or (self.path == "auto" and fused_lif.serves(wide)):
+            return fused_lif.FusedLIF.apply(wide, self.rule()).to(current.dtype)
+        spikes = super().forward(wide).to(current.dtype)
         self.reset()
         return spikes
