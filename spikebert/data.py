@@ -25,6 +25,22 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
+class SpecialTokens:
+    """How a tokenizer frames a text: ids before it, ids after it, and the one that masks (None where it has none)."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    mask: int | None
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+        frame = tokenizer("")["input_ids"]
+        marked = tokenizer("a")["input_ids"]
+        before = next((i for i, (x, y) in enumerate(zip(frame, marked)) if x != y), len(frame))
+        return cls(tuple(frame[:before]), tuple(frame[before:]), tokenizer.mask_token_id)
+
+
+@dataclass(frozen=True)
 class LabelledTexts:
     """Texts and their classes, labels[i] in 0 .. classes - 1."""
 
@@ -113,8 +129,10 @@ def open_text(path: Path) -> TextIO:
     return open(path, encoding="utf-8")
 
 
-def read_lines(paths: Sequence[str], limit: int = 0) -> Iterator[str]:
+def read_lines(paths: Sequence[str], limit: int = 0, longest_words: int = 0) -> Iterator[str]:
     """Non-empty lines of text files, streamed, one from each file in turn; at most `limit` of them (0 for all).
+
+    Lines of more than `longest_words` words are left out (0: none is).
 
     A file that ends sooner leaves its turns to the others. Raises UserError for one that is missing or no text.
     """
@@ -127,7 +145,7 @@ def read_lines(paths: Sequence[str], limit: int = 0) -> Iterator[str]:
             line = next(lines, None)
             if line is None:
                 open_files.remove(lines)
-            else:
+            elif not longest_words or len(line.split()) <= longest_words:
                 given += 1
                 yield line
 
@@ -197,6 +215,10 @@ class TokenisedTexts:
         both.offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
         both.labels = np.concatenate([self.labels, other.labels])
         return both
+
+    def body(self, index: int, special: SpecialTokens) -> np.ndarray:
+        """The ids of one text without its frame."""
+        return self.ids[self.offsets[index] + len(special.before) : self.offsets[index + 1] - len(special.after)]
 
     def select(self, indices: np.ndarray) -> TokenisedTexts:
         """Some of the texts, in the order of `indices`."""

@@ -64,11 +64,14 @@ class Stage1:
     """Distillation on unlabelled text: align embeddings and hidden states with the teacher as it came."""
 
     reuse: str = ""
-    """the stage1 folder of another run with such a student and teacher: taken as it is, nothing is trained"""
+    """the stage1 folder of another run with such a student and teacher: taken as it is, nothing is trained. Its stage2
+    will do as well: the student then starts from what it learnt of another task"""
     text: list[str] = field(default_factory=list)
     """text files, one sentence a line, plain, .gz or .xz; the training texts of the task where empty"""
     lines: int = 0
     """read so many lines of `text`, evenly from the files; 0 for all"""
+    longest_words: int = 0
+    """leave out lines of more words than this: short ones teach more in a minute; 0 for none"""
     epochs: int = 1
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -88,10 +91,14 @@ class Stage2:
     temperature: float = 2.0
     hidden_weight: float = 0.1
     embedding_weight: float = 0.1
+    altered_copies: int = 0
+    """so many altered copies of each training text in each epoch, labelled by the teacher; see `augmentation.py`"""
     extra_text: list[str] = field(default_factory=list)
     """unlabelled text files that the teacher labels, each epoch beside the task's own texts"""
     extra_lines: int = 0
     """so many lines of `extra_text` in each epoch, other lines in every epoch; 0 for none"""
+    longest_words: int = 0
+    """leave out lines of `extra_text` of more words than this; 0 for none"""
 
 
 @dataclass
@@ -127,7 +134,8 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("0 or more", lambda value: value >= 0, (
         "data.limit", "teacher.epochs", "stage1.epochs", "stage1.lines", "stage1.embedding_weight",
         "stage1.hidden_weight", "stage2.epochs", "stage2.label_weight", "stage2.logits_weight",
-        "stage2.hidden_weight", "stage2.embedding_weight", "stage2.extra_lines", "quantise.epochs",
+        "stage2.hidden_weight", "stage2.embedding_weight", "stage2.extra_lines", "stage2.altered_copies",
+        "stage1.longest_words", "stage2.longest_words", "quantise.epochs",
         "checkpoint_seconds",
     )),
     ("1 or more", lambda value: value >= 1, (

@@ -37,11 +37,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from spikebert.augmentation import alter
 from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
 from spikebert.data import (
     SPLITS,
     LabelledTexts,
+    SpecialTokens,
     TokenisedTexts,
     check_text_files,
     describe_unusual,
@@ -249,7 +251,9 @@ class Training:
         if options.reuse:
             reuse(pupil, Path(options.reuse))
             return {"reused": options.reuse}, pupil_saver(pupil)
-        lines = list(read_lines(options.text, limit=options.lines)) if options.text else self.task.train_texts
+        lines = self.task.train_texts
+        if options.text:
+            lines = list(read_lines(options.text, options.lines, options.longest_words))
         texts = tokenise(self.tokenizer, lines, self.recipe.student.n_max)
         weights = LossWeights(hidden=options.hidden_weight, embedding=options.embedding_weight)
         fit(
@@ -296,6 +300,7 @@ class Training:
         options = self.recipe.stage2
         teacher = self._classifier(str(self.out / "teacher")).to(self.device).eval()
         extra = self._extra_texts(schedule.epochs)
+        special = SpecialTokens.of(self.tokenizer)
         weights = LossWeights(
             label=options.label_weight,
             logits=options.logits_weight,
@@ -305,10 +310,14 @@ class Training:
         )
 
         def texts_of_epoch(epoch: int) -> TokenisedTexts:
-            if extra is None:
-                return self.task.train
-            own = np.arange(epoch * options.extra_lines, (epoch + 1) * options.extra_lines) % len(extra)
-            return self.task.train + extra.select(own)
+            texts = self.task.train
+            if options.altered_copies:
+                seed = (self.recipe.seed, epoch, 1)
+                texts += alter(self.task.train, options.altered_copies, special, self.recipe.student.n_max, seed)
+            if extra is not None:
+                own = np.arange(epoch * options.extra_lines, (epoch + 1) * options.extra_lines) % len(extra)
+                texts += extra.select(own)
+            return texts
 
         best = fit(
             pupil,
@@ -334,7 +343,7 @@ class Training:
         options = self.recipe.stage2
         if not (options.extra_text and options.extra_lines):
             return None
-        lines = list(read_lines(options.extra_text, limit=options.extra_lines * max(1, epochs)))
+        lines = list(read_lines(options.extra_text, options.extra_lines * max(1, epochs), options.longest_words))
         return tokenise(self.tokenizer, lines, self.recipe.student.n_max)
 
     def _common(self, work: Path) -> dict:

@@ -11,7 +11,16 @@ from small_teachers import make_tokenizer
 from transformers import AutoTokenizer
 
 from spikebert.commands import UserError
-from spikebert.data import UNLABELLED, TokenisedTexts, read_lines, read_split, read_tsv, shuffled_batches, tokenise
+from spikebert.data import (
+    UNLABELLED,
+    SpecialTokens,
+    TokenisedTexts,
+    read_lines,
+    read_split,
+    read_tsv,
+    shuffled_batches,
+    tokenise,
+)
 from spikebert.recipe import Data
 
 
@@ -73,8 +82,15 @@ def test_lines_are_streamed_from_plain_and_packed_files(tmp_path, suffix: str) -
     path.write_bytes(pack(content))
     assert list(read_lines([str(path)])) == ["one", "two", "three", "four"]
     assert list(read_lines([str(path)], limit=2)) == ["one", "two"]
+    assert list(read_lines([str(path)], limit=2, longest_words=1)) == ["one", "two"]
     other = write(tmp_path / "other.txt", "eins\n")
     assert list(read_lines([str(path), str(other)], limit=4)) == ["one", "eins", "two", "three"], "in turns"
+
+
+def test_long_lines_are_left_out_and_do_not_count(tmp_path) -> None:
+    path = write(tmp_path / "lines.txt", "a b c\na b\nc d e f\ng\nh\n")
+    assert list(read_lines([str(path)], longest_words=2)) == ["a b", "g", "h"]
+    assert list(read_lines([str(path)], limit=2, longest_words=2)) == ["a b", "g"]
 
 
 def test_a_file_of_no_text_is_refused(tmp_path) -> None:
@@ -99,6 +115,14 @@ def test_tokenising_keeps_special_tokens_and_cuts(tokenizer) -> None:
     assert batch["input_ids"][0, 0] == 2 and batch["input_ids"][0, -1] == 3, "[CLS] and [SEP] stay"
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0]]
     assert batch["labels"].tolist() == [1, 0]
+
+
+def test_the_frame_of_a_text_is_found(tokenizer) -> None:
+    frame = SpecialTokens.of(tokenizer)
+    assert (frame.before, frame.after, frame.mask) == ((2,), (3,), None)
+    texts = tokenise(tokenizer, ["good film", ""], 6)
+    assert tokenizer.decode(texts.body(0, frame)) == "good film"
+    assert len(texts.body(1, frame)) == 0
 
 
 def test_texts_are_joined_and_chosen_without_mixing_them_up() -> None:

@@ -1,0 +1,52 @@
+"""What a stage trains on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from small_teachers import recipe_arguments
+
+from spikebert import stages
+from spikebert.data import UNLABELLED, TokenisedTexts
+from spikebert.train_command import main
+
+
+def texts_of_stage2(trained: Path, out: Path, monkeypatch, flags: list[str]) -> Callable[[int], TokenisedTexts]:
+    """The texts that a recipe with `flags` would train stage 2 on, by epoch."""
+    for stage in ("teacher", "stage1"):
+        shutil.copytree(trained / "run" / stage, out / stage)
+    given: list[Callable[[int], TokenisedTexts]] = []
+
+    def fit(model: object, loss_of: object, texts_of_epoch: Callable[[int], TokenisedTexts], *rest, **options) -> None:
+        given.append(texts_of_epoch)
+
+    monkeypatch.setattr(stages, "fit", fit)
+    assert main([*recipe_arguments(trained), f"--out={out}", *flags]) == 0
+    return given[0]
+
+
+def test_stage2_adds_altered_copies_and_extra_lines_that_change_with_the_epoch(trained, tmp_path, monkeypatch) -> None:
+    extra = tmp_path / "extra.txt"
+    extra.write_text("the film\n" + "a very long line of far too many words\n" + "the soup\n" * 60)
+    flags = [
+        "--stage2.altered_copies=2", f"--stage2.extra_text=[{extra}]", "--stage2.extra_lines=7",
+        "--stage2.longest_words=3",
+    ]  # fmt: skip
+    texts_of_epoch = texts_of_stage2(trained, tmp_path / "run", monkeypatch, flags)
+    first, second = texts_of_epoch(0), texts_of_epoch(1)
+    own = int((first.labels != UNLABELLED).sum())
+    assert len(first) == len(second) == own + 2 * own + 7
+    assert (first.labels[own:] == UNLABELLED).all()
+    assert first.lengths[own * 3 :].tolist() == [4] * 7, "the long line is left out"
+    assert np.array_equal(first.ids[: first.offsets[own]], second.ids[: second.offsets[own]])
+    assert not np.array_equal(first.lengths[own : own * 3], second.lengths[own : own * 3]), "altered anew"
+    again = texts_of_epoch(0)
+    assert np.array_equal(first.ids, again.ids), "a run that goes on after a stop meets the same texts"
+
+
+def test_stage2_of_the_task_alone(trained, tmp_path, monkeypatch) -> None:
+    texts = texts_of_stage2(trained, tmp_path / "run", monkeypatch, [])(0)
+    assert (texts.labels != UNLABELLED).all()
