@@ -47,6 +47,53 @@ class TokenBatch:
             raise ValueError(f"token ids {self.ids.min()} .. {self.ids.max()}, the table has {vocabulary} rows")
 
 
+@dataclass(frozen=True)
+class NodeActivity:
+    """What one node did over some samples. All are totals over samples, timesteps, tokens and features.
+
+    spikes              fired by this node; 0 for a node that is no neuron (an add passes spikes on, it fires none)
+    sites               timesteps x real tokens x features of a neuron: how many spikes there could have been
+    synaptic_operations synapses and readout: over the nonzero inputs, the nonzero weights they reach (the bias
+                        lane apart); attention: nonzero products in q k^T, plus nonzero (score, v) pairs
+    weighted_operations the same with each operation counted as often as the value it carries (graded spikes and
+                        scores); equal to synaptic_operations where all values are 0 and 1
+    """
+
+    spikes: int = 0
+    sites: int = 0
+    synaptic_operations: int = 0
+    weighted_operations: int = 0
+
+    @property
+    def rate(self) -> float | None:
+        """spikes / (timesteps x real tokens x features); None for a node that is no neuron."""
+        return self.spikes / self.sites if self.sites else None
+
+    def __add__(self, other: NodeActivity) -> NodeActivity:
+        return NodeActivity(
+            self.spikes + other.spikes,
+            self.sites + other.sites,
+            self.synaptic_operations + other.synaptic_operations,
+            self.weighted_operations + other.weighted_operations,
+        )
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What every node of a graph did: node name -> counts, in graph order."""
+
+    timesteps: int
+    per_node: dict[str, NodeActivity]
+
+    @property
+    def total(self) -> NodeActivity:
+        return sum(self.per_node.values(), NodeActivity())
+
+    def __add__(self, other: Activity) -> Activity:
+        """The counts of two runs of the same graph together."""
+        return Activity(self.timesteps, {name: self.per_node[name] + other.per_node[name] for name in self.per_node})
+
+
 @dataclass(frozen=True, eq=False)
 class Execution:
     """What one batch did.
@@ -54,10 +101,12 @@ class Execution:
     logits int64 [B, classes]
     values node name -> integers [T, B, N, D], for the nodes that were asked for. Spikes of source, LIF
            and add; currents of synapses and attention; of the readout its current per token, D = classes.
+    activity what every node did, from an engine that counts it on the way, else None
     """
 
     logits: np.ndarray
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    activity: Activity | None = None
 
     @property
     def predictions(self) -> np.ndarray:
@@ -73,9 +122,13 @@ def check_observed(graph: Graph, observe: Collection[str]) -> None:
 
 
 class Engine(Protocol):
-    """Runs one graph, batch after batch, until it is closed."""
+    """Runs one graph, batch after batch, until it is closed.
+
+    counts_activity whether every `Execution` tells the activity; otherwise it is counted from the spiking nodes
+    """
 
     graph: Graph
+    counts_activity: bool
 
     def run(self, batch: TokenBatch, observe: Collection[str] = ()) -> Execution:
         """Run a batch; `observe` names the nodes whose values are wanted.

@@ -17,6 +17,8 @@ from spikebert.model import SpikeBertForSequenceClassification
 class TorchEngine:
     """Runs a model in integer mode; the values are its own, not those of `graph`."""
 
+    counts_activity = False
+
     def __init__(self, graph: Graph, model: SpikeBertForSequenceClassification) -> None:
         self.graph = graph
         self.model = model

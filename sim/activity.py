@@ -1,63 +1,17 @@
 """Activity: how many spikes a network fired and how much work they caused. The same counts on every engine.
 
-All of it follows from the values of the spiking nodes, so no engine has to count anything itself.
+All of it follows from the values of the spiking nodes, so an engine need not count anything itself (it may:
+`Engine.counts_activity`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
+from converters.execution import Activity, NodeActivity
 from converters.graph import LIF, Attention, Graph, Node, Readout, Source, Synapses
-
-
-@dataclass(frozen=True)
-class NodeActivity:
-    """What one node did over some samples. All are totals over samples, timesteps, tokens and features.
-
-    spikes              fired by this node; 0 for a node that is no neuron (an add passes spikes on, it fires none)
-    sites               timesteps x real tokens x features of a neuron: how many spikes there could have been
-    synaptic_operations synapses and readout: over the nonzero inputs, the nonzero weights they reach (the bias
-                        lane apart); attention: nonzero products in q k^T, plus nonzero (score, v) pairs
-    weighted_operations the same with each operation counted as often as the value it carries (graded spikes and
-                        scores); equal to synaptic_operations where all values are 0 and 1
-    """
-
-    spikes: int = 0
-    sites: int = 0
-    synaptic_operations: int = 0
-    weighted_operations: int = 0
-
-    @property
-    def rate(self) -> float | None:
-        """spikes / (timesteps x real tokens x features); None for a node that is no neuron."""
-        return self.spikes / self.sites if self.sites else None
-
-    def __add__(self, other: NodeActivity) -> NodeActivity:
-        return NodeActivity(
-            self.spikes + other.spikes,
-            self.sites + other.sites,
-            self.synaptic_operations + other.synaptic_operations,
-            self.weighted_operations + other.weighted_operations,
-        )
-
-
-@dataclass(frozen=True)
-class Activity:
-    """What every node of a graph did: node name -> counts, in graph order."""
-
-    timesteps: int
-    per_node: dict[str, NodeActivity]
-
-    @property
-    def total(self) -> NodeActivity:
-        return sum(self.per_node.values(), NodeActivity())
-
-    def __add__(self, other: Activity) -> Activity:
-        """The counts of two runs of the same graph together."""
-        return Activity(self.timesteps, {name: self.per_node[name] + other.per_node[name] for name in self.per_node})
 
 
 def count_activity(graph: Graph, values: Mapping[str, np.ndarray], mask: np.ndarray) -> Activity:

@@ -48,6 +48,8 @@ def evaluate(graph: Graph, node: Node, inputs: list[np.ndarray], batch: TokenBat
 class ReferenceEngine:
     """Runs a graph node by node, all timesteps of a batch at once."""
 
+    counts_activity = False
+
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
 

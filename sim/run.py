@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from converters.execution import Engine, Execution, TokenBatch
+from converters.execution import Activity, Engine, Execution, TokenBatch
 from converters.graph import Graph
-from sim.activity import Activity, count_activity
+from sim.activity import count_activity
 from sim.verify import Comparison, compare
 from spikebert.commands import progress
 
@@ -80,7 +80,8 @@ def run(
 
     Only one batch's values are held at a time. A progress bar appears on a terminal.
     """
-    observe = graph.spiking if reference is None else tuple(node.name for node in graph)
+    counting = () if engine.counts_activity else graph.spiking
+    observe = counting if reference is None else tuple(node.name for node in graph)
     logits: list[np.ndarray] = []
     activity: Activity | None = None
     comparison = None if reference is None else Comparison()
@@ -89,7 +90,7 @@ def run(
         start = time.perf_counter()
         execution = engine.run(batch, observe)
         seconds += time.perf_counter() - start
-        counted = count_activity(graph, execution.values, batch.mask)
+        counted = execution.activity or count_activity(graph, execution.values, batch.mask)
         activity = counted if activity is None else activity + counted
         if reference is not None and comparison is not None:
             comparison += compare(graph, reference.run(batch, observe), execution, first_sample=done)

@@ -87,6 +87,8 @@ class StreamingEngine:
     plan   a lowering of the graph; made from it where None
     """
 
+    counts_activity = False
+
     def __init__(
         self,
         graph: Graph,

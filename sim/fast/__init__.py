@@ -1,0 +1,6 @@
+"""The engine `fast`: event-driven, bit for bit the reference, for whole data sets.
+
+plan.py     which nodes run together, decided once for a graph
+kernels.py  the compiled loops
+engine.py   runs a plan on batches, one shard of the samples a thread
+"""

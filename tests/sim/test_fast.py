@@ -1,0 +1,166 @@
+"""The fast engine against the reference: every value of every node, and the activity it counts on the way."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_graphs import random_batch, random_dag, random_graph
+
+from converters.execution import TokenBatch
+from converters.graph import LIF, Add, Attention, Graph, Readout, Source, Synapses
+from sim.activity import count_activity
+from sim.fast.engine import FastEngine
+from sim.fast.plan import LIFStep, SynapsesStep, make_plan
+from sim.reference import ReferenceEngine
+from sim.verify import compare
+
+
+def assert_equal(graph: Graph, batch: TokenBatch, threads: int = 2) -> None:
+    """Values when all are asked for, logits and activity when none is."""
+    names = tuple(node.name for node in graph)
+    expected = ReferenceEngine(graph).run(batch, names)
+    with closing(FastEngine(graph, threads)) as engine:
+        everything, nothing = engine.run(batch, names), engine.run(batch)
+    comparison = compare(graph, expected, everything)
+    assert comparison.mismatches == 0, str(comparison.first_mismatch)
+    assert np.array_equal(nothing.logits, expected.logits)
+    assert nothing.values == {}
+    counted = count_activity(graph, expected.values, batch.mask)
+    assert everything.activity == counted
+    assert nothing.activity == counted
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    blocks=st.integers(1, 3),
+    heads=st.sampled_from([1, 2, 4]),
+    n_max=st.integers(1, 9),
+    timesteps=st.sampled_from([1, 2, 4, 8]),
+    dv=st.sampled_from([0, 410, 2048, 4095, (0, 410, 2048, 4095)]),
+    bits=st.sampled_from([2, 4, 8]),
+    kind=st.sampled_from(["lif", "sign"]),
+    firing=st.sampled_from([0.02, 0.3, 0.9]),
+    samples=st.integers(1, 5),
+    threads=st.integers(1, 4),
+)
+def test_random_transformers(seed, blocks, heads, n_max, timesteps, dv, bits, kind, firing, samples, threads) -> None:
+    rng = np.random.default_rng(seed)
+    graph = random_graph(
+        rng, blocks=blocks, hidden=8, heads=heads, n_max=n_max, timesteps=timesteps, dv=dv, weight_bits=bits,
+        source_kind=kind, firing=firing,
+    )  # fmt: skip
+    assert_equal(graph, random_batch(rng, graph, samples), threads)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6), nodes=st.integers(1, 9), timesteps=st.sampled_from([1, 4]))
+def test_random_wirings(seed: int, nodes: int, timesteps: int) -> None:
+    """Currents that two neurons read, currents that none reads, adds of adds, attention of one node to itself."""
+    rng = np.random.default_rng(seed)
+    graph = random_dag(rng, nodes=nodes, timesteps=timesteps)
+    assert_equal(graph, random_batch(rng, graph, 3))
+
+
+def neuron_graph(weight: int, bias: int, threshold: int | np.ndarray, dv: int, timesteps: int) -> Graph:
+    """One layer whose current is `weight + bias` where the source fires, which it does at every timestep."""
+    width = 3
+    source = Source("source", np.ones((4, width), int), kind="sign")
+    return Graph(
+        timesteps, 2, (
+            source, Synapses("a", ("source",), np.full((width, width), weight), np.full(width, bias)),
+            LIF("s", ("a",), threshold, dv), Readout("readout", ("s",), np.eye(2, width, dtype=int), [0, 1]),
+        ),
+    )  # fmt: skip
+
+
+BATCH = TokenBatch(np.array([[1, 2], [3, 0]]), np.array([[1, 1], [1, 0]]))
+
+
+@pytest.mark.parametrize("timesteps", [1, 4, 8, 16])
+@pytest.mark.parametrize("dv", [0, 410, 2048, 4095])
+@pytest.mark.parametrize(
+    ("weight", "bias", "threshold"),
+    [
+        (127, 65154, 65535),  # the largest current, met exactly
+        (-127, -65154, 0),  # saturates below
+        (10, 0, 30),  # met exactly
+        (10, 1, 30),
+        (0, 0, 0),
+        (-1, 3, 0),
+        (30, 33000, 65535),  # sums that int16 cannot hold
+    ],
+)
+def test_the_edges_of_a_neuron(weight: int, bias: int, threshold: int, dv: int, timesteps: int) -> None:
+    assert_equal(neuron_graph(weight, bias, threshold, dv, timesteps), BATCH)
+
+
+def test_a_threshold_for_each_feature() -> None:
+    assert_equal(neuron_graph(10, 0, np.array([29, 30, 31]), 2048, 4), BATCH)
+
+
+def test_sums_of_more_than_a_byte() -> None:
+    """An add of adds beyond 255, and through synapses whose sums need 32 bits."""
+    width = 2
+    nodes: list = [Source("source", np.ones((4, width), int), kind="sign")]
+    for i in range(5):
+        nodes.append(Add(f"add{i}", (nodes[-1].name,) * 4))
+    nodes.append(Synapses("a", ("add4",), np.array([[10, 20], [-10, -20]]), np.zeros(width, int)))
+    nodes.append(LIF("s", ("a",), 30000))
+    nodes.append(Readout("readout", ("s",), np.eye(2, dtype=int), [0, 0]))
+    graph = Graph(2, 2, tuple(nodes))
+    assert graph.value_max["add4"] > 255
+    assert_equal(graph, BATCH)
+
+
+def test_a_sample_without_a_real_token() -> None:
+    graph = random_graph(np.random.default_rng(0), n_max=3)
+    assert_equal(graph, TokenBatch(np.ones((3, 3), int), np.array([[0, 0, 0], [1, 1, 0], [0, 0, 0]])))
+    assert_equal(graph, TokenBatch(np.ones((1, 3), int), np.zeros((1, 3), int)))
+
+
+def test_layers_that_read_one_input_run_together() -> None:
+    graph = random_graph(np.random.default_rng(0), blocks=1, dv=2048)
+    merged = [step for step in make_plan(graph) if isinstance(step, SynapsesStep)]
+    assert [len(step.layers) for step in merged] == [3, 1, 1, 1]
+    assert not any(isinstance(step, LIFStep) for step in make_plan(graph)), "every neuron runs with its current"
+
+
+def test_a_current_read_twice_is_kept() -> None:
+    one = np.eye(2, dtype=int)
+    nodes = (
+        Source("source", np.ones((4, 2), int), kind="sign"),
+        Synapses("a", ("source",), one * 9, [0, 1]),
+        LIF("s", ("a",), 5),
+        LIF("r", ("a",), 30, 410),
+        Attention("b", ("s", "r", "s"), 1),
+        LIF("o", ("b",), 0),
+        Readout("readout", ("o",), one, [0, 0]),
+    )
+    graph = Graph(4, 2, nodes)
+    assert sum(isinstance(step, LIFStep) for step in make_plan(graph)) == 2
+    assert_equal(graph, BATCH)
+
+
+def test_threads_share_nothing() -> None:
+    rng = np.random.default_rng(5)
+    graph = random_graph(rng, blocks=2, hidden=16, n_max=12)
+    batch = random_batch(rng, graph, 40)
+    with closing(FastEngine(graph, threads=8)) as engine:
+        first = engine.run(batch, graph.spiking)
+        for _ in range(5):
+            again = engine.run(batch, graph.spiking)
+            assert all(np.array_equal(first.values[name], again.values[name]) for name in graph.spiking)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    graph = random_graph(np.random.default_rng(0), n_max=3)
+    with closing(FastEngine(graph)) as engine:
+        with pytest.raises(ValueError, match="a batch of 4 tokens"):
+            engine.run(TokenBatch(np.ones((1, 4)), np.ones((1, 4))))
+        with pytest.raises(ValueError, match="no such node"):
+            engine.run(TokenBatch(np.ones((1, 3)), np.ones((1, 3))), ["nothing"])
