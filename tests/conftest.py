@@ -19,3 +19,14 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     assert main(recipe_arguments(folder)) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def compiled() -> None:
+    """The fast engine has been compiled for the graph of `small_bundle`, so that it says nothing of it any more."""
+    import numpy as np
+    from random_graphs import random_graph
+
+    from sim.fast.engine import FastEngine
+
+    FastEngine(random_graph(np.random.default_rng(0), blocks=1)).close()

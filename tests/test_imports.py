@@ -80,7 +80,7 @@ RUN = "import sim.run_command as command\nsys.exit(command.main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory, compiled):
     return small_bundle(tmp_path_factory.mktemp("bundles") / "bundle")
 
 

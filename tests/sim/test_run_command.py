@@ -34,7 +34,7 @@ FIELDS = [
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory, compiled):
     return small_bundle(tmp_path_factory.mktemp("bundles") / "small")
 
 
