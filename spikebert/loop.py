@@ -85,7 +85,9 @@ def fit(
     Returns the best value of `evaluate`. Raises RuntimeError where the loss is no number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
+    )
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     checkpoint = folder / "checkpoint.pt"
     state = _Position()
