@@ -154,9 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--file", type=Path, metavar="TSV", help="tab-separated UTF-8 file; first line 'text' or 'text<TAB>label'"
     )
-    parser.add_argument(
-        "--engine", default="fast", help=f"one of {', '.join(engine_names())} (default: fast)"
-    )
+    parser.add_argument("--engine", default="fast", help=f"one of {', '.join(engine_names())} (default: fast)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of the trained model, for the engine 'torch'")
     parser.add_argument(
         "--verify",

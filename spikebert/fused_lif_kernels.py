@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from spikebert.compiled import compiled
 from spikebert.fused_lif import PIECE
 
 
 # No fastmath here: membranes must round as PyTorch rounds them.
-@njit(parallel=True, cache=True, error_model="numpy")
+@compiled(parallel=True)
 def forward(
     current: np.ndarray, spikes: np.ndarray, keep: float, truncate: bool, input_gain: float, limit: float,
     threshold: float,
@@ -34,7 +35,7 @@ def forward(
 
 
 # Gradients may round otherwise than PyTorch's; the membranes computed again here are exact in integer mode.
-@njit(parallel=True, cache=True, error_model="numpy", fastmath={"arcp", "nsz"})
+@compiled(parallel=True, fastmath={"arcp", "nsz"})
 def backward(
     current: np.ndarray, grad_spikes: np.ndarray, grad_current: np.ndarray, keep: float, truncate: bool,
     input_gain: float, limit: float, threshold: float, unit: float, sigmoid: bool, alpha: float,

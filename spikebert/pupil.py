@@ -74,7 +74,7 @@ def ask_teacher(
 
 
 def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Path) -> None:
-    """Raises UserError where `folder` is no finished stage 1 of such a student and such a teacher."""
+    """Raises UserError where `folder` is no finished stage 1 or 2 of such a student and such a teacher."""
     if not (folder / "stage.json").exists():
         raise UserError(f"stage1.reuse: {folder} is no finished stage (no stage.json)")
     try:
@@ -83,6 +83,8 @@ def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Pat
             maps = [alignment.get_slice(f"maps.{i}.weight").get_shape() for i in range(earlier.num_hidden_layers + 1)]
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"stage1.reuse: {folder} cannot be read: {str(error).splitlines()[0]}") from None
+    if earlier.mode != "float":
+        raise UserError(f"stage1.reuse: {folder} holds an integer model: give the stage1 or stage2 folder beside it")
     shape = (
         "vocab_size",
         "hidden_size",
@@ -101,8 +103,8 @@ def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Pat
 
 
 def reuse(pupil: Pupil, folder: Path) -> None:
-    """Take student body and alignment from a finished stage 1 (see `check_reuse`); the readout, which it never
-    trained, stays new."""
+    """Take student body and alignment from a finished stage 1 or 2 (see `check_reuse`); the readout stays new: stage 1
+    never trained it, and stage 2 may have trained it on another task."""
     earlier = SpikeBertForSequenceClassification.from_pretrained(folder)
     body = {name: value for name, value in earlier.state_dict().items() if not name.startswith("readout.")}
     pupil.student.load_state_dict(body, strict=False)

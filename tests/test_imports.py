@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 OURS = ("spikebert", "converters", "targets", "sim", "recipes")
 HEAVY = ("torch", "transformers", "spikingjelly", "lava", "accelerate", "datasets")
 CONTRACT = {"converters.graph", "converters.execution", "converters.encoder"}  # what every engine needs
-SHARED = {"spikebert.commands"}  # the one module of spikebert for everyone
+SHARED = {"spikebert.commands", "spikebert.compiled"}  # the modules of spikebert for everyone
 
 # which of ours, and which heavy libraries, a module may import; of several rules the one with the longest name counts
 RULES: dict[str, set[str]] = {

@@ -59,7 +59,7 @@ class FastEngine:
     def __init__(self, graph: Graph, threads: int = 0) -> None:
         self.graph = graph
         self.steps = make_plan(graph)
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or _processors()
         self.last_use = {name: index for index, step in enumerate(self.steps) for name in _reads(step)}
         self.pool = ThreadPoolExecutor(self.threads)
         with _said_if_slow():
@@ -188,6 +188,11 @@ class FastEngine:
     def _count_spikes(self, shard: Shard, node: Source | LIF, fired: int) -> None:
         sites = self.graph.timesteps * len(shard.ids) * self.graph.features[node.name]
         shard.activity[node.name] = NodeActivity(spikes=fired, sites=sites)
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_fast(graph: Graph, options: EngineOptions) -> FastEngine:

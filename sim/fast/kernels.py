@@ -10,14 +10,14 @@ most 2^24), else in float64 (a product of 2^23 and 2^12). The type of `level` sa
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from converters.graph import MEMBRANE_MAX, SHIFT
+from spikebert.compiled import compiled
 
 GAIN = 2**SHIFT  # membrane units per accumulator unit
 
 
-@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+@compiled(nogil=True, inline="always")
 def _fire(
     current: np.ndarray, membrane: np.ndarray, level: np.ndarray, keep: float, spikes: np.ndarray
 ) -> int:  # fmt: skip
@@ -35,7 +35,7 @@ def _fire(
     return fired
 
 
-@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+@compiled(nogil=True, inline="always")
 def _events(x: np.ndarray, index: np.ndarray, value: np.ndarray) -> int:
     """The places and values of the nonzero entries of x [D]; how many there are."""
     found = 0
@@ -46,7 +46,7 @@ def _events(x: np.ndarray, index: np.ndarray, value: np.ndarray) -> int:
     return found
 
 
-@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+@compiled(nogil=True, inline="always")
 def _accumulate(
     weight: np.ndarray, index: np.ndarray, value: np.ndarray, events: int, graded: bool, sums: np.ndarray
 ) -> None:  # fmt: skip
@@ -71,7 +71,7 @@ def _accumulate(
             sums[j] += w0[j] * x0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(nogil=True)
 def synapses(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, fan_out: np.ndarray, graded: bool, sums: np.ndarray,
     ends: np.ndarray, fires: bool, level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray,
@@ -124,7 +124,7 @@ def synapses(
                     low = high
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(nogil=True)
 def lif(currents: np.ndarray, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray) -> None:
     """currents int32 [R, T, D] -> spikes uint8 [R, T, D]; level, keep and fired as in `synapses`."""
     tokens, steps, width = currents.shape
@@ -135,7 +135,7 @@ def lif(currents: np.ndarray, level: np.ndarray, keep: float, spikes: np.ndarray
             fired[0] += _fire(currents[r, t], membrane, level, keep, spikes[r, t])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(nogil=True)
 def encode(
     ids: np.ndarray, places: np.ndarray, table: np.ndarray, position: np.ndarray, sign: bool, level: np.ndarray,
     keep: float, spikes: np.ndarray, fired: np.ndarray,
@@ -161,7 +161,7 @@ def encode(
                 fired[0] += _fire(current, membrane, level, keep, spikes[r, t])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(nogil=True)
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, starts: np.ndarray, heads: int, sums: np.ndarray, fires: bool,
     level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray, operations: np.ndarray,
@@ -233,7 +233,7 @@ def attention(
                 operations[0, 1] += products + weighted
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(nogil=True)
 def add(x: np.ndarray, out: np.ndarray) -> None:
     """out [R, T, D] += x"""
     a, b = x.reshape(-1), out.reshape(-1)
@@ -241,7 +241,7 @@ def add(x: np.ndarray, out: np.ndarray) -> None:
         b[i] += a[i]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(nogil=True)
 def gather(x: np.ndarray, starts: np.ndarray, payload: np.ndarray, events: np.ndarray) -> None:
     """Sums of x [R, T, D] over the tokens and timesteps of each sample: payload int64 [B, D]; and how many entries
     of all samples are not 0: events int64 [D], added to."""

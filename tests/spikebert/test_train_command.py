@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_output import one_error
+from safetensors.torch import load_file
 from small_teachers import recipe_arguments
 
 from spikebert.train_command import main, recipe_path
@@ -179,6 +180,21 @@ def test_a_stage1_of_another_shape_is_refused_at_once(
     assert main([*arguments, f"--stage1.reuse={tmp_path}"]) == 2
     assert "is no finished stage" in one_error(capfd)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_integer_model_is_no_start(arguments: list[str], trained: Path, capfd) -> None:
+    assert main([*arguments, f"--stage1.reuse={trained / 'run' / 'integer'}"]) == 2
+    assert "holds an integer model" in one_error(capfd)
+
+
+def test_a_student_of_another_task_is_a_start(arguments: list[str], trained: Path, tmp_path: Path) -> None:
+    """Its body is taken, its readout is not."""
+    earlier = trained / "run" / "stage2"
+    assert main([*arguments, f"--stage1.reuse={earlier}", "--stage2.epochs=0", "--quantise.epochs=0"]) == 0
+    weights = [load_file(folder / "model.safetensors") for folder in (earlier, tmp_path / "run" / "stage1")]
+    same = {name for name in weights[0] if torch.equal(weights[0][name], weights[1][name])}
+    assert {name for name in weights[0] if not name.startswith("readout.")} <= same
+    assert "readout.linear.weight" not in same
 
 
 def test_a_damaged_stage_is_named(arguments: list[str], tmp_path: Path, capfd) -> None:
