@@ -136,15 +136,20 @@ class SpikingAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.threshold = config.attention_threshold
         self.lif = make_lif(config)
+        # bf16 holds counts up to 256 exactly. A score is at most d; a larger sum is above such a threshold however it
+        # is rounded, so the spikes are the same. An integer model keeps every number exact.
+        features = config.hidden_size // config.num_attention_heads
+        self.mixed_precision = config.mode == "float" and features <= 256 and self.threshold < 256
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, trace: Trace) -> Tensor:
         def split(x: Tensor) -> Tensor:  # [T, R, D] -> [T, B, H, N, d]
             return packing.unpack(x).unflatten(-1, (self.heads, -1)).transpose(2, 3)
 
-        with torch.autocast(q.device.type, enabled=False):  # counts beyond 256 are not exact in bf16
+        enabled = self.mixed_precision and torch.is_autocast_enabled(q.device.type)
+        with torch.autocast(q.device.type, enabled=enabled):
             scores = split(q) @ split(k).transpose(-1, -2)  # [T, B, H, N, N]
             mixed = (scores @ split(v)).transpose(2, 3).flatten(-2)  # [T, B, N, D]
-        current = packing.pack(mixed)
+        current = packing.pack(mixed).to(q.dtype)
         spikes = self.lif(current, self.threshold)
         trace[self.name], trace[f"{self.name}.lif"] = current, spikes
         return spikes
