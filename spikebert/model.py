@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.utils import ModelOutput
 
 from spikebert.config import SpikeBertConfig
+from spikebert.integer_linear import integer_linear
 from spikebert.neurons import LoihiLIF
 from spikebert.packing import Packing, linear_in_buckets
 from spikebert.rounding import round_bias, round_straight_through, round_weight
@@ -116,12 +117,12 @@ class SpikingLinear(nn.Module):
         return weight, bias
 
     def forward(self, x: Tensor, trace: Trace) -> Tensor:
+        rows = x.flatten(0, 1)  # [T * R, in]
         if self.norm is None:
-            with torch.autocast(x.device.type, enabled=False):  # bf16 would round the accumulators
-                current = F.linear(x, *self.integers())
+            current = integer_linear(rows, *self.integers(), self.input_max)
         else:
-            product = linear_in_buckets(self.linear, x.flatten(0, 1))
-            current = self.norm(product).unflatten(0, x.shape[:2])
+            current = self.norm(linear_in_buckets(self.linear, rows))
+        current = current.unflatten(0, x.shape[:2])
         spikes = self.lif(current, self.threshold)
         trace[self.name], trace[f"{self.name}.lif"] = current, spikes
         return spikes
