@@ -63,9 +63,9 @@ def test_mixed_precision_rounds_gradients_only() -> None:
     for tensor in (x, weight, bias):
         tensor.grad = None
     F.linear(x, weight, bias).square().mean().backward()
-    for given, tensor in zip(rounded, (x, weight, bias)):
-        assert given is not None and given.dtype == torch.float32
-        torch.testing.assert_close(given, tensor.grad, rtol=0.05, atol=0.05 * float(tensor.grad.abs().max()))
+    for gradient, tensor in zip(rounded, (x, weight, bias)):
+        assert gradient is not None and gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, tensor.grad, rtol=0.05, atol=0.05 * float(tensor.grad.abs().max()))
 
 
 def test_a_processor_without_int8_products_uses_floats(monkeypatch) -> None:
