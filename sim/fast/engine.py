@@ -131,20 +131,21 @@ class FastEngine:
         shape = (*x.shape[:2], step.weight.shape[1])
         fires = bool(step.lifs)
         keep_currents = not fires or any(layer.name in wanted for layer in step.layers)
-        spikes = np.empty(shape if fires else (0, 0, 0), np.uint8)
+        spikes = np.empty(int(np.prod(shape)) if fires else 0, np.uint8)
         currents = np.empty(shape, np.int32) if keep_currents else NOTHING
         operations, fired = np.zeros((len(step.layers), 2), np.int64), np.zeros(len(step.layers), np.int64)
         kernels.synapses(
             x, step.weight, step.bias, step.fan_out, step.graded, np.empty(shape[2], step.sums), step.ends, fires,
             step.neurons.level, step.neurons.keep, spikes, currents, operations, fired,
         )  # fmt: skip
-        low = 0
+        low, sites = 0, shape[0] * shape[1]
         for i, (layer, high) in enumerate(zip(step.layers, step.ends.tolist())):
             shard.activity[layer.name] = _operations(operations[i])
             if keep_currents:
                 shard.values[layer.name] = currents[..., low:high]
             if fires:
-                shard.values[step.lifs[i].name] = spikes[..., low:high]
+                own = spikes[sites * low : sites * high]
+                shard.values[step.lifs[i].name] = own.reshape(*shape[:2], high - low)
                 self._count_spikes(shard, step.lifs[i], int(fired[i]))
             low = high
 

@@ -86,7 +86,7 @@ def synapses(
     sums       [out], of the type that sums are made in: int16 or int32
     ends       int64 [layers]: where the features of each layer end
     level      float32 or float64 [out], membrane units; keep, share of the membrane that stays, of the same type
-    spikes     uint8 [R, T, out], written where `fires`
+    spikes     uint8 [R * T * out], written where `fires`: all of the first layer [R, T, its out], then of the next
     currents   int32 [R, T, out], written where it is not empty
     operations int64 [layers, 2], added to: synaptic, weighted
     fired      int64 [layers], added to
@@ -118,9 +118,11 @@ def synapses(
                 low = 0
                 for layer in range(ends.shape[0]):
                     high = ends[layer]
+                    place = tokens * steps * low + (r * steps + t) * (high - low)
                     fired[layer] += _fire(
-                        current[low:high], membrane[low:high], level[low:high], keep, spikes[r, t, low:high]
-                    )
+                        current[low:high], membrane[low:high], level[low:high], keep,
+                        spikes[place : place + high - low],
+                    )  # fmt: skip
                     low = high
 
 
