@@ -103,7 +103,7 @@ def test_the_bundle_says_what_it_is(trained: Path, exported: Path) -> None:
     assert len(bundle.golden.batch) == 8
 
 
-@pytest.mark.parametrize("engine", ["reference", "torch"])
+@pytest.mark.parametrize("engine", ["reference", "fast", "torch"])
 def test_run_verifies_on_the_test_split(trained: Path, exported: Path, engine: str, capfd) -> None:
     command = [str(exported), "--engine", engine, "--verify", "--json", "--file", str(trained / "data" / "test.tsv")]
     assert run_main([*command, "--model", str(trained / "run")]) == 0
