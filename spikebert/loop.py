@@ -28,12 +28,16 @@ GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True)
 class Schedule:
-    """epochs over the texts, texts a batch (of one process), the highest learning rate, AdamW's weight decay."""
+    """epochs over the texts, texts a batch (of one process), the highest learning rate, AdamW's weight decay.
+
+    token_rate      how many times faster the token table learns; see `parameter_groups`
+    """
 
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float = 0.01
+    token_rate: float = 1.0
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
@@ -42,6 +46,18 @@ def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
     if step < warmup:
         return schedule.learning_rate * (step + 1) / warmup
     return schedule.learning_rate * (steps - step) / max(1, steps - warmup)
+
+
+def parameter_groups(model: nn.Module, table: nn.Parameter | None, schedule: Schedule) -> list[dict]:
+    """AdamW's groups: all parameters at rate 1, and the token table at `schedule.token_rate`, not decayed.
+
+    A batch holds few rows of the table, so each row is seldom moved; decay would move the others all the time.
+    """
+    others = [parameter for parameter in model.parameters() if parameter is not table]
+    groups: list[dict] = [{"params": others, "rate": 1.0, "weight_decay": schedule.weight_decay}]
+    if table is not None:
+        groups.append({"params": [table], "rate": schedule.token_rate, "weight_decay": 0.0})
+    return groups
 
 
 def choose_precision(precision: str) -> str:
@@ -75,6 +91,7 @@ def fit(
     keep_start: bool = False,
     checkpoint_seconds: float = 120,
     title: str = "training",
+    table: nn.Parameter | None = None,
 ) -> float | None:
     """Train `model` in place; it ends as the best epoch by `evaluate` (higher is better), or as the last.
 
@@ -82,12 +99,11 @@ def fit(
     texts_of_epoch  the texts of an epoch; their number must be the same in every epoch
     keep_start      the model as it came competes with the epochs for the best
     folder          where `checkpoint.pt` and TensorBoard's files go; a checkpoint there is resumed from
+    table           the token table among the model's parameters; see `parameter_groups`
     Returns the best value of `evaluate`. Raises RuntimeError where the loss is no number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
-    )
+    optimiser = torch.optim.AdamW(parameter_groups(model, table, schedule), lr=schedule.learning_rate, fused=True)
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     checkpoint = folder / "checkpoint.pt"
     state = _Position()
@@ -108,7 +124,7 @@ def fit(
             for indices in mine[state.step - state.epoch * steps_an_epoch :]:
                 rate = learning_rate(schedule, state.step, steps)
                 for group in optimiser.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group["rate"]
                 batch = {k: v.to(accelerator.device) for k, v in texts.batch(indices, pad_id).items()}
                 loss = loss_of(wrapped, batch)
                 if not bool(torch.isfinite(loss)):

@@ -73,10 +73,16 @@ def ask_teacher(
     return (torch.cat(logits)[unsorted] if logits else None), (None if states is None else tuple(states))
 
 
+def pupil_files(folder: str) -> list[str]:
+    """The files that hold the weights of the pupil kept in `folder`."""
+    return [str(Path(folder) / name) for name in ("model.safetensors", "alignment.safetensors")]
+
+
 def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Path) -> None:
     """Raises UserError where `folder` is no finished stage 1 or 2 of such a student and such a teacher."""
-    if not (folder / "stage.json").exists():
-        raise UserError(f"stage1.reuse: {folder} is no finished stage (no stage.json)")
+    for name in ("stage.json", "model.safetensors"):
+        if not (folder / name).exists():
+            raise UserError(f"stage1.reuse: {folder} is no finished stage (no {name})")
     try:
         earlier = SpikeBertConfig.from_pretrained(folder)
         with safe_open(folder / "alignment.safetensors", "pt") as alignment:

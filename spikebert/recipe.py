@@ -43,16 +43,16 @@ class Teacher:
 class Student:
     """The spiking BERT; see `SpikeBertConfig`."""
 
-    hidden_size: int = 256
-    layers: int = 4
-    heads: int = 4
-    intermediate_size: int = 1024
+    hidden_size: int = 384
+    layers: int = 2
+    heads: int = 6
+    intermediate_size: int = 1536
     n_max: int = 64
     timesteps: int = 4
     decay: int = 2048
     encoder: str = "lif"
     positions: bool = True
-    attention_threshold: int = 4
+    attention_threshold: int = 16
     surrogate: str = "atan"
     surrogate_alpha: float = 2.0
     embeddings_from_teacher: bool = True
@@ -74,7 +74,9 @@ class Stage1:
     """leave out lines of more words than this: short ones teach more in a minute; 0 for none"""
     epochs: int = 1
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
+    token_rate: float = 5.0
+    """the token table learns so many times faster: a batch holds few of its rows"""
     embedding_weight: float = 1.0
     hidden_weight: float = 1.0
 
@@ -85,7 +87,9 @@ class Stage2:
 
     epochs: int = 6
     batch_size: int = 32
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-3
+    token_rate: float = 5.0
+    """the token table learns so many times faster, as in stage 1"""
     label_weight: float = 1.0
     logits_weight: float = 1.0
     temperature: float = 2.0
@@ -143,7 +147,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     )),
     ("above 0", lambda value: value > 0, (
         "teacher.learning_rate", "stage1.learning_rate", "stage2.learning_rate", "quantise.learning_rate",
-        "stage2.temperature", "student.surrogate_alpha",
+        "stage2.temperature", "student.surrogate_alpha", "stage1.token_rate", "stage2.token_rate",
     )),
     ("2 .. 8", lambda value: 2 <= value <= 8, ("quantise.weight_bits",)),
     ("0 .. 4294967295", lambda value: 0 <= value < 2**32, ("seed",)),

@@ -57,7 +57,7 @@ from spikebert.evaluation import accuracy, mean_firing_rates, predict, validatio
 from spikebert.loop import Schedule, choose_precision, fit
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.progress import say
-from spikebert.pupil import Classifier, Pupil, ask_teacher, check_reuse, pupil_saver, reuse
+from spikebert.pupil import Classifier, Pupil, ask_teacher, check_reuse, pupil_files, pupil_saver, reuse
 from spikebert.quantisation import quantise
 from spikebert.recipe import Recipe, check_recipe
 from spikebert.teachers import resolve
@@ -72,12 +72,12 @@ SECTIONS = {
     "stage2": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2"),
     "integer": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2", "quantise"),
 }
-# The texts that do, known by their sha256.
-TEXTS_OF = {
+# The files that do, known by their sha256.
+FILES_OF = {
     "teacher": ("data",),
-    "stage1": ("data", "stage1.text"),
-    "stage2": ("data", "stage1.text", "stage2.extra_text"),
-    "integer": ("data", "stage1.text", "stage2.extra_text"),
+    "stage1": ("data", "stage1.text", "stage1.reuse"),
+    "stage2": ("data", "stage1.text", "stage1.reuse", "stage2.extra_text"),
+    "integer": ("data", "stage1.text", "stage1.reuse", "stage2.extra_text"),
 }
 
 
@@ -150,16 +150,21 @@ class Training:
         """All that decides what a stage gives: parts of the recipe, and what the files named there hold."""
         full = asdict(self.recipe)
         sections = {section: full[section] for section in SECTIONS[stage]}
-        return sections | {"sha256": {name: self.fingerprints[name] for name in TEXTS_OF[stage]}}
+        files = {name: self.fingerprints[name] for name in FILES_OF[stage] if name in self.fingerprints}
+        return sections | {"sha256": files}
 
     def _fingerprints(self, splits: dict[str, LabelledTexts | None]) -> dict[str, str]:
-        """sha256 of the labelled texts (train and validation) and of the text files of either stage."""
+        """sha256 of the labelled texts (train and validation), of the text files of either stage, and of a pupil that
+        stage 1 takes over."""
         labelled = json.dumps([asdict(split) for name, split in splits.items() if split and name != "test"])
-        return {
+        fingerprints = {
             "data": hashlib.sha256(labelled.encode()).hexdigest(),
             "stage1.text": hash_files(self.recipe.stage1.text),
             "stage2.extra_text": hash_files(self.recipe.stage2.extra_text),
         }
+        if self.recipe.stage1.reuse:
+            fingerprints["stage1.reuse"] = hash_files(pupil_files(self.recipe.stage1.reuse))
+        return fingerprints
 
     def _check_out(self) -> None:
         """Raises UserError where writing a stage would delete something that is none of ours."""
@@ -260,7 +265,8 @@ class Training:
             pupil,
             lambda model, batch: self._distil(model, teacher, batch, weights),
             lambda epoch: texts,
-            Schedule(options.epochs, options.batch_size, options.learning_rate),
+            Schedule(options.epochs, options.batch_size, options.learning_rate, token_rate=options.token_rate),
+            table=student.encoder.token.weight,
             title="stage 1",
             **self._common(work),
         )
@@ -269,9 +275,8 @@ class Training:
     def _train_stage2(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.stage2
         pupil = self._load_pupil("stage1")
-        figures = self._distil_task(
-            pupil, Schedule(options.epochs, options.batch_size, options.learning_rate), work, "stage 2"
-        )
+        schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, token_rate=options.token_rate)
+        figures = self._distil_task(pupil, schedule, work, "stage 2")
         return figures, pupil_saver(pupil)
 
     def _train_integer(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
@@ -324,6 +329,7 @@ class Training:
             lambda model, batch: self._distil(model, teacher, batch, weights),
             texts_of_epoch,
             schedule,
+            table=pupil.student.encoder.token.weight,
             evaluate=validation(pupil.student, self.task.validation, self.pad_id, self.device),
             keep_start=keep_start,
             title=title,

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from spikebert.data import TokenisedTexts
-from spikebert.loop import Schedule, choose_precision, fit, learning_rate
+from spikebert.loop import Schedule, choose_precision, fit, learning_rate, parameter_groups
 
 TEXTS = TokenisedTexts([[i % 5, i % 3] for i in range(40)], [i % 2 for i in range(40)])
 
@@ -74,6 +74,32 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path) -> None:
 
     with pytest.raises(RuntimeError, match="lower learning_rate"):
         fit(model, loss_of, lambda epoch: TEXTS, Schedule(1, 8, 0.1), tmp_path, Accelerator(cpu=True), 0, 1)
+
+
+def test_the_token_table_learns_faster(tmp_path) -> None:
+    """Adam's first step is the learning rate itself, whatever the gradient: it shows the rate of each parameter."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 2))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    def loss_of(wrapped: nn.Module, batch: dict) -> torch.Tensor:
+        return nn.functional.cross_entropy(wrapped(batch["input_ids"]), batch["labels"])
+
+    schedule = Schedule(1, batch_size=40, learning_rate=0.01, weight_decay=0.0, token_rate=3.0)
+    fit(model, loss_of, lambda epoch: TEXTS, schedule, tmp_path, Accelerator(cpu=True), 0, 1, table=model[0].weight)
+    moved = {name: (value.detach() - before[name]).abs() for name, value in model.named_parameters()}
+    torch.testing.assert_close(moved["2.weight"].max(), torch.tensor(0.01), rtol=1e-3, atol=0)
+    torch.testing.assert_close(moved["0.weight"].max(), torch.tensor(0.03), rtol=1e-3, atol=0)
+
+
+def test_the_token_table_is_not_decayed(tmp_path) -> None:
+    table = nn.Parameter(torch.ones(3))
+    model = nn.ParameterDict({"table": table, "other": nn.Parameter(torch.ones(3))})
+    others, tokens = parameter_groups(model, table, Schedule(1, 8, 0.1, weight_decay=0.5, token_rate=2.0))
+    assert others["params"] == [model["other"]] and (others["rate"], others["weight_decay"]) == (1.0, 0.5)
+    assert tokens["params"] == [table] and (tokens["rate"], tokens["weight_decay"]) == (2.0, 0.0)
+    (only,) = parameter_groups(model, None, Schedule(1, 8, 0.1))
+    assert len(only["params"]) == 2
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

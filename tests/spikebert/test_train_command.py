@@ -77,6 +77,7 @@ def test_an_unknown_recipe_lists_the_installed_ones(tmp_path: Path, capfd) -> No
         (["--teacher.epochs=many"], "\"teacher.epochs\": Expected a <class 'int'>"),
         (["--teacher.epochs=-1", "--stage2.batch_size=0"], "teacher.epochs is -1, it must be 0 or more; stage2.batch"),
         (["--stage1.learning_rate=0"], "stage1.learning_rate is 0.0, it must be above 0"),
+        (["--stage1.token_rate=0"], "stage1.token_rate is 0.0, it must be above 0"),
         (["--stage2.learning_rate=.nan"], "stage2.learning_rate is nan"),
         (["--stage2.temperature=0"], "stage2.temperature is 0.0, it must be above 0"),
         (["--quantise.weight_bits=9"], "quantise.weight_bits is 9, it must be 2 .. 8"),
@@ -195,6 +196,20 @@ def test_a_student_of_another_task_is_a_start(arguments: list[str], trained: Pat
     same = {name for name in weights[0] if torch.equal(weights[0][name], weights[1][name])}
     assert {name for name in weights[0] if not name.startswith("readout.")} <= same
     assert "readout.linear.weight" not in same
+
+
+def test_another_student_in_the_same_place_is_noticed(
+    arguments: list[str], trained: Path, tmp_path: Path, capfd
+) -> None:
+    earlier = Path(shutil.copytree(trained / "run" / "stage1", tmp_path / "earlier"))
+    arguments = [*arguments, f"--stage1.reuse={earlier}", "--stage2.epochs=0", "--quantise.epochs=0"]
+    assert main(arguments) == 0
+    shutil.copy(trained / "run" / "stage2" / "model.safetensors", earlier)
+    assert main(arguments) == 2
+    assert "sha256.stage1.reuse" in one_error(capfd)
+    (earlier / "model.safetensors").unlink()
+    assert main(arguments) == 2
+    assert "is no finished stage (no model.safetensors)" in one_error(capfd)
 
 
 def test_a_damaged_stage_is_named(arguments: list[str], tmp_path: Path, capfd) -> None:
