@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification
 from converters.bundle import read_bundle
 from converters.execution import EngineOptions, TokenBatch
 from sim.engines import open_engine
-from sim.text_file import read_text_file
+from sim.rows import Row, open_rows
 from spikebert import SpikeBertForSequenceClassification
 from spikebert.neurons import LoihiLIF
 
@@ -76,7 +76,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="for each row and batch size")
     arguments = parser.parse_args()
     bundle = read_bundle(arguments.bundle)
-    texts = [bundle.tokenise(text) for text in read_text_file(arguments.file, bundle.labels).texts]
+    rows = open_rows(arguments.file, bundle.labels).items
+    texts = [bundle.tokenise(row.text) for row in rows if isinstance(row, Row)]
     texts.sort(key=lambda text: len(text.ids))
     spread = [texts[i] for i in range(0, len(texts), max(1, len(texts) // 60))]  # of all lengths
     of_size = {

@@ -147,12 +147,14 @@ class Engine(Protocol):
 class EngineOptions:
     """What an engine may need beside the graph.
 
-    bundle folder of the bundle the graph was read from (a target finds its own files there)
-    model  folder of the trained model; the `torch` engine runs that
+    bundle  folder of the bundle the graph was read from (a target finds its own files there)
+    model   folder of the trained model; the `torch` engine runs that
+    threads so many processors are for this engine; 0 for all
     """
 
     bundle: Path | None = None
     model: Path | None = None
+    threads: int = 0
 
 
 class EngineFactory(Protocol):

@@ -1,78 +1,210 @@
-"""Reading texts and labels from a tab-separated file."""
+"""The rows of a file of texts, one after the other. A bad row is an item like the others, not the end of the file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
+from typing import BinaryIO
 
-from spikebert.commands import UserError
+from spikebert.commands import UserError, missing_extra
 
 HEADERS = "'text' or 'text<TAB>label'"
+FORMATS = ".jsonl (an object a line), .parquet, or anything else: tab-separated UTF-8 with a header"
+LINE_BYTES = 2**20  # a longer line is a bad row: no text is that long, and memory stays bounded
+PEEK_BYTES = 2**16  # of a file, searched for a zero byte
+TABLE_ROWS = 1024  # of a Parquet file, read at a time
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """The rows of a file: texts, and the class of each where the file has a column `label`."""
+class Row:
+    """A text; `number` is its line in the file (the header is line 1), or its row in a table, from 1."""
 
-    texts: tuple[str, ...]
-    labels: tuple[int, ...] | None
+    number: int
+    text: str
+    label: int | None = None
 
 
-def read_text_file(path: Path, class_names: Sequence[str], limit: int | None = None) -> TextFile:
-    """Read a UTF-8 file whose first line names its columns, `text` and perhaps `label`, separated by tabs.
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not be read, and why."""
 
-    A label is a class number or one of `class_names`. Only the first `limit` rows are read. Raises UserError with
-    the file, the line number (the header is line 1) and what to do.
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A file of texts being read.
+
+    items     its rows in order; read as they are asked for
+    total     at most so many rows, for a progress bar
+    labelled  whether every good row has a label
+    unit      what `number` counts: "line" or "row"
     """
+
+    items: Iterator[Row | BadRow]
+    total: int
+    labelled: bool
+    unit: str = "line"
+
+
+def open_rows(path: Path, class_names: Sequence[str], limit: int | None = None) -> Rows:
+    """Begin to read a file with a column `text` and perhaps `label`; its format follows from its name (`FORMATS`).
+
+    A label is a class number or one of `class_names`. Only the first `limit` rows are read. Raises UserError, with
+    the file and what to do, for a file that cannot be read, is binary, has no column `text`, or has no rows.
+    """
+    readers: dict[str, Callable[[Path, Sequence[str]], Rows]] = {".jsonl": _open_jsonl, ".parquet": _open_parquet}
     try:
-        content = path.read_bytes()
+        rows = readers.get(path.suffix.lower(), _open_tsv)(path, class_names)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}. Give a tab-separated text file") from error
-    lines = _lines(content, path)
-    columns = lines[0].split("\t")
+        raise UserError(f"cannot read {path}: {error.strerror or error}. Give {FORMATS}") from error
+    first = next(rows.items, None)
+    if first is None:
+        raise UserError(f"{path} has no rows. Add one for each text")
+    total = rows.total if limit is None else min(rows.total, limit)
+    return replace(rows, items=islice(chain([first], rows.items), limit), total=total)
+
+
+def _open_tsv(path: Path, class_names: Sequence[str]) -> Rows:
+    try:
+        columns = _decoded(_first_line(path).removeprefix(b"\xef\xbb\xbf")).split("\t")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line 1: not UTF-8 ({error.reason}). Give {FORMATS}") from error
     if "text" not in columns:
         raise UserError(f"{path}, line 1: no column 'text', it has {columns!r:.100}. The first line must be {HEADERS}")
-    rows = [_fields(line, len(columns), path, number) for number, line in enumerate(lines[1:], start=2)][:limit]
-    if not rows:
-        raise UserError(f"{path} has no rows after its header. Add a line for each text")
-    texts = tuple(row[columns.index("text")] for row in rows)
-    if "label" not in columns:
-        return TextFile(texts, None)
-    column = columns.index("label")
-    return TextFile(
-        texts, tuple(_class(row[column], class_names, path, line) for line, row in enumerate(rows, start=2))
-    )
+    text, label = columns.index("text"), columns.index("label") if "label" in columns else None
+
+    def row(number: int, line: str) -> Row:
+        fields = line.split("\t")
+        if len(fields) != len(columns):
+            raise ValueError(f"{len(fields)} columns, the header has {len(columns)}: separate columns by one tab")
+        return Row(number, fields[text], None if label is None else _class(fields[label], class_names))
+
+    return Rows(_lines(path, row, header=True), max(1, _count_lines(path) - 1), label is not None)
 
 
-def _lines(content: bytes, path: Path) -> list[str]:
-    """The lines, without the last empty one. Only \\n and \\r\\n end a line: a text may hold rarer breaks."""
-    if b"\0" in content:
-        line = content[: content.index(b"\0")].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: a zero byte, so this is a binary file. Give a tab-separated text file")
+def _open_jsonl(path: Path, class_names: Sequence[str]) -> Rows:
+    labelled = _has_label(_first_line(path))
+
+    def row(number: int, line: str) -> Row:
+        return _row_of(number, json.loads(line), class_names, labelled)
+
+    return Rows(_lines(path, row, header=False), _count_lines(path), labelled)
+
+
+def _open_parquet(path: Path, class_names: Sequence[str]) -> Rows:
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason}). Save the file as UTF-8") from error
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError as error:
+        raise missing_extra("pyarrow") from error
+    with open(path, "rb"):  # pyarrow has words of its own for what the system says
+        pass
+    try:
+        table = ParquetFile(path)
+    except ArrowException as error:
+        raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+    columns = table.schema_arrow.names
+    if "text" not in columns:
+        raise UserError(f"{path}: no column 'text', it has {columns!r:.100}")
+    labelled = "label" in columns
+
+    def rows() -> Iterator[Row | BadRow]:
+        number = 0
+        for batch in table.iter_batches(TABLE_ROWS, columns=["text", "label"] if labelled else ["text"]):
+            for record in batch.to_pylist():
+                number += 1
+                try:
+                    yield _row_of(number, record, class_names, labelled)
+                except ValueError as error:
+                    yield BadRow(number, str(error))
+
+    return Rows(rows(), table.metadata.num_rows, labelled, unit="row")
 
 
-def _fields(line: str, columns: int, path: Path, number: int) -> list[str]:
-    fields = line.split("\t")
-    if len(fields) != columns:
-        raise UserError(
-            f"{path}, line {number}: {len(fields)} columns, the header has {columns}. Separate columns by one tab"
-        )
-    return fields
+def _first_line(path: Path) -> bytes:
+    """The first line of a text file. Raises UserError where a zero byte says that the file is binary."""
+    with open(path, "rb") as file:
+        start = file.read(PEEK_BYTES)
+        if b"\0" in start:
+            line = start[: start.index(b"\0")].count(b"\n") + 1
+            raise UserError(f"{path}, line {line}: a zero byte, so this is a binary file. Give {FORMATS}")
+        file.seek(0)
+        return file.readline(LINE_BYTES)
 
 
-def _class(label: str, class_names: Sequence[str], path: Path, number: int) -> int:
-    if label in class_names:
+def _lines(path: Path, row: Callable[[int, str], Row], header: bool) -> Iterator[Row | BadRow]:
+    """The rows of a file of lines. Only \\n and \\r\\n end a line: a text may hold rarer breaks."""
+    number = 1
+    with open(path, "rb") as file:
+        if header:
+            file.readline()
+            number = 2
+        while line := file.readline(LINE_BYTES):
+            try:
+                if len(line) == LINE_BYTES and not line.endswith(b"\n"):
+                    _skip_line(file)
+                    raise ValueError(f"longer than {LINE_BYTES:,} bytes")
+                if b"\0" in line:
+                    raise ValueError("a zero byte")
+                yield row(number, _decoded(line))
+            except UnicodeDecodeError as error:
+                yield BadRow(number, f"not UTF-8 ({error.reason})")
+            except json.JSONDecodeError as error:
+                yield BadRow(number, f"not JSON ({error})")
+            except ValueError as error:
+                yield BadRow(number, str(error))
+            number += 1
+
+
+def _decoded(line: bytes) -> str:
+    return line.removesuffix(b"\n").removesuffix(b"\r").decode()
+
+
+def _skip_line(file: BinaryIO) -> None:
+    while (piece := file.readline(LINE_BYTES)) and not piece.endswith(b"\n"):
+        pass
+
+
+def _has_label(line: bytes) -> bool:
+    try:
+        first = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(first, dict) and "label" in first
+
+
+def _row_of(number: int, record: object, class_names: Sequence[str], labelled: bool) -> Row:
+    """A row from an object with fields. Raises ValueError where it is none."""
+    if not isinstance(record, dict):
+        raise ValueError("no object with a field 'text'")
+    text = record.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"its 'text' is {text!r:.60}, not a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("its 'text' holds half a character (a lone surrogate)") from None
+    return Row(number, text, _class(record.get("label"), class_names) if labelled else None)
+
+
+def _class(label: object, class_names: Sequence[str]) -> int:
+    """The number of a class given by name or number. Raises ValueError."""
+    if isinstance(label, str) and label in class_names:
         return list(class_names).index(label)
-    if label.isascii() and label.isdigit() and int(label) < len(class_names):
-        return int(label)
-    names = ", ".join(class_names)
-    raise UserError(
-        f"{path}, line {number}: label {label!r:.60} is no class. Use 0 .. {len(class_names) - 1} or {names}"
-    )
+    number = int(label) if isinstance(label, str) and label.isascii() and label.isdigit() else label
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(class_names):
+        return number
+    raise ValueError(f"label {label!r:.60} is no class: use 0 .. {len(class_names) - 1} or {', '.join(class_names)}")
+
+
+def _count_lines(path: Path) -> int:
+    with open(path, "rb") as file:
+        lines, last = 0, b"\n"
+        while block := file.read(LINE_BYTES):
+            lines, last = lines + block.count(b"\n"), block[-1:]
+        return lines + (last != b"\n")

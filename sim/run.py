@@ -1,68 +1,106 @@
-"""Running batches on an engine: logits, activity, and a comparison with the reference where one is wanted."""
+"""Running texts of any number: rows are gathered into shards, shards are run, outcomes are told and summed in order."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from converters.execution import Activity, Engine, Execution, TokenBatch
+from converters.bundle import Tokenised
+from converters.execution import Activity
 from converters.graph import Graph
-from sim.activity import count_activity
-from sim.verify import Comparison, compare
-from spikebert.commands import progress
+from sim.rows import BadRow, Row
+from sim.shards import Shard
+from sim.verify import Comparison
+from sim.workers import Workers
 
 CHUNK_BYTES = 256 * 2**20  # values held at a time
 BATCH_MAX = 64
+BAD_ROWS_KEPT = 10  # with their reasons; the others are counted
 
 
 @dataclass(frozen=True, eq=False)
-class RunResult:
-    """What `run` did.
+class Outcome:
+    """What became of one row: logits (int64 [classes]), or nothing of a bad one.
+
+    real_tokens  of its text, special tokens included
+    note         what is unusual about its text
+    """
+
+    row: Row | BadRow
+    logits: np.ndarray | None = None
+    real_tokens: int = 0
+    note: str | None = None
+
+    @property
+    def prediction(self) -> int | None:
+        """The lowest index among the largest logits."""
+        return None if self.logits is None else int(self.logits.argmax())
+
+
+@dataclass(eq=False)
+class Summary:
+    """A run in numbers.
 
     engine     name
-    logits     int64 [B, classes]
-    seconds    in the engine alone
-    activity   counts over all samples
+    samples    how many were run
+    bad        how many rows could not be read, and the first of them in `first_bad`
+    seconds    in the engine alone; with several workers, from the first shard to the last result
+    activity   counts over all samples, None where there was none
     comparison with the reference, or None
+    confusion  int64 [classes, classes]: labelled samples by true and predicted class
     """
 
     engine: str
-    logits: np.ndarray
-    seconds: float
-    activity: Activity
-    comparison: Comparison | None
-
-    @property
-    def predictions(self) -> np.ndarray:
-        return Execution(self.logits).predictions
+    confusion: np.ndarray
+    samples: int = 0
+    bad: int = 0
+    first_bad: list[BadRow] = field(default_factory=list)
+    seconds: float = 0.0
+    activity: Activity | None = None
+    comparison: Comparison | None = None
 
     @property
     def samples_per_second(self) -> float:
-        return len(self.logits) / max(self.seconds, 1e-9)
+        return self.samples / max(self.seconds, 1e-9)
 
-    def accuracy(self, labels: Sequence[int] | None) -> float | None:
-        return None if labels is None else float(np.mean(self.predictions == np.asarray(labels)))
+    @property
+    def accuracy(self) -> float | None:
+        labelled = int(self.confusion.sum())
+        return int(self.confusion.trace()) / labelled if labelled else None
 
-    def to_json(self, labels: Sequence[int] | None) -> dict[str, object]:
-        """The object of `spikebert-run --json`."""
+    def count(self, outcome: Outcome) -> None:
+        """Take one more row into account."""
+        row, prediction = outcome.row, outcome.prediction
+        if isinstance(row, BadRow):
+            self.bad += 1
+            if len(self.first_bad) < BAD_ROWS_KEPT:
+                self.first_bad.append(row)
+            return
+        self.samples += 1
+        if row.label is not None:
+            self.confusion[row.label, prediction] += 1
+
+    def to_json(self, outcomes: Sequence[Outcome]) -> dict[str, object]:
+        """The object of `spikebert-run --json`; a bad row has null for its prediction and its logits."""
+        assert self.activity is not None  # there is one where a sample was run
         total = self.activity.total
-        verify = None if self.comparison is None else {"against": "reference"} | self.comparison.to_json()
         per_node = {
             name: {field: value for field, value in asdict(counts).items() if field != "sites"} | {"rate": counts.rate}
             for name, counts in self.activity.per_node.items()
         }
         return {
             "engine": self.engine,
-            "samples": len(self.logits),
+            "samples": self.samples,
             "seconds": self.seconds,
             "samples_per_second": self.samples_per_second,
-            "predictions": self.predictions.tolist(),
-            "logits": self.logits.tolist(),
-            "accuracy": self.accuracy(labels),
-            "verify": verify,
+            "predictions": [outcome.prediction for outcome in outcomes],
+            "logits": [None if outcome.logits is None else outcome.logits.tolist() for outcome in outcomes],
+            "accuracy": self.accuracy,
+            "verify": None if self.comparison is None else {"against": "reference"} | self.comparison.to_json(),
             "activity": {
                 "timesteps": self.activity.timesteps,
                 "spikes": total.spikes,
@@ -70,35 +108,75 @@ class RunResult:
                 "weighted_operations": total.weighted_operations,
                 "per_node": per_node,
             },
+            "bad_rows": {"count": self.bad, "first": [asdict(row) for row in self.first_bad]},
         }
 
 
 def run(
-    graph: Graph, batches: Sequence[TokenBatch], engine: Engine, name: str, reference: Engine | None = None
-) -> RunResult:
-    """Run batches on an engine; with `reference` run them there too and compare every node and the logits.
+    rows: Iterable[Row | BadRow],
+    workers: Workers,
+    summary: Summary,
+    shard_size: int,
+    tell: Callable[[Outcome], None],
+    sample_of: Callable[[Row], str | Tokenised] = lambda row: row.text,
+) -> None:
+    """Run rows and tell the outcome of each, in order; `summary` grows with them.
 
-    Only one batch's values are held at a time. A progress bar appears on a terminal.
+    Nothing is kept of a row once it has been told, and only the rows of the shards under way are held.
     """
-    counting = () if engine.counts_activity else graph.spiking
-    observe = counting if reference is None else tuple(node.name for node in graph)
-    logits: list[np.ndarray] = []
-    activity: Activity | None = None
-    comparison = None if reference is None else Comparison()
-    seconds, done = 0.0, 0
-    for batch in progress(batches, f"running on {name}", len(batches)):
-        start = time.perf_counter()
-        execution = engine.run(batch, observe)
-        seconds += time.perf_counter() - start
-        counted = execution.activity or count_activity(graph, execution.values, batch.mask)
-        activity = counted if activity is None else activity + counted
-        if reference is not None and comparison is not None:
-            comparison += compare(graph, reference.run(batch, observe), execution, first_sample=done)
-        logits.append(execution.logits)
-        done += len(batch)
-    if activity is None:
-        raise ValueError("no batches")
-    return RunResult(name, np.concatenate(logits), seconds, activity, comparison)
+
+    def done(outcome: Outcome) -> None:
+        summary.count(outcome)
+        tell(outcome)
+
+    under_way: deque[Row | BadRow] = deque()
+    start = time.perf_counter()
+    for result in workers.results(_shards(rows, shard_size, under_way, done, sample_of)):
+        notes = dict(result.notes)
+        for index, logits in enumerate(result.logits):
+            _tell_bad(under_way, done)
+            done(Outcome(under_way.popleft(), logits, int(result.real_tokens[index]), notes.get(index)))
+        summary.activity = result.activity if summary.activity is None else summary.activity + result.activity
+        if result.comparison is not None:
+            summary.comparison = (summary.comparison or Comparison()) + result.comparison
+        summary.seconds += result.seconds
+    _tell_bad(under_way, done)
+    if workers.several:
+        summary.seconds = time.perf_counter() - start
+
+
+def _shards(
+    rows: Iterable[Row | BadRow],
+    size: int,
+    under_way: deque[Row | BadRow],
+    done: Callable[[Outcome], None],
+    sample_of: Callable[[Row], str | Tokenised],
+) -> Iterator[Shard]:
+    """Rows in groups of `size`. A bad row ends its group, so that samples are numbered as rows are."""
+    samples: list[str | Tokenised] = []
+    for number, row in enumerate(rows):
+        if isinstance(row, BadRow):
+            if samples:
+                yield Shard(number - len(samples), tuple(samples))
+                samples = []
+            if under_way:
+                under_way.append(row)
+            else:
+                done(Outcome(row))
+            continue
+        under_way.append(row)
+        samples.append(sample_of(row))
+        if len(samples) == size:
+            yield Shard(number + 1 - size, tuple(samples))
+            samples = []
+    if samples:
+        yield Shard(number + 1 - len(samples), tuple(samples))
+
+
+def _tell_bad(under_way: deque[Row | BadRow], done: Callable[[Outcome], None]) -> None:
+    """Tell the bad rows that are first in line."""
+    while under_way and isinstance(under_way[0], BadRow):
+        done(Outcome(under_way.popleft()))
 
 
 def batch_size_for(graph: Graph, executions: int) -> int:

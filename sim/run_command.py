@@ -1,6 +1,6 @@
 """`spikebert-run`: run a bundle on texts with any engine, count its activity, and check it bit for bit.
 
-A thin shell: it reads arguments and inputs, `sim.run.run` does the work, `sim.report` words the result.
+A thin shell: it reads arguments and opens the input, `sim.run.run` does the work, `sim.report` words the result.
 """
 
 from __future__ import annotations
@@ -8,50 +8,67 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from converters.bundle import Bundle, Golden, Tokenised, golden_nodes, read_bundle
-from converters.execution import Engine, EngineOptions, Execution, TokenBatch
-from sim.engines import engine_names, open_engine
+import numpy as np
+
+from converters.bundle import Bundle, Tokenised, read_bundle
+from sim.engines import engine_names
 from sim.find_bundle import find_bundle
-from sim.report import human_report, input_note
-from sim.run import RunResult, batch_size_for, run
-from sim.text_file import read_text_file
-from sim.verify import compare
+from sim.predictions import check_predictions_path, predictions_file
+from sim.report import human_report, prediction_of, sample_report
+from sim.rows import FORMATS, BadRow, Row, Rows, open_rows
+from sim.run import Outcome, Summary, batch_size_for, run
+from sim.shards import Job
+from sim.workers import DaskWorkers, LocalWorkers, ThisProcess, Workers
 from spikebert.commands import (
     CHECK_FAILED,
     OK,
-    CheckFailed,
+    WRONG_USE,
     UserError,
+    counted_progress,
     note,
     output_kept_clean,
+    processors,
     run_command,
     write_json,
     write_output,
 )
 
 NAME_LENGTH = 60  # characters of a text that are printed
+NOTES_MAX = 10  # unusual texts that are named; the others are counted
 
 EXAMPLES = """examples:
   spikebert-run reviews --text "a gripping , funny film"
   spikebert-run build/sst2 --file data.tsv --json
+  spikebert-run build/sst2 --file data.jsonl --predictions out.jsonl --workers 4
   spikebert-run build/sst2 --engine lava --verify --file data.tsv --limit 8
   spikebert-run build/sst2 --verify
 
-exit codes: 0 ok, 1 the check failed, 2 wrong use, 3 a runtime failed, 130 interrupted
+exit codes: 0 ok, 1 the check failed, 2 wrong use (a bad row too, after all others were run), 3 a runtime failed,
+130 interrupted
 """
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is to be run: token ids of each sample, where it came from, and its class where that is known."""
+    """What is to be run.
 
-    tokenised: tuple[Tokenised, ...]
-    names: tuple[str, ...]
-    labels: tuple[int, ...] | None = None
+    rows       texts; those of golden samples are empty, and `tokenised` holds their tokens
+    name_of    a row for people
+    show_each  whether each sample is reported, not only their sums
+    """
+
+    rows: Rows
+    name_of: Callable[[Row], str]
+    show_each: bool = False
+    tokenised: tuple[Tokenised, ...] = ()
+
+    def sample_of(self, row: Row) -> str | Tokenised:
+        return self.tokenised[row.number] if self.tokenised else row.text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,44 +80,74 @@ def _body(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     with output_kept_clean():
         bundle = read_bundle(find_bundle(arguments.bundle))
+        if arguments.predictions:
+            check_predictions_path(arguments.predictions, arguments.overwrite)
         inputs = _inputs(arguments, bundle)
-        for name, text in zip(inputs.names, inputs.tokenised):
-            if message := input_note(text):
-                note(f"note: {name}: {message}")
-        result = _run(arguments, bundle, inputs)
+        classes = len(bundle.labels)
+        summary = Summary(arguments.engine, np.zeros((classes, classes), np.int64))
+        kept = _run(arguments, bundle, inputs, summary)
+    if not summary.samples:
+        raise UserError(f"{arguments.file}: {_bad_rows(summary, inputs)}")
     if arguments.json:
-        write_json(result.to_json(inputs.labels))
+        write_json(summary.to_json(kept))
     else:
-        real_tokens = [len(text.ids) for text in inputs.tokenised]
-        names = inputs.names if arguments.text else None
-        write_output(human_report(bundle, result, real_tokens, inputs.labels, names))
-    if result.comparison is None or result.comparison.mismatches == 0:
-        return OK
-    note(f"error: engine '{arguments.engine}' differs from the reference: {result.comparison.first_mismatch}")
-    return CHECK_FAILED
+        each = [sample_report(bundle, inputs.name_of(row), outcome) for row, outcome in _good(kept)]
+        write_output("\n".join([*each, *([""] if each else []), human_report(bundle, summary)]))
+    if summary.comparison is not None and summary.comparison.mismatches:
+        note(f"error: engine '{arguments.engine}' differs from the reference: {summary.comparison.first_mismatch}")
+        return CHECK_FAILED
+    if summary.bad:
+        note(f"error: {arguments.file}: {_bad_rows(summary, inputs)}. All others were run")
+        return WRONG_USE
+    return OK
 
 
-def _run(arguments: argparse.Namespace, bundle: Bundle, inputs: Inputs) -> RunResult:
-    batches = _batches(bundle, inputs.tokenised, arguments.verify, arguments.batch_size)
-    options = EngineOptions(bundle=bundle.folder, model=arguments.model)
-    with closing(open_engine(arguments.engine, bundle.graph, options)) as engine:
-        if not arguments.verify:
-            return run(bundle.graph, batches, engine, arguments.engine)
-        with closing(open_engine("reference", bundle.graph)) as reference:
-            _check_golden(bundle, reference)
-            return run(bundle.graph, batches, engine, arguments.engine, reference)
+def _run(arguments: argparse.Namespace, bundle: Bundle, inputs: Inputs, summary: Summary) -> list[Outcome]:
+    """Runs everything; returns the outcomes where they are to be told one by one, else none are kept."""
+    kept: list[Outcome] = []
+    size = arguments.batch_size or batch_size_for(bundle.graph, executions=2 if arguments.verify else 1)
+    with ExitStack() as opened:
+        write = None
+        if arguments.predictions:
+            write = opened.enter_context(predictions_file(arguments.predictions, bundle.labels))
+        workers = opened.enter_context(closing(_workers(arguments, bundle)))
+        advance = opened.enter_context(counted_progress(f"running on {arguments.engine}", inputs.rows.total))
+        notes = 0
+
+        def tell(outcome: Outcome) -> None:
+            nonlocal notes
+            if outcome.note and (notes := notes + 1) <= NOTES_MAX and isinstance(outcome.row, Row):
+                note(f"note: {inputs.name_of(outcome.row)}: {outcome.note}")
+            if write:
+                write(prediction_of(bundle, outcome))
+            if arguments.json or inputs.show_each:
+                kept.append(outcome)
+            advance()
+
+        run(inputs.rows.items, workers, summary, size, tell, inputs.sample_of)
+    if notes > NOTES_MAX:
+        note(f"note: {notes - NOTES_MAX:,} more texts are unusual (cut, empty, or of unknown words)")
+    return kept
 
 
-def _check_golden(bundle: Bundle, reference: Engine) -> None:
-    """What the reference does here must be what it did where the bundle was made. Raises CheckFailed."""
-    golden: Golden = bundle.golden
-    execution = reference.run(golden.batch, golden_nodes(bundle.graph))
-    comparison = compare(bundle.graph, Execution(golden.logits, golden.spikes), execution)
-    if comparison.mismatches:
-        raise CheckFailed(
-            f"{bundle.folder / 'golden.safetensors'}: the reference differs from the recorded spikes: "
-            f"{comparison.first_mismatch}. Check numpy on this machine, or export the bundle again"
-        )
+def _workers(arguments: argparse.Namespace, bundle: Bundle) -> Workers:
+    """Who runs the samples: this process, several, or a cluster."""
+    job = Job(bundle.folder.resolve(), arguments.engine, arguments.model, arguments.verify)
+    if arguments.scheduler:
+        return DaskWorkers(job, arguments.scheduler)
+    if arguments.workers > 1:
+        return LocalWorkers(job, arguments.workers, threads=max(1, processors() // arguments.workers))
+    return ThisProcess(job, bundle)
+
+
+def _good(outcomes: Sequence[Outcome]) -> Iterator[tuple[Row, Outcome]]:
+    return ((outcome.row, outcome) for outcome in outcomes if isinstance(outcome.row, Row))
+
+
+def _bad_rows(summary: Summary, inputs: Inputs) -> str:
+    first = "; ".join(f"{inputs.rows.unit} {row.number}: {row.reason}" for row in summary.first_bad)
+    more = f"; and {summary.bad - len(summary.first_bad):,} more" if summary.bad > len(summary.first_bad) else ""
+    return f"{summary.bad:,} of {summary.bad + summary.samples:,} rows could not be read: {first}{more}"
 
 
 def _inputs(arguments: argparse.Namespace, bundle: Bundle) -> Inputs:
@@ -108,17 +155,21 @@ def _inputs(arguments: argparse.Namespace, bundle: Bundle) -> Inputs:
     limit = arguments.limit
     if arguments.text:
         texts = [_valid_text(text, number) for number, text in enumerate(arguments.text[:limit], start=1)]
-        return Inputs(tuple(map(bundle.tokenise, texts)), tuple(map(_quoted, texts)))
+        return Inputs(_rows_of(texts), lambda row: _quoted(row.text), show_each=True)
     if arguments.file:
-        file = read_text_file(arguments.file, bundle.labels, limit)
-        names = tuple(f"{arguments.file}, line {line}" for line in range(2, len(file.texts) + 2))
-        return Inputs(tuple(map(bundle.tokenise, file.texts)), names, file.labels)
+        rows = open_rows(arguments.file, bundle.labels, limit)
+        return Inputs(rows, lambda row: f"{arguments.file}, {rows.unit} {row.number}")
     if not arguments.verify:
         raise UserError("nothing to run. Give --text, --file, or --verify alone to check the bundle's golden samples")
     golden = bundle.golden.batch[:limit]
-    rows = (tuple(ids[mask == 1].tolist()) for ids, mask in zip(golden.ids, golden.mask))
-    tokenised = tuple(Tokenised(ids, full=len(ids), unknown=0, special=0) for ids in rows)
-    return Inputs(tokenised, tuple(f"golden sample {number}" for number in range(len(tokenised))))
+    samples = (tuple(ids[mask == 1].tolist()) for ids, mask in zip(golden.ids, golden.mask))
+    tokenised = tuple(Tokenised(ids, full=len(ids), unknown=0, special=0) for ids in samples)
+    return Inputs(_rows_of([""] * len(tokenised)), lambda row: f"golden sample {row.number}", tokenised=tokenised)
+
+
+def _rows_of(texts: Sequence[str]) -> Rows:
+    rows: list[Row | BadRow] = [Row(number, text) for number, text in enumerate(texts)]
+    return Rows(iter(rows), len(rows), labelled=False)
 
 
 def _valid_text(text: str, number: int) -> str:
@@ -134,13 +185,6 @@ def _quoted(text: str) -> str:
     return json.dumps(text if len(text) <= NAME_LENGTH else text[: NAME_LENGTH - 3] + "...", ensure_ascii=False)
 
 
-def _batches(bundle: Bundle, tokenised: Sequence[Tokenised], verify: bool, batch_size: int | None) -> list[TokenBatch]:
-    """Batches in order. When verifying they are padded to n_max, so that padding is checked too."""
-    size = batch_size or batch_size_for(bundle.graph, executions=2 if verify else 1)
-    pad_to = bundle.graph.n_max if verify else None
-    return [bundle.batch(tokenised[start : start + size], pad_to) for start in range(0, len(tokenised), size)]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spikebert-run",
@@ -152,8 +196,20 @@ def _parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", action="append", metavar="TEXT", help="a text to classify; may be repeated")
     source.add_argument(
-        "--file", type=Path, metavar="TSV", help="tab-separated UTF-8 file; first line 'text' or 'text<TAB>label'"
+        "--file", type=Path, metavar="FILE", help=f"texts in a column 'text', classes in 'label' if known: {FORMATS}"
     )
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="write the prediction of every row to this file, in such a format",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --predictions")
+    spread = parser.add_mutually_exclusive_group()
+    spread.add_argument(
+        "--workers", type=_positive, default=1, metavar="N", help="share the rows among N processes of this machine"
+    )
+    spread.add_argument("--scheduler", metavar="ADDRESS", help="share the rows among the workers of a Dask cluster")
     parser.add_argument("--engine", default="fast", help=f"one of {', '.join(engine_names())} (default: fast)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of the trained model, for the engine 'torch'")
     parser.add_argument(

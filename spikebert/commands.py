@@ -33,6 +33,9 @@ EXTRAS = {
     "yaml": "train",
     "datasets": "hub",
     "lava": "lava",
+    "pyarrow": "parquet",
+    "dask": "dask",
+    "distributed": "dask",
     "lava.lib.dl": "lava-dl",
 }
 
@@ -119,6 +122,11 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def output_kept_clean() -> Iterator[None]:
     """While this is open whatever libraries and child processes print goes to standard error.
@@ -143,6 +151,31 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
 
     console = Console(file=sys.stderr)
     yield from track(items, description, total, console=console, transient=True, disable=not console.is_terminal)
+
+
+@contextlib.contextmanager
+def counted_progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A function to call after each of `total` things: a bar with their rate and the time left, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> str:
+            return f"{task.finished_speed or task.speed or 0:,.0f}/s"
+
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)
 
 
 @contextlib.contextmanager

@@ -2,5 +2,5 @@
 
 plan.py     which nodes run together, decided once for a graph
 kernels.py  the compiled loops
-engine.py   runs a plan on batches, one shard of the samples a thread
+engine.py   runs a plan on batches, one share of the samples a thread
 """

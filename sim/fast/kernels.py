@@ -1,7 +1,7 @@
 """The compiled loops of the fast engine. Each takes packed tokens: R real tokens of some samples, no padding.
 
 Spikes are `[R, T, D]`: the timesteps of a token stand side by side, so its membranes live in the first-level cache
-for all of them. Kernels release the interpreter's lock, so that each thread runs a shard of the samples.
+for all of them. Kernels release the interpreter's lock, so that each thread runs its share of the samples.
 
 Membranes are held in floats, which represent every integer that occurs: with a decay of 0 or 2048 in float32 (at
 most 2^24), else in float64 (a product of 2^23 and 2^12). The type of `level` says which.

@@ -1,46 +1,76 @@
-"""What is read from a tab-separated file, and what is refused with the line that is wrong."""
+"""What is read from a file of texts, which rows are bad, and which files are refused."""
+
+import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sim.text_file import read_text_file
+from sim.rows import LINE_BYTES, BadRow, Row, open_rows
 from spikebert.commands import UserError
 
 NAMES = ("negative", "positive")
 
 
 @pytest.fixture
-def write(tmp_path):
-    def write_content(content: bytes):
-        path = tmp_path / "data.tsv"
+def read(tmp_path):
+    """Writes a file of this content and reads its rows."""
+
+    def read_content(content: bytes, name: str = "data.tsv", **options):
+        path = tmp_path / name
         path.write_bytes(content)
-        return path
+        rows = open_rows(path, NAMES, **options)
+        items = list(rows.items)
+        assert rows.total >= len(items)
+        return items
 
-    return write_content
-
-
-def test_texts_and_labels(write):
-    file = read_text_file(write("text\tlabel\nschön\t1\nbad \tnegative\n".encode()), NAMES)
-    assert file.texts == ("schön", "bad ")
-    assert file.labels == (1, 0)
+    return read_content
 
 
-def test_texts_alone_and_empty_ones(write):
-    file = read_text_file(write(b"text\none\n\ntwo"), NAMES)
-    assert file.texts == ("one", "", "two")
-    assert file.labels is None
+def test_texts_and_labels(read):
+    expected = [Row(2, "schön", 1), Row(3, "bad ", 0)]
+    assert read("text\tlabel\nschön\t1\nbad \tnegative\n".encode()) == expected
 
 
-def test_columns_in_another_order_byte_order_mark_and_windows_lines(write):
-    file = read_text_file(write("\ufefflabel\tid\ttext\r\n0\t7\tone\r\n".encode()), NAMES)
-    assert (file.texts, file.labels) == (("one",), (0,))
+def test_texts_alone_and_empty_ones(read):
+    assert read(b"text\none\n\ntwo") == [Row(2, "one"), Row(3, ""), Row(4, "two")]
 
 
-def test_rare_line_breaks_stay_in_a_text(write):
-    assert read_text_file(write("text\na\u2028b\x0bc\n".encode()), NAMES).texts == ("a\u2028b\x0bc",)
+def test_columns_in_another_order_byte_order_mark_and_windows_lines(read):
+    assert read("\ufefflabel\tid\ttext\r\n0\t7\tone\r\n".encode()) == [Row(2, "one", 0)]
 
 
-def test_limit(write):
-    assert read_text_file(write(b"text\na\nb\nc\n"), NAMES, limit=2).texts == ("a", "b")
+def test_rare_line_breaks_stay_in_a_text(read):
+    assert read("text\na\u2028b\x0bc\n".encode()) == [Row(2, "a\u2028b\x0bc")]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 9])
+def test_limit(read, limit):
+    assert [row.text for row in read(b"text\na\nb\nc\n", limit=limit)] == ["a", "b", "c"][:limit]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"b\n", "1 columns, the header has 2"),
+        (b"a\tb\t1\n", "3 columns, the header has 2"),
+        (b"a\t2\n", "label '2' is no class"),
+        (b"a\tgreat\n", "label 'great' is no class: use 0 .. 1 or negative, positive"),
+        (b"a\t\n", "label '' is no class"),
+        (b"b\xff\t1\n", "not UTF-8"),
+        (b"x" * LINE_BYTES + b"\t1\n", "longer than 1,048,576 bytes"),
+        (b"x" * (3 * LINE_BYTES - 1) + b"\n", "longer than 1,048,576 bytes"),
+    ],
+)
+def test_a_bad_row_is_told_and_the_others_are_read(read, content, reason):
+    first, bad, last = read(b"text\tlabel\nfine\t1\n" + content + b"fine too\t0\n")
+    assert (first, last) == (Row(2, "fine", 1), Row(4, "fine too", 0))
+    assert isinstance(bad, BadRow) and bad.number == 3 and reason in bad.reason
+
+
+def test_a_zero_byte_far_into_a_file_is_one_bad_row(read):
+    rows = read(b"text\n" + b"fine\n" * 20_000 + b"a\0b\nlast")
+    assert rows[20_000] == BadRow(20_002, "a zero byte") and rows[20_001] == Row(20_003, "last")
 
 
 @pytest.mark.parametrize(
@@ -48,24 +78,87 @@ def test_limit(write):
     [
         (b"", r"line 1: no column 'text'"),
         (b"sentence\tlabel\na\t1\n", r"line 1: no column 'text'"),
-        (b"text\tlabel\n", "no rows"),
-        (b"text\tlabel\na\t1\nb\n", "line 3: 1 columns, the header has 2"),
-        (b"text\tlabel\na\tb\t1\n", "line 2: 3 columns"),
-        (b"text\tlabel\na\t2\n", "line 2: label '2' is no class"),
-        (b"text\tlabel\na\tgreat\n", "line 2: label 'great' is no class"),
-        (b"text\tlabel\na\t\n", "line 2: label '' is no class"),
-        (b"text\na\nb\xff\n", "line 3: not UTF-8"),
+        (b"text\tlabel\n", "has no rows"),
         (b"text\n\x7fELF\x00\x01", "line 2: a zero byte, so this is a binary file"),
     ],
 )
-def test_bad_files_are_refused_with_the_line(write, content, message):
+def test_a_file_of_another_kind_is_refused(read, content, message):
     with pytest.raises(UserError, match=message) as error:
-        read_text_file(write(content), NAMES)
+        read(content)
     assert "data.tsv" in str(error.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none\.tsv: No such file"):
-        read_text_file(tmp_path / "none.tsv", NAMES)
+@pytest.mark.parametrize("name", ["none.tsv", "none.jsonl", "none.parquet"])
+def test_a_missing_file_is_named(tmp_path, name):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    with pytest.raises(UserError, match=f"cannot read .*{name}: No such file"):
+        open_rows(tmp_path / name, NAMES)
     with pytest.raises(UserError, match="Is a directory"):
-        read_text_file(tmp_path, NAMES)
+        open_rows(tmp_path, NAMES)
+
+
+def test_json_lines(read):
+    content = b'{"text": "one", "label": 1}\n{"label": "negative", "text": "two", "id": 7}\n'
+    assert read(content, "data.jsonl") == [Row(1, "one", 1), Row(2, "two", 0)]
+    assert read(b'{"text": "one"}\n{"text": "two", "label": 1}', "data.JSONL") == [Row(1, "one"), Row(2, "two")]
+    with pytest.raises(UserError, match="has no rows"):
+        read(b"", "data.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "no object with a field 'text'"),
+        ('{"label": 1}', "its 'text' is None, not a string"),
+        ('{"text": 3, "label": 1}', "its 'text' is 3"),
+        ('{"text": "a", "label": true}', "label True is no class"),
+        ('{"text": "a", "label": 2}', "label 2 is no class"),
+        ('{"text": "a", "label": -1}', "label -1 is no class"),
+        ('{"text": "a", "label": 0.0}', "label 0.0 is no class"),
+        ('{"text": "a"}', "label None is no class"),
+        ('{"text": "\\ud800", "label": 1}', "half a character"),
+        ("", "not JSON"),
+    ],
+)
+def test_a_bad_json_line(read, line, reason):
+    fine = '{"text": "fine", "label": 1}\n'
+    first, bad, last = read((fine + line + "\n" + fine).encode(), "data.jsonl")
+    assert (first, last) == (Row(1, "fine", 1), Row(3, "fine", 1))
+    assert isinstance(bad, BadRow) and bad.number == 2 and reason in bad.reason
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    path = tmp_path / "data.parquet"
+    write_table(pyarrow.table({"text": ["one", None, "three"] * 1000, "label": [0, 1, 5] * 1000}), path)
+    rows = open_rows(path, NAMES, limit=2999)
+    items = list(rows.items)
+    assert (rows.total, rows.labelled, len(items)) == (2999, True, 2999)
+    assert items[0] == Row(1, "one", 0) and items[2997] == Row(2998, "one", 0)
+    assert items[1] == BadRow(2, "its 'text' is None, not a string")
+    assert items[2].number == 3 and "label 5 is no class" in items[2].reason
+    write_table(pyarrow.table({"words": ["one"]}), path)
+    with pytest.raises(UserError, match="no column 'text'"):
+        open_rows(path, NAMES)
+    path.write_bytes(b"text\nno table\n")
+    with pytest.raises(UserError, match="not a Parquet file"):
+        open_rows(path, NAMES)
+
+
+TEXTS = st.text(st.characters(exclude_characters="\t\n\r\0", exclude_categories=["Cs"]))
+
+
+@given(texts=st.lists(TEXTS, min_size=1), labels=st.lists(st.integers(0, 1), min_size=1))
+def test_every_text_comes_back(tmp_path_factory, texts, labels):
+    rows = [(text, labels[i % len(labels)]) for i, text in enumerate(texts)]
+    folder = tmp_path_factory.mktemp("rows")
+    lines = [f"{text}\t{label}\n" for text, label in rows]
+    (folder / "a.tsv").write_text("text\tlabel\n" + "".join(lines), encoding="utf-8", newline="")
+    objects = [json.dumps({"text": text, "label": label}) + "\n" for text, label in rows]
+    (folder / "a.jsonl").write_text("".join(objects), encoding="utf-8", newline="")
+    for name in ("a.tsv", "a.jsonl"):
+        assert [(row.text, row.label) for row in open_rows(folder / name, NAMES).items] == rows

@@ -14,7 +14,9 @@ import pytest
 from random_graphs import random_graph
 from small_bundles import small_bundle
 
+import sim.rows
 import sim.run_command
+import sim.shards
 from converters.execution import Execution
 from converters.graph import LIF, Graph
 from sim.reference import ReferenceEngine
@@ -30,6 +32,7 @@ FIELDS = [
     "accuracy",
     "verify",
     "activity",
+    "bad_rows",
 ]
 
 
@@ -64,7 +67,7 @@ def use_engine(monkeypatch, engine_class):
     def open_engine(name, graph, options=None):
         return ReferenceEngine(graph) if name == "reference" else engine_class(graph)
 
-    monkeypatch.setattr(sim.run_command, "open_engine", open_engine)
+    monkeypatch.setattr(sim.shards, "open_engine", open_engine)
 
 
 def run_process(*arguments: object, **options: object) -> subprocess.CompletedProcess:
@@ -234,7 +237,6 @@ def test_a_bundle_with_a_flipped_bit_is_refused(tmp_path, capsys, name):
         (b"text\n\x7fELF\x00\x01", "line 2: a zero byte, so this is a binary file"),
         (b"\x89PNG\xff\n", "line 1: not UTF-8"),
         (b"sentence\tlabel\na\t1\n", "line 1: no column 'text'"),
-        (b"text\tlabel\na\tgreat\n", "line 2: label 'great' is no class"),
         (b"", "line 1: no column 'text'"),
     ],
 )
@@ -245,20 +247,23 @@ def test_a_bad_file_is_refused_with_its_line(bundle, tmp_path, capsys, content, 
     assert is_one_error(capsys.readouterr(), f"{path}, {message}")
 
 
-def test_files_that_may_not_be_read_are_named(bundle, data, capsys, monkeypatch):
+@pytest.mark.parametrize("refused", ["weights.safetensors", "data.tsv"])
+def test_files_that_may_not_be_read_are_named(bundle, data, capsys, monkeypatch, refused):
     """Refused by hand: tests may run as root, who may read everything."""
-    honest = Path.read_bytes
 
-    def refuse(path):
-        if path.name == refused:
-            raise PermissionError(13, "Permission denied", str(path))
-        return honest(path)
+    def refuse(honest):
+        def opened(path, *arguments, **options):
+            if Path(path).name == refused:
+                raise PermissionError(13, "Permission denied", str(path))
+            return honest(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    for refused in ("weights.safetensors", "data.tsv"):
-        assert main([str(bundle.folder), "--file", str(data)]) == 2
-        captured = capsys.readouterr()
-        assert is_one_error(captured, "Permission denied") and refused in captured.err
+        return opened
+
+    monkeypatch.setattr(Path, "read_bytes", refuse(Path.read_bytes))
+    monkeypatch.setattr(sim.rows, "open", refuse(open), raising=False)
+    assert main([str(bundle.folder), "--file", str(data)]) == 2
+    captured = capsys.readouterr()
+    assert is_one_error(captured, "Permission denied") and refused in captured.err
 
 
 def test_debug_prints_the_traceback(tmp_path, capsys):
@@ -337,6 +342,7 @@ def test_a_reader_that_goes_away_is_no_traceback(bundle):
 SLOW_ENGINE = """
 import sys, time
 import sim.run_command
+import sim.shards
 from sim.reference import ReferenceEngine
 
 class Slow(ReferenceEngine):
@@ -346,7 +352,7 @@ class Slow(ReferenceEngine):
     def close(self):
         print("closed", file=sys.stderr, flush=True)
 
-sim.run_command.open_engine = lambda name, graph, options=None: Slow(graph)
+sim.shards.open_engine = lambda name, graph, options=None: Slow(graph)
 sys.exit(sim.run_command.main(sys.argv[1:]))
 """
 
@@ -463,3 +469,101 @@ def test_a_graph_that_lava_cannot_hold_exits_1(tmp_path, capsys, engine):
     assert main([str(bundle.folder), "--text", "a", "--engine", engine]) == 1
     captured = capsys.readouterr()
     assert captured.err.count("scalar-threshold: 2, the limit is 1") == sum(isinstance(node, LIF) for node in graph)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Five rows, two of them bad."""
+    path = tmp_path / "mixed.jsonl"
+    texts = [
+        '{"text": "a good film", "label": 2}',
+        "{",
+        '{"text": "bad", "label": 0}',
+        "[]",
+        '{"text": "", "label": 1}',
+    ]
+    path.write_text("\n".join(texts), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("workers", [[], ["--workers", "2", "--batch-size", "1"]])
+def test_a_bad_row_never_loses_the_rest(bundle, mixed, tmp_path, capsys, workers):
+    out = tmp_path / "out.jsonl"
+    assert main([str(bundle.folder), "--file", str(mixed), "--json", "--predictions", str(out), *workers]) == 2
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    expected = ReferenceEngine(bundle.graph).run(bundle.encode(["a good film", "bad", ""])[0])
+    classes = expected.predictions.tolist()
+    assert result["predictions"] == [classes[0], None, classes[1], None, classes[2]]
+    assert [row for row in result["logits"] if row is not None] == expected.logits.tolist()
+    assert [row is None for row in result["logits"]] == [False, True, False, True, False]
+    assert result["samples"] == 3 and result["accuracy"] == float(np.mean(expected.predictions == [2, 0, 1]))
+    assert [row["number"] for row in result["bad_rows"]["first"]] == [2, 4] and result["bad_rows"]["count"] == 2
+    assert f"error: {mixed}: 2 of 5 rows could not be read: line 2: not JSON" in captured.err
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [line["row"] for line in lines] == [1, 2, 3, 4, 5] and "error" in lines[1]
+    assert [line["prediction"] for line in lines if "error" not in line] == [bundle.labels[i] for i in classes]
+    assert all(0 < line["probability"] <= 1 for line in lines if "error" not in line)
+
+
+def test_workers_change_no_number(bundle, data, capsys):
+    results = []
+    for options in ([], ["--workers", "2", "--batch-size", "1"], ["--workers", "2", "--verify"]):
+        assert main([str(bundle.folder), "--file", str(data), "--json", *options]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    for result in results[1:]:
+        assert result["logits"] == results[0]["logits"]
+        assert result["activity"] == results[0]["activity"]
+    assert results[2]["verify"]["mismatches"] == 0
+
+
+def test_a_file_without_a_good_row_is_refused(bundle, tmp_path, capsys):
+    path, out = tmp_path / "data.tsv", tmp_path / "out.tsv"
+    path.write_bytes(b"text\tlabel\na\tgreat\n")
+    assert main([str(bundle.folder), "--file", str(path), "--predictions", str(out), "--json"]) == 2
+    message = f"{path}: 1 of 1 rows could not be read: line 2: label 'great' is no class"
+    assert is_one_error(capsys.readouterr(), message)
+
+
+def test_predictions_are_not_written_over(bundle, data, tmp_path, capsys):
+    out = tmp_path / "out.tsv"
+    out.write_text("mine")
+    arguments = [str(bundle.folder), "--file", str(data), "--predictions", str(out)]
+    assert main(arguments) == 2
+    assert is_one_error(capsys.readouterr(), "exists. Give --overwrite")
+    assert out.read_text() == "mine"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 5
+
+
+def test_many_unusual_texts_are_counted(bundle, tmp_path, capsys):
+    path = tmp_path / "empty.tsv"
+    path.write_text("text\n" + "\n" * 25)
+    assert main([str(bundle.folder), "--file", str(path)]) == 0
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 11 and "15 more texts are unusual" in notes[-1]
+
+
+def test_ctrl_c_ends_the_workers(bundle, tmp_path):
+    path = tmp_path / "many.tsv"
+    path.write_text("text\n" + "a good film\n" * 200_000)
+    out = tmp_path / "out.tsv"
+    command = [sys.executable, "-m", "sim.run_command", str(bundle.folder), "--file", str(path), "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--predictions", str(out)],
+        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    partial = tmp_path / f".out.tsv.{process.pid}.partial"
+    while not (partial.exists() and partial.stat().st_size > 10_000):
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) >= 2
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (130, "", "interrupted\n")
+    deadline = time.monotonic() + 30  # Python's own helper for shared memory ends a moment later
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert sorted(tmp_path.iterdir()) == [path]

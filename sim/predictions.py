@@ -1,0 +1,173 @@
+"""Predictions in a file: a line for each row of the input, in its order, bad rows too."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from spikebert.commands import UserError, missing_extra
+
+ROWS_AT_ONCE = 4096  # of a Parquet file, held before they are written
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What became of one row.
+
+    row          its line in the input, as `sim.rows.Row.number`
+    prediction   name of its class, or None for a bad row
+    probability  of that class, 0 .. 1
+    logits       integer sums of each class
+    error        why the row could not be read
+    """
+
+    row: int
+    prediction: str | None = None
+    probability: float | None = None
+    logits: tuple[int, ...] = ()
+    error: str | None = None
+
+
+class PredictionsWriter(Protocol):
+    """Writes predictions in one format."""
+
+    def write(self, prediction: Prediction) -> None: ...
+
+    def finish(self) -> None:
+        """Write what was held back."""
+        ...
+
+
+class _Tsv:
+    """row, prediction, probability, a column of logits for each class, error."""
+
+    def __init__(self, file: BinaryIO, class_names: Sequence[str]) -> None:
+        self.file = file
+        self.classes = len(class_names)
+        logits = [f"logit_{_one_line(name)}" for name in class_names]
+        self._line(["row", "prediction", "probability", *logits, "error"])
+
+    def write(self, prediction: Prediction) -> None:
+        probability = "" if prediction.probability is None else f"{prediction.probability:.6f}"
+        logits = [str(logit) for logit in prediction.logits] or [""] * self.classes
+        label, error = _one_line(prediction.prediction or ""), _one_line(prediction.error or "")
+        self._line([str(prediction.row), label, probability, *logits, error])
+
+    def _line(self, fields: list[str]) -> None:
+        self.file.write(("\t".join(fields) + "\n").encode())
+
+    def finish(self) -> None:
+        """Nothing is held back."""
+
+
+class _JsonLines:
+    """An object a line, with the fields of `Prediction`; those of a good row have no error, and the other way round."""
+
+    def __init__(self, file: BinaryIO, class_names: Sequence[str]) -> None:
+        self.file = file
+
+    def write(self, prediction: Prediction) -> None:
+        fields = {name: value for name, value in vars(prediction).items() if value not in (None, ())}
+        self.file.write((json.dumps(fields, ensure_ascii=False) + "\n").encode())
+
+    def finish(self) -> None:
+        """Nothing is held back."""
+
+
+class _Parquet:
+    """A column for each field of `Prediction`."""
+
+    def __init__(self, file: BinaryIO, class_names: Sequence[str]) -> None:
+        try:
+            import pyarrow
+            from pyarrow.parquet import ParquetWriter
+        except ModuleNotFoundError as error:
+            raise missing_extra("pyarrow") from error
+        self.pyarrow = pyarrow
+        types: dict[str, Any] = {
+            "row": pyarrow.int64(),
+            "prediction": pyarrow.string(),
+            "probability": pyarrow.float64(),
+            "logits": pyarrow.list_(pyarrow.int64()),
+            "error": pyarrow.string(),
+        }
+        self.schema = pyarrow.schema(list(types.items()))
+        self.writer = ParquetWriter(file, self.schema)
+        self.held: list[dict[str, Any]] = []
+
+    def write(self, prediction: Prediction) -> None:
+        self.held.append(dict(vars(prediction)))
+        if len(self.held) >= ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        self.writer.write_table(self.pyarrow.Table.from_pylist(self.held, self.schema))
+        self.held = []
+
+    def finish(self) -> None:
+        if self.held:
+            self._flush()
+        self.writer.close()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def check_predictions_path(path: Path, overwrite: bool) -> None:
+    """Raises UserError where a file of predictions cannot be put at `path`."""
+    if path.is_dir():
+        raise UserError(f"--predictions {path} is a folder. Name a file")
+    if path.exists() and not overwrite:
+        raise UserError(f"--predictions {path} exists. Give --overwrite to replace it, or another name")
+    if not path.parent.is_dir():
+        raise UserError(f"--predictions {path}: there is no folder {path.parent}. Make it first")
+
+
+@contextmanager
+def predictions_file(path: Path, class_names: Sequence[str]) -> Iterator[Callable[[Prediction], None]]:
+    """A function that writes one prediction to `path`, in the format of its name: .jsonl, .parquet, else tab-separated.
+
+    The file appears when the block ends well; until then it has another name, under which nothing is left behind.
+    Raises UserError where it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    writers: dict[str, type] = {".jsonl": _JsonLines, ".parquet": _Parquet}
+    try:
+        with ExitStack() as opened:
+            with _errors_name(path):
+                file = open(partial, "wb")  # noqa: SIM115 (closed by the stack)
+                opened.callback(_close_quietly, file)
+                writer: PredictionsWriter = writers.get(path.suffix.lower(), _Tsv)(file, class_names)
+
+            def write(prediction: Prediction) -> None:
+                with _errors_name(path):
+                    writer.write(prediction)
+
+            yield write
+            with _errors_name(path):
+                writer.finish()
+                file.flush()
+        os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _close_quietly(file: BinaryIO) -> None:
+    """A disk that is full was told of when something was written or flushed."""
+    with suppress(OSError):
+        file.close()
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--predictions {path}: {error.strerror or error}. Check the rights and the space") from error
