@@ -39,15 +39,13 @@ class BadRow:
 class Rows:
     """A file of texts being read.
 
-    items     its rows in order; read as they are asked for
-    total     at most so many rows, for a progress bar
-    labelled  whether every good row has a label
-    unit      what `number` counts: "line" or "row"
+    items  its rows in order; read as they are asked for
+    total  at most so many rows, for a progress bar
+    unit   what `number` counts: "line" or "row"
     """
 
     items: Iterator[Row | BadRow]
     total: int
-    labelled: bool
     unit: str = "line"
 
 
@@ -84,7 +82,7 @@ def _open_tsv(path: Path, class_names: Sequence[str]) -> Rows:
             raise ValueError(f"{len(fields)} columns, the header has {len(columns)}: separate columns by one tab")
         return Row(number, fields[text], None if label is None else _class(fields[label], class_names))
 
-    return Rows(_lines(path, row, header=True), max(1, _count_lines(path) - 1), label is not None)
+    return Rows(_lines(path, row, header=True), max(1, _count_lines(path) - 1))
 
 
 def _open_jsonl(path: Path, class_names: Sequence[str]) -> Rows:
@@ -93,7 +91,7 @@ def _open_jsonl(path: Path, class_names: Sequence[str]) -> Rows:
     def row(number: int, line: str) -> Row:
         return _row_of(number, json.loads(line), class_names, labelled)
 
-    return Rows(_lines(path, row, header=False), _count_lines(path), labelled)
+    return Rows(_lines(path, row, header=False), _count_lines(path))
 
 
 def _open_parquet(path: Path, class_names: Sequence[str]) -> Rows:
@@ -123,7 +121,7 @@ def _open_parquet(path: Path, class_names: Sequence[str]) -> Rows:
                 except ValueError as error:
                     yield BadRow(number, str(error))
 
-    return Rows(rows(), table.metadata.num_rows, labelled, unit="row")
+    return Rows(rows(), table.metadata.num_rows, unit="row")
 
 
 def _first_line(path: Path) -> bytes:

@@ -132,7 +132,8 @@ def _run(arguments: argparse.Namespace, bundle: Bundle, inputs: Inputs, summary:
 
 def _workers(arguments: argparse.Namespace, bundle: Bundle) -> Workers:
     """Who runs the samples: this process, several, or a cluster."""
-    job = Job(bundle.folder.resolve(), arguments.engine, arguments.model, arguments.verify)
+    model = arguments.model and arguments.model.resolve()
+    job = Job(bundle.folder.resolve(), arguments.engine, model, arguments.verify)
     if arguments.scheduler:
         return DaskWorkers(job, arguments.scheduler)
     if arguments.workers > 1:
@@ -169,7 +170,7 @@ def _inputs(arguments: argparse.Namespace, bundle: Bundle) -> Inputs:
 
 def _rows_of(texts: Sequence[str]) -> Rows:
     rows: list[Row | BadRow] = [Row(number, text) for number, text in enumerate(texts)]
-    return Rows(iter(rows), len(rows), labelled=False)
+    return Rows(iter(rows), len(rows))
 
 
 def _valid_text(text: str, number: int) -> str:

@@ -137,7 +137,7 @@ def test_parquet(tmp_path):
     write_table(pyarrow.table({"text": ["one", None, "three"] * 1000, "label": [0, 1, 5] * 1000}), path)
     rows = open_rows(path, NAMES, limit=2999)
     items = list(rows.items)
-    assert (rows.total, rows.labelled, len(items)) == (2999, True, 2999)
+    assert (rows.total, rows.unit, len(items)) == (2999, "row", 2999)
     assert items[0] == Row(1, "one", 0) and items[2997] == Row(2998, "one", 0)
     assert items[1] == BadRow(2, "its 'text' is None, not a string")
     assert items[2].number == 3 and "label 5 is no class" in items[2].reason
