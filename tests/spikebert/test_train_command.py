@@ -204,6 +204,7 @@ def test_another_student_in_the_same_place_is_noticed(
     earlier = Path(shutil.copytree(trained / "run" / "stage1", tmp_path / "earlier"))
     arguments = [*arguments, f"--stage1.reuse={earlier}", "--stage2.epochs=0", "--quantise.epochs=0"]
     assert main(arguments) == 0
+    capfd.readouterr()
     shutil.copy(trained / "run" / "stage2" / "model.safetensors", earlier)
     assert main(arguments) == 2
     assert "sha256.stage1.reuse" in one_error(capfd)
