@@ -25,7 +25,8 @@ def integer_linear(x: Tensor, weight: Tensor, bias: Tensor, input_max: int) -> T
     """
     gradients = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
     with torch.autocast(x.device.type, enabled=False):  # bf16 would round the accumulators
-        if not multiplies_int8(x.device) or input_max > INT8_MAX:
+        # of a single input torch (2.14) leaves the product unwritten: whatever the memory held
+        if not multiplies_int8(x.device) or input_max > INT8_MAX or weight.shape[1] == 1:
             return F.linear(x, weight, bias)
         return _Int8Product.apply(x, weight, gradients) + bias
 

@@ -37,6 +37,14 @@ def test_any_shape_is_exact(rows: int, inputs: int, outputs: int, input_max: int
     assert torch.equal(given.long(), exact(x, weight, bias))
 
 
+@pytest.mark.parametrize("inputs", [1, 2, 3])
+@pytest.mark.parametrize("outputs", [1, 2, 40])
+def test_few_inputs_are_exact_in_memory_that_was_used_before(inputs: int, outputs: int) -> None:
+    del [torch.full((512, outputs), 77_777, dtype=torch.int32) for _ in range(20)][:]
+    x, weight, bias = draw(3, inputs, outputs, 1, seed=0)
+    assert torch.equal(integer_linear(x, weight, bias, 1).long(), exact(x, weight, bias))
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_products_do_not_saturate(sign: int) -> None:
     """Processors without VNNI add pairs of int8 products in 16 bits: 2 * 127 * 127 would not fit."""
