@@ -1,258 +1,379 @@
 """The compiled loops of the fast engine. Each takes packed tokens: R real tokens of some samples, no padding.
 
-Spikes are `[R, T, D]`: the timesteps of a token stand side by side, so its membranes live in the first-level cache
-for all of them. Kernels release the interpreter's lock, so that each thread runs its share of the samples.
-
-Membranes are held in floats, which represent every integer that occurs: with a decay of 0 or 2048 in float32 (at
-most 2^24), else in float64 (a product of 2^23 and 2^12). The type of `level` says which.
+Spikes are bits: uint64 [P, R, T, W], 64 neurons a word (neuron j is bit j % 64 of word j // 64, the rest of the last
+word is 0). Plane p counts `2^p`, so plain spikes have one plane, and sums of spikes a few. Kernels release the
+interpreter's lock, so that each thread runs its share of the samples.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from converters.graph import MEMBRANE_MAX, SHIFT
+from sim.fast.vectors import (
+    BLOCK,
+    LIST_MAX,
+    add_rows,
+    add_scored,
+    fill_cells,
+    fire,
+    fire_free,
+    lowest_bit,
+    popcount,
+    spread_bits,
+)
 from spikebert.compiled import compiled
 
-GAIN = 2**SHIFT  # membrane units per accumulator unit
+TILE = 32  # tokens whose spikes wait while a block of weights is in the first-level cache
+SLACK = 4  # entries that `_list_bits` may write past its end
+
+
+def tile_entries(inputs: int, planes: int, timesteps: int) -> int:
+    """The most entries that the lists of a tile of tokens can have."""
+    return TILE * inputs * planes * timesteps + SLACK
+
+
+def attention_cells(tokens: int, timesteps: int, width: int, heads: int) -> int:
+    """Entries of the currents of one sample, with what a head may write beyond its own."""
+    words, slices = -(-width // BLOCK), -(-(width // heads) // BLOCK)
+    return tokens * timesteps * (words + slices) * BLOCK
 
 
 @compiled(nogil=True, inline="always")
 def _fire(
-    current: np.ndarray, membrane: np.ndarray, level: np.ndarray, keep: float, spikes: np.ndarray
-) -> int:  # fmt: skip
-    """One timestep of the LIF rule for [D] neurons; the number of spikes."""
-    real = level.dtype.type
-    zero, gain, limit = real(0), real(GAIN), real(MEMBRANE_MAX)
-    fired = 0
-    for j in range(level.shape[0]):
-        v = np.trunc(membrane[j] * keep) + real(current[j]) * gain
-        v = min(max(v, -limit), limit)
-        s = v > level[j]
-        spikes[j] = s
-        fired += s
-        membrane[j] = zero if s else v
-    return fired
-
-
-@compiled(nogil=True, inline="always")
-def _events(x: np.ndarray, index: np.ndarray, value: np.ndarray) -> int:
-    """The places and values of the nonzero entries of x [D]; how many there are."""
-    found = 0
-    for i in range(x.shape[0]):
-        index[found] = i
-        value[found] = x[i]
-        found += x[i] != 0
-    return found
-
-
-@compiled(nogil=True, inline="always")
-def _accumulate(
-    weight: np.ndarray, index: np.ndarray, value: np.ndarray, events: int, graded: bool, sums: np.ndarray
+    cells: np.ndarray, at: int, stride: int, steps: int, free: bool, level: np.ndarray, level_at: int, keep: float,
+    words: np.ndarray, word_at: int, word_stride: int,
 ) -> None:  # fmt: skip
-    """sums [out] += value[e] * weight[index[e], :] for all events e, four rows at a time.
+    if free:
+        fire_free(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride)
+    else:
+        fire(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride)
 
-    The sums may wrap on their way, as integers do; the proven bound of the result makes it right in the end.
+
+@compiled(nogil=True, inline="always")
+def _list_bits(word: int, first: int, index: np.ndarray, at: int) -> int:
+    """Write the places of the set bits, counted from `first`, to index [at ..]; where the next entry goes.
+
+    Four at a time: what is written too much is overwritten later, and fewer branches are guessed wrong.
     """
-    width = sums.shape[0]
-    whole = events - events % 4
-    for e in range(0, whole, 4):
-        w0, w1, w2, w3 = weight[index[e]], weight[index[e + 1]], weight[index[e + 2]], weight[index[e + 3]]
-        if graded:
-            x0, x1, x2, x3 = value[e], value[e + 1], value[e + 2], value[e + 3]
-            for j in range(width):
-                sums[j] += w0[j] * x0 + w1[j] * x1 + w2[j] * x2 + w3[j] * x3
-        else:
-            for j in range(width):
-                sums[j] += (w0[j] + w1[j]) + (w2[j] + w3[j])
-    for e in range(whole, events):
-        w0, x0 = weight[index[e]], value[e]
-        for j in range(width):
-            sums[j] += w0[j] * x0
+    end = at + popcount(word)
+    while word != 0:
+        for i in range(4):
+            index[at + i] = first + lowest_bit(word)
+            word &= word - np.uint64(1)
+        at += 4
+    return end
+
+
+@compiled(nogil=True)
+def _list_spikes(x: np.ndarray, first: int, tokens: int, pairs: np.ndarray, index: np.ndarray, cuts: np.ndarray) -> None:
+    """What spiked in `tokens` tokens from `first` on: for each token, plane and pair of timesteps three lists, one
+    after another: inputs that spiked at the first alone, at both, at the second alone.
+
+    pairs int64 [K, 2], two equal timesteps where one has no partner
+    cuts  int64 [tokens, planes, K, 4]: where the lists begin in `index`, and where the last one ends
+    """
+    planes, words = x.shape[0], x.shape[3]
+    at = 0
+    for r in range(tokens):
+        for p in range(planes):
+            for k in range(pairs.shape[0]):
+                one, other = x[p, first + r, pairs[k, 0]], x[p, first + r, pairs[k, 1]]
+                alone = pairs[k, 0] == pairs[k, 1]
+                cuts[r, p, k, 0] = at
+                for w in range(words):
+                    bits = one[w] if alone else one[w] & ~other[w]
+                    at = _list_bits(bits, w * BLOCK, index, at)
+                cuts[r, p, k, 1] = at
+                if not alone:
+                    for w in range(words):
+                        at = _list_bits(one[w] & other[w], w * BLOCK, index, at)
+                cuts[r, p, k, 2] = at
+                if not alone:
+                    for w in range(words):
+                        at = _list_bits(other[w] & ~one[w], w * BLOCK, index, at)
+                cuts[r, p, k, 3] = at
+
+
+@compiled(nogil=True, inline="always")
+def _add_lists(
+    weight: np.ndarray, at: int, index: np.ndarray, cuts: np.ndarray, wide: bool, cells: np.ndarray, pair: np.ndarray,
+    plane: int,
+) -> None:  # fmt: skip
+    """Add the rows of one pair of timesteps; in pieces of LIST_MAX where the sums need more than 16 bits."""
+    t, u = pair[0], pair[1]
+    a, b, c, d = cuts[0], cuts[1], cuts[2], cuts[3]
+    if not wide or max(b - a, c - b, d - c) <= LIST_MAX:
+        add_rows(weight, at, index, a, b, c, d, cells, t, u, plane)
+        return
+    for start in range(a, b, LIST_MAX):
+        end = min(start + LIST_MAX, b)
+        add_rows(weight, at, index, start, end, end, end, cells, t, u, plane)
+    for start in range(b, c, LIST_MAX):
+        end = min(start + LIST_MAX, c)
+        add_rows(weight, at, index, start, start, end, end, cells, t, u, plane)
+    for start in range(c, d, LIST_MAX):
+        end = min(start + LIST_MAX, d)
+        add_rows(weight, at, index, start, start, start, end, cells, t, u, plane)
 
 
 @compiled(nogil=True)
 def synapses(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, fan_out: np.ndarray, graded: bool, sums: np.ndarray,
-    ends: np.ndarray, fires: bool, level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray,
-    operations: np.ndarray, fired: np.ndarray,
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, wide: bool, pairs: np.ndarray, fires: bool, free: bool,
+    level: np.ndarray, keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray, index: np.ndarray,
 ) -> None:  # fmt: skip
     """`a = W x + b` of every token and timestep, then a LIF where `fires`, for layers that read the same x.
 
-    x          unsigned [R, T, in]
-    weight     int8 [in, out]: the row of an input holds all that one of its spikes reaches
-    bias       int32 [out]
-    fan_out    int64 [in, layers]: nonzero weights of each input
-    sums       [out], of the type that sums are made in: int16 or int32
-    ends       int64 [layers]: where the features of each layer end
-    level      float32 or float64 [out], membrane units; keep, share of the membrane that stays, of the same type
-    spikes     uint8 [R * T * out], written where `fires`: all of the first layer [R, T, its out], then of the next
-    currents   int32 [R, T, out], written where it is not empty
-    operations int64 [layers, 2], added to: synaptic, weighted
-    fired      int64 [layers], added to
+    x        uint64 [P, R, T, W]
+    weight   int8 [blocks, in, 64] from `pack_weight`
+    bias     [blocks * 64], in the form of cells that the sums are made in; `wide`: int32
+    pairs    int64 [K, 2]: the timesteps, two by two (`pair_timesteps`)
+    level    [blocks * 64], keep: see `Neurons`
+    places   int64 [blocks, 3]: words of the layers before that of this block, words of its own, its place there
+    spikes   uint64 [R * T * blocks], written where `fires`: all of the first layer [R, T, its words], then the next
+    currents int32 [R, T, blocks * 64], written where it is not empty
+    index    unsigned, room for `tile_entries`
     """
-    tokens, steps, inputs = x.shape
-    width = weight.shape[1]
-    index, value = np.empty(inputs + 1, np.int32), np.empty(inputs + 1, sums.dtype)
-    membrane, current = np.empty(width, level.dtype), np.empty(width, np.int32)
-    keep_currents = currents.shape[0] > 0
-    for r in range(tokens):
-        membrane[:] = 0
-        for t in range(steps):
-            events = _events(x[r, t], index, value)
-            for layer in range(ends.shape[0]):
-                plain = weighted = 0
-                for e in range(events):
-                    reached = fan_out[index[e], layer]
-                    plain += reached
-                    weighted += reached * value[e]
-                operations[layer, 0] += plain
-                operations[layer, 1] += weighted
-            sums[:] = 0
-            _accumulate(weight, index, value, events, graded, sums)
-            for j in range(width):
-                current[j] = sums[j] + bias[j]
-            if keep_currents:
-                currents[r, t] = current
-            if fires:
-                low = 0
-                for layer in range(ends.shape[0]):
-                    high = ends[layer]
-                    place = tokens * steps * low + (r * steps + t) * (high - low)
-                    fired[layer] += _fire(
-                        current[low:high], membrane[low:high], level[low:high], keep,
-                        spikes[place : place + high - low],
+    planes, tokens, steps = x.shape[0], x.shape[1], x.shape[2]
+    blocks, inputs = weight.shape[0], weight.shape[1]
+    flat, flat_currents = weight.reshape(-1), currents.reshape(-1)
+    keeps = currents.size > 0
+    cells = np.empty(steps * BLOCK, bias.dtype)
+    cuts = np.empty((TILE, planes, pairs.shape[0], 4), np.int64)
+    for first in range(0, tokens, TILE):
+        tile = min(TILE, tokens - first)
+        _list_spikes(x, first, tile, pairs, index, cuts)
+        for block in range(blocks):
+            place = tokens * steps * places[block, 0] + places[block, 2]
+            stride = places[block, 1]
+            for r in range(tile):
+                fill_cells(bias, block * BLOCK, cells, steps)
+                for p in range(planes):
+                    for k in range(pairs.shape[0]):
+                        _add_lists(flat, block * inputs * BLOCK, index, cuts[r, p, k], wide, cells, pairs[k], p)
+                at = (first + r) * steps
+                if keeps:
+                    for t in range(steps):
+                        _copy_cell(cells, t * BLOCK, wide, flat_currents, ((at + t) * blocks + block) * BLOCK)
+                if fires:
+                    _fire(
+                        cells, 0, BLOCK, steps, free, level, block * BLOCK, keep, spikes, place + at * stride, stride
                     )  # fmt: skip
-                    low = high
 
 
 @compiled(nogil=True)
-def lif(currents: np.ndarray, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray) -> None:
-    """currents int32 [R, T, D] -> spikes uint8 [R, T, D]; level, keep and fired as in `synapses`."""
-    tokens, steps, width = currents.shape
-    membrane = np.empty(width, level.dtype)
-    for r in range(tokens):
-        membrane[:] = 0
-        for t in range(steps):
-            fired[0] += _fire(currents[r, t], membrane, level, keep, spikes[r, t])
+def _copy_cell(cells: np.ndarray, at: int, wide: bool, out: np.ndarray, to: int) -> None:
+    """The currents of a cell in order: int32 out [to .. to + 63]."""
+    half = BLOCK // 2
+    for j in range(half):
+        if wide:
+            out[to + j], out[to + half + j] = cells[at + j], cells[at + half + j]
+        else:
+            low, high = np.int32(cells[at + j]), np.int32(cells[at + half + j])
+            out[to + j], out[to + half + j] = np.int16(low - 256 * high), high
 
 
 @compiled(nogil=True)
 def encode(
-    ids: np.ndarray, places: np.ndarray, table: np.ndarray, position: np.ndarray, sign: bool, level: np.ndarray,
-    keep: float, spikes: np.ndarray, fired: np.ndarray,
+    ids: np.ndarray, places: np.ndarray, table: np.ndarray, position: np.ndarray, sign: bool, free: bool,
+    level: np.ndarray, keep: float, spikes: np.ndarray,
 ) -> None:  # fmt: skip
-    """The source. ids, places int64 [R]; table int8 [V, D]; position int32 [n_max, D], or [0, D]; spikes [R, T, D]."""
-    tokens, steps, width = spikes.shape
-    current, membrane = np.empty(width, np.int32), np.empty(width, level.dtype)
+    """The source: a constant current for each token, then a LIF, or `>= 0` where `sign`.
+
+    ids, places int64 [R]: token ids, and where in its sample a token stands
+    table int8 [vocabulary, D]; position int32 [n_max, D], of no rows where there is none
+    level [W * 64]; spikes uint64 [R, T, W]
+    """
+    tokens, steps, words = spikes.shape
+    width = table.shape[1]
+    out, current = spikes.reshape(-1), np.zeros(words * BLOCK, np.int32)
     for r in range(tokens):
         row = table[ids[r]]
         for j in range(width):
             current[j] = row[j]
-        if position.shape[0]:
+        if position.shape[0] > 0:
+            extra = position[places[r]]
             for j in range(width):
-                current[j] += position[places[r], j]
-        if sign:
-            for t in range(steps):
-                for j in range(width):
-                    spikes[r, t, j] = current[j] >= 0
-                    fired[0] += current[j] >= 0
-        else:
-            membrane[:] = 0
-            for t in range(steps):
-                fired[0] += _fire(current, membrane, level, keep, spikes[r, t])
+                current[j] += extra[j]
+        for w in range(words):
+            if not sign:
+                _fire(
+                    current, w * BLOCK, 0, steps, free, level, w * BLOCK, keep, out, r * steps * words + w, words
+                )  # fmt: skip
+                continue
+            word = np.uint64(0)
+            for j in range(min(BLOCK, width - w * BLOCK)):
+                word |= np.uint64(current[w * BLOCK + j] >= 0) << np.uint64(j)
+            spikes[r, :, w] = word
+
+
+@compiled(nogil=True)
+def lif(currents: np.ndarray, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray) -> None:
+    """A LIF on stored currents int32 [R, T, W * 64] -> spikes uint64 [R, T, W]."""
+    tokens, steps, words = spikes.shape
+    flat, out = currents.reshape(-1), spikes.reshape(-1)
+    for r in range(tokens):
+        for w in range(words):
+            place = r * steps * words + w
+            _fire(flat, place * BLOCK, words * BLOCK, steps, free, level, w * BLOCK, keep, out, place, words)
+
+
+@compiled(nogil=True, inline="always")
+def _head_bits(x: np.ndarray, low: int, count: int) -> int:
+    """Bits low .. low + count - 1 of x uint64 [W], at most 64, as a word."""
+    w, bit = low // BLOCK, low % BLOCK
+    word = x[w] >> np.uint64(bit)
+    if bit + count > BLOCK:
+        word |= x[w + 1] << np.uint64(BLOCK - bit)
+    return word if count == BLOCK else word & ((np.uint64(1) << np.uint64(count)) - np.uint64(1))
 
 
 @compiled(nogil=True)
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, starts: np.ndarray, heads: int, sums: np.ndarray, fires: bool,
-    level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray, operations: np.ndarray,
-    fired: np.ndarray,
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, starts: np.ndarray, width: int, heads: int, scores: np.ndarray,
+    fires: bool, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray,
+    cells: np.ndarray, operations: np.ndarray,
 ) -> None:  # fmt: skip
     """`a = (q k^T) v` for each head of each sample, then a LIF where `fires`.
 
-    q, k, v    uint8 [R, T, D] of 0 and 1
+    q, k, v    uint64 [1, R, T, W] of `width` neurons
     starts     int64 [B + 1]: sample b has tokens starts[b] .. starts[b + 1] - 1
-    sums       [d], of the type that sums are made in
-    the others as in `synapses`, of one layer
+    scores     [n_max], of the type that sums are made in: int16 or int32
+    level      [W * 64]; spikes uint64 [R, T, W], written where `fires`
+    currents   int32 [R, T, W * 64], written where it is not empty
+    cells      int32, room for `attention_cells`
+    operations int64 [2], added to: synaptic, weighted
     """
-    steps, width = q.shape[1], q.shape[2]
-    size = width // heads
+    steps, words = q.shape[2], q.shape[3]
+    size = width // heads  # of a head
+    slices = (size + BLOCK - 1) // BLOCK
     longest = 0
     for b in range(starts.shape[0] - 1):
         longest = max(longest, starts[b + 1] - starts[b])
-    keys = np.empty((size, longest), np.uint8)  # of one head at one timestep, features first
-    scores, index, ones = np.empty(longest, np.int32), np.empty(size + 1, np.int32), np.empty(size + 1, np.int32)
+    queries, keys = np.empty((longest, slices), np.uint64), np.empty((longest, slices), np.uint64)
+    masks, index = np.empty(slices * longest * BLOCK, np.int16), np.empty(longest, np.uint16)
     hits, totals, targets = np.empty(longest, np.int64), np.empty(longest, np.int64), np.empty(longest, np.int64)
-    membranes, current = np.empty((longest, size), level.dtype), np.empty(size, np.int32)
-    keep_currents = currents.shape[0] > 0
+    stride = (words + slices) * BLOCK  # a head writes whole blocks; what it writes too much, the next one overwrites
+    out = spikes.reshape(-1)
     for b in range(starts.shape[0] - 1):
         first, count = starts[b], starts[b + 1] - starts[b]
-        for h in range(heads):
-            low, high = h * size, (h + 1) * size
-            membranes[:] = 0
-            for t in range(steps):
+        for t in range(steps):
+            for h in range(heads):
                 for m in range(count):
-                    row = k[first + m, t, low:high]
-                    for i in range(size):
-                        keys[i, m] = row[i]
-                    filled = 0
-                    row = v[first + m, t, low:high]
-                    for i in range(size):
-                        filled += row[i]
-                    targets[m] = filled
-                    hits[m] = 0
-                    totals[m] = 0
+                    targets[m] = hits[m] = totals[m] = 0
+                    for s in range(slices):
+                        low, bits = h * size + s * BLOCK, min(BLOCK, size - s * BLOCK)
+                        queries[m, s] = _head_bits(q[0, first + m, t], low, bits)
+                        keys[m, s] = _head_bits(k[0, first + m, t], low, bits)
+                        value = _head_bits(v[0, first + m, t], low, bits)
+                        targets[m] += popcount(value)
+                        spread_bits(value, masks, (s * longest + m) * BLOCK)
                 for n in range(count):
-                    scores[:count] = 0
-                    events = _events(q[first + n, t, low:high], index, ones)
-                    for e in range(events):
-                        row = keys[index[e]]
-                        for m in range(count):
-                            scores[m] += row[m]
-                    sums[:] = 0
+                    found = 0
                     for m in range(count):
-                        score = scores[m]
-                        if score > 0:
-                            hits[m] += 1
-                            totals[m] += score
-                            if targets[m] > 0:
-                                row = v[first + m, t, low:high]
-                                for i in range(size):
-                                    sums[i] += row[i] * score
-                    for i in range(size):
-                        current[i] = sums[i]
-                    if keep_currents:
-                        currents[first + n, t, low:high] = current
-                    if fires:
-                        fired[0] += _fire(current, membranes[n], level[low:high], keep, spikes[first + n, t, low:high])
-                products = pairs = weighted = 0
+                        score = popcount(queries[n, 0] & keys[m, 0])
+                        for s in range(1, slices):
+                            score += popcount(queries[n, s] & keys[m, s])
+                        hits[m] += score > 0
+                        totals[m] += score
+                        index[found], scores[found] = m, score
+                        found += score > 0 and targets[m] > 0
+                    for s in range(slices):
+                        target = (n * steps + t) * stride + h * size + s * BLOCK
+                        add_scored(masks, s * longest * BLOCK, index, scores, found, cells, target)
                 for m in range(count):
-                    products += totals[m]
-                    pairs += hits[m] * targets[m]
-                    weighted += totals[m] * targets[m]
-                operations[0, 0] += products + pairs
-                operations[0, 1] += products + weighted
+                    operations[0] += totals[m] + hits[m] * targets[m]
+                    operations[1] += totals[m] + totals[m] * targets[m]
+        for n in range(count):
+            r = first + n
+            if currents.size > 0:
+                for t in range(steps):
+                    start = (n * steps + t) * stride
+                    currents[r, t, :width] = cells[start : start + width]
+            if fires:
+                for w in range(words):
+                    _fire(
+                        cells, n * steps * stride + w * BLOCK, stride, steps, free, level, w * BLOCK, keep, out,
+                        r * steps * words + w, words,
+                    )  # fmt: skip
 
 
 @compiled(nogil=True)
 def add(x: np.ndarray, out: np.ndarray) -> None:
-    """out [R, T, D] += x"""
-    a, b = x.reshape(-1), out.reshape(-1)
-    for i in range(a.shape[0]):
-        b[i] += a[i]
+    """out += x, both [P, R, T, W] words: each plane is added with its carries to those above."""
+    words = out.reshape(out.shape[0], -1)
+    for p in range(x.shape[0]):
+        carries = x[p].reshape(-1)
+        for i in range(carries.shape[0]):
+            carry, plane = carries[i], p
+            while carry != 0:
+                before = words[plane, i]
+                words[plane, i] = before ^ carry
+                carry &= before
+                plane += 1
 
 
 @compiled(nogil=True)
-def gather(x: np.ndarray, starts: np.ndarray, payload: np.ndarray, events: np.ndarray) -> None:
-    """Sums of x [R, T, D] over the tokens and timesteps of each sample: payload int64 [B, D]; and how many entries
-    of all samples are not 0: events int64 [D], added to."""
-    steps, width = x.shape[1], x.shape[2]
+def count_events(x: np.ndarray, events: np.ndarray) -> None:
+    """For each neuron, how many of its values in x [P, R, T, W] are not 0; added to int64 [W * 64]."""
+    planes, tokens, steps, words = x.shape
+    rows = x.reshape(planes, tokens * steps, words)
+    for w in range(words):
+        _count_column(rows, 0, tokens * steps, w, 1, events)
+
+
+@compiled(nogil=True)
+def sum_samples(x: np.ndarray, starts: np.ndarray, payload: np.ndarray) -> None:
+    """For each sample and neuron, the sum of its values in x [P, R, T, W]; added to int64 [B, W * 64]."""
+    planes, tokens, steps, words = x.shape
+    rows = x.reshape(planes, tokens * steps, words)
     for b in range(starts.shape[0] - 1):
-        row = payload[b]
-        row[:] = 0
-        for r in range(starts[b], starts[b + 1]):
-            for t in range(steps):
-                for j in range(width):
-                    row[j] += x[r, t, j]
-                    events[j] += x[r, t, j] != 0
+        for p in range(planes):
+            for w in range(words):
+                _count_column(rows[p : p + 1], steps * starts[b], steps * starts[b + 1], w, 1 << p, payload[b])
+
+
+@compiled(nogil=True)
+def _count_column(x: np.ndarray, low: int, high: int, w: int, times: int, counts: np.ndarray) -> None:
+    """counts[64 w + j] += times * (rows low .. high - 1 of x [P, rows, W] where bit j of word w is set in any plane).
+
+    The 64 counters are kept bit by bit in words too, and four rows are added at a time.
+    """
+    digits = 3
+    while (high - low) >> digits:
+        digits += 1
+    counter = np.zeros(digits, np.uint64)
+    for m in range(low, high, 4):
+        a, b = _any_plane(x, m, high, w), _any_plane(x, m + 1, high, w)
+        c, d = _any_plane(x, m + 2, high, w), _any_plane(x, m + 3, high, w)
+        ab, cd = a ^ b, c ^ d
+        ones, and_ab, and_cd, and_abcd = ab ^ cd, a & b, c & d, ab & cd
+        twos = and_ab ^ and_cd ^ and_abcd
+        fours = (and_ab & and_cd) | (and_abcd & (and_ab ^ and_cd))
+        carry = counter[0] & ones
+        counter[0] ^= ones
+        half = counter[1] ^ twos
+        next_carry = (counter[1] & twos) | (half & carry)
+        counter[1] = half ^ carry
+        half = counter[2] ^ fours
+        carry = (counter[2] & fours) | (half & next_carry)
+        counter[2] = half ^ next_carry
+        place = 3
+        while carry != 0:
+            before = counter[place]
+            counter[place] = before ^ carry
+            carry &= before
+            place += 1
+    for j in range(BLOCK):
+        total = 0
+        for place in range(digits):
+            total += np.int64((counter[place] >> np.uint64(j)) & np.uint64(1)) << place
+        counts[w * BLOCK + j] += times * total
+
+
+@compiled(nogil=True, inline="always")
+def _any_plane(x: np.ndarray, row: int, end: int, w: int) -> int:
+    word = np.uint64(0)
+    if row < end:
+        for p in range(x.shape[0]):
+            word |= x[p, row, w]
+    return word

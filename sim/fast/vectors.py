@@ -1,0 +1,321 @@
+"""The few loops that take nearly all the time, as vector code in LLVM's terms; numba makes them part of our kernels.
+
+numba compiles plain loops over arrays well, but it has to find out at every call whether the arrays overlap, and it
+keeps sums in memory. These loops are short and run millions of times: told to LLVM directly, sums stay in registers
+(measured on two cores: twice the speed, `benchmarks/engine_floor.py`). LLVM splits the vectors to what a processor has.
+
+`BLOCK` neurons are worked on together: their spikes are one machine word (neuron j is bit j), and the int8 weights
+from one input to them are one cache line. A *cell* is the currents of a block at one timestep, in one of two forms:
+
+int32 [64]   the currents, in order. For sums that need more than 16 bits.
+int16 [64]   32 entries `A` and 32 entries `B`, where the currents are `A - 256 B` (neurons 0 .. 31) and `B` (neurons
+             32 .. 63), all modulo 2^16: exact where currents are proven to fit. Two neighbouring int8 weights are read
+             as one 16-bit number, `A` adds it up, `B` adds up its upper byte: 3 instructions for 2 x 16 weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from converters.graph import MEMBRANE_MAX, SHIFT
+
+BLOCK = 64
+HALF = BLOCK // 2
+LOW_BYTE_OFFSET = 128  # the lower byte of a pair of weights is stored as weight + 128, so that it never borrows
+LIST_MAX = 256  # rows that sums of 16 bits surely hold: 256 * 127 < 2^15, and 256 * 255 < 2^16
+
+I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
+
+
+def pack_weight(weight: np.ndarray) -> np.ndarray:
+    """int8 [in, 64 * blocks] -> int8 [blocks, in, 64], aligned: each row as the pairs that `add_rows` takes."""
+    inputs, width = weight.shape
+    pairs = aligned((width // BLOCK, inputs, HALF, 2), np.uint8)
+    halves = weight.reshape(inputs, width // BLOCK, 2, HALF).transpose(1, 0, 3, 2)  # [blocks, in, 32, low and high]
+    pairs[..., 0] = halves[..., 0].astype(np.int16) + LOW_BYTE_OFFSET
+    pairs[..., 1] = halves[..., 1].view(np.uint8)
+    packed: np.ndarray = pairs.reshape(width // BLOCK, inputs, BLOCK).view(np.int8)
+    return packed
+
+
+def pack_cells(current: np.ndarray) -> np.ndarray:
+    """Currents [..., 64 * blocks] that fit int16 -> the same as cells of int16."""
+    halves = current.astype(np.int64).reshape(*current.shape[:-1], -1, 2, HALF)
+    low, high = halves[..., 0, :], halves[..., 1, :]
+    cells: np.ndarray = np.stack([low + 256 * high, high], axis=-2).astype(np.int16)  # wraps, as it should
+    return np.ascontiguousarray(cells.reshape(current.shape))
+
+
+def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """An array of zeros that begins with a cache line."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.zeros(size + BLOCK, np.uint8)
+    start = -room.ctypes.data % BLOCK
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+class _Code:
+    """An LLVM builder with the words of this module.
+
+    arguments  of the function; of an array, the pointer to its data
+    elements   of each argument that is an array, the LLVM type of its elements
+    """
+
+    def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> None:
+        self.builder = builder
+        self.arguments, self.elements = [], []
+        for kind, value in zip(signature.args, arguments):
+            array = isinstance(kind, types.Array)
+            self.arguments.append(context.make_array(kind)(context, builder, value).data if array else value)
+            self.elements.append(context.get_data_type(kind.dtype) if array else None)
+
+    def number(self, value: int) -> ir.Constant:
+        return ir.Constant(I64, value)
+
+    def constant(self, kind: ir.VectorType, value: float) -> ir.Constant:
+        """A vector of one number."""
+        return ir.Constant(kind, [ir.Constant(kind.element, value)] * kind.count)
+
+    def splat(self, value: ir.Value, lanes: int) -> ir.Value:
+        """A vector of one value."""
+        undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+        first = self.builder.insert_element(undefined, value, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), None))
+
+    def load(self, pointer: ir.Value, at: ir.Value, kind: ir.Type, align: int) -> ir.Value:
+        """What begins at element `at`."""
+        place = self.builder.bitcast(self.builder.gep(pointer, [at]), kind.as_pointer())
+        value = self.builder.load(place)
+        value.align = align
+        return value
+
+    def store(self, value: ir.Value, pointer: ir.Value, at: ir.Value, align: int) -> None:
+        place = self.builder.bitcast(self.builder.gep(pointer, [at]), value.type.as_pointer())
+        self.builder.store(value, place).align = align
+
+    def loop(self, start: ir.Value, end: ir.Value, values: list[ir.Value], body: Any) -> list[ir.Value]:
+        """`for i in range(start, end): values = body(i, values)`, the values in registers."""
+        builder, before = self.builder, self.builder.block
+        head, inside, after = (builder.append_basic_block(name) for name in ("head", "inside", "after"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        i = builder.phi(I64)
+        i.add_incoming(start, before)
+        carried = [builder.phi(value.type) for value in values]
+        for phi, value in zip(carried, values):
+            phi.add_incoming(value, before)
+        builder.cbranch(builder.icmp_signed("<", i, end), inside, after)
+        builder.position_at_end(inside)
+        for phi, value in zip(carried, body(i, carried)):
+            phi.add_incoming(value, builder.block)
+        i.add_incoming(builder.add(i, self.number(1)), builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        return list(carried)
+
+
+@intrinsic
+def popcount(_: Any, word: Any) -> Any:
+    """How many bits of a uint64 are set: int64."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def lowest_bit(_: Any, word: Any) -> Any:
+    """The place of the lowest set bit of a uint64, 64 where none is set: int64."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return builder.cttz(arguments[0], ir.Constant(I1, 0))
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def spread_bits(_: Any, word: Any, out: Any, at: Any) -> Any:
+    """out int16 [at .. at + 63] = -1 where the bit of the word is set, else 0."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        code = _Code(context, builder, signature, arguments)
+        bits, target, place = code.arguments
+        mask = builder.bitcast(bits, ir.VectorType(I1, BLOCK))
+        code.store(builder.sext(mask, ir.VectorType(I16, BLOCK)), target, place, align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, out, types.int64), codegen
+
+
+@intrinsic
+def fill_cells(_: Any, value: Any, at: Any, cells: Any, count: Any) -> Any:
+    """The first `count` cells = value [at .. at + 63], which has their form."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        code = _Code(context, builder, signature, arguments)
+        source, start, target, number = code.arguments
+        cell = code.load(source, start, ir.VectorType(code.elements[0], BLOCK), align=2)
+
+        def body(i: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            code.store(cell, target, builder.mul(i, code.number(BLOCK)), align=2)
+            return []
+
+        code.loop(code.number(0), number, [], body)
+        return context.get_dummy_value()
+
+    return types.void(value, types.int64, cells, types.int64), codegen
+
+
+@intrinsic
+def add_rows(
+    _: Any, weight: Any, at: Any, index: Any, start: Any, both: Any, second: Any, end: Any, cells: Any, t: Any,
+    u: Any, shift: Any,
+) -> Any:  # fmt: skip
+    """Add the weights of spikes to the currents of a block at two timesteps, t and u.
+
+    weight  int8 from `pack_weight`; the rows of this block begin at element `at`
+    index   unsigned; the inputs that spiked: [start, both) at t alone, [both, second) at t and u, [second, end) at u
+    cells   cell t and cell u get `2^shift` times the sums; if they are int32, a list has at most LIST_MAX entries
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        code = _Code(context, builder, signature, arguments)
+        rows, block, inputs, *bounds, currents, cell_t, cell_u, amount = code.arguments
+        element = code.elements[7]
+        pairs, sums = ir.VectorType(I16, HALF), ir.VectorType(element, HALF)
+        eight = code.constant(pairs, 8)
+
+        def add_row(i: ir.Value, so_far: list[ir.Value]) -> list[ir.Value]:
+            row_number = builder.zext(builder.load(builder.gep(inputs, [i])), I64)
+            place = builder.add(block, builder.mul(row_number, code.number(BLOCK)))
+            row = code.load(rows, place, pairs, align=BLOCK)
+            return [builder.add(so_far[0], row), builder.add(so_far[1], builder.ashr(row, eight))]
+
+        def sum_of(low: ir.Value, high: ir.Value) -> list[ir.Value]:
+            a, b = code.loop(low, high, [ir.Constant(pairs, None)] * 2, add_row)
+            count = builder.trunc(builder.sub(high, low), I16)
+            a = builder.sub(a, code.splat(builder.mul(count, ir.Constant(I16, LOW_BYTE_OFFSET)), HALF))
+            if element == I16:
+                return [a, b]
+            return [builder.sext(value, sums) for value in (builder.sub(a, builder.shl(b, eight)), b)]
+
+        def accumulate(cell: ir.Value, one: list[ir.Value], other: list[ir.Value]) -> None:
+            bits = code.splat(builder.trunc(amount, element), HALF)
+            for half in range(2):
+                place = builder.add(builder.mul(cell, code.number(BLOCK)), code.number(half * HALF))
+                added = builder.shl(builder.add(one[half], other[half]), bits)
+                code.store(builder.add(code.load(currents, place, sums, align=2), added), currents, place, align=2)
+
+        at_t, at_both, at_u = (sum_of(low, high) for low, high in zip(bounds, bounds[1:]))
+        accumulate(cell_t, at_t, at_both)
+        accumulate(cell_u, at_u, at_both)
+        return context.get_dummy_value()
+
+    number = types.int64
+    signature = types.void(
+        weight, number, index, number, number, number, number, cells, number, number, number
+    )  # fmt: skip
+    return signature, codegen
+
+
+@intrinsic
+def add_scored(_: Any, masks: Any, at: Any, index: Any, scores: Any, count: Any, out: Any, to: Any) -> Any:
+    """out int32 [to .. to + 63] = for each neuron, the sum of the scores whose mask is set there.
+
+    masks   int16, 0 or -1; those of entry e are masks[at + 64 * index[e] ..]
+    scores  int16 or int32 [count], the type that the sums are made in
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        code = _Code(context, builder, signature, arguments)
+        rows, block, places, values, number, target, place = code.arguments
+        sums = ir.VectorType(code.elements[3], BLOCK)
+
+        def add_score(i: ir.Value, so_far: list[ir.Value]) -> list[ir.Value]:
+            row_number = builder.zext(builder.load(builder.gep(places, [i])), I64)
+            at_row = builder.add(block, builder.mul(row_number, code.number(BLOCK)))
+            mask = code.load(rows, at_row, ir.VectorType(I16, BLOCK), align=2)
+            mask = mask if sums.element == I16 else builder.sext(mask, sums)
+            score = code.splat(builder.load(builder.gep(values, [i])), BLOCK)
+            return [builder.add(so_far[0], builder.and_(mask, score))]
+
+        (total,) = code.loop(code.number(0), number, [ir.Constant(sums, None)], add_score)
+        wide = ir.VectorType(I32, BLOCK)
+        code.store(builder.sext(total, wide) if sums.element == I16 else total, target, place, align=4)
+        return context.get_dummy_value()
+
+    number = types.int64
+    return types.void(masks, number, index, scores, number, out, number), codegen
+
+
+def _fire(free: bool) -> Any:
+    """Makes `fire` or `fire_free`."""
+
+    def fire(
+        _: Any, cells: Any, at: Any, stride: Any, steps: Any, level: Any, level_at: Any, keep: Any, words: Any,
+        word_at: Any, word_stride: Any,
+    ) -> Any:  # fmt: skip
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            code = _Code(context, builder, signature, arguments)
+            currents, first, step, timesteps, levels, block, kept, spikes, word, next_word = code.arguments
+            element, numbers = code.elements[4], ir.VectorType(code.elements[0], HALF)
+            real = ir.VectorType(element, HALF)
+            places = [builder.add(block, code.number(half * HALF)) for half in range(2)]
+            thresholds = [code.load(levels, place, real, align=4) for place in places]
+            keeps, gain = code.splat(kept, HALF), code.constant(real, 2**SHIFT)
+            truncate = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(real, [real]), f"llvm.trunc.v{HALF}{element.intrinsic_name}"
+            )
+
+            def charge(v: ir.Value, a: ir.Value) -> ir.Value:
+                if free:
+                    return builder.fadd(builder.fmul(v, keeps, flags=["contract"]), a, flags=["contract"])
+                v = builder.fadd(builder.call(truncate, [builder.fmul(v, keeps)]), builder.fmul(a, gain))
+                for sign, limit in (("<", MEMBRANE_MAX), (">", -MEMBRANE_MAX)):
+                    bound = code.constant(real, limit)
+                    v = builder.select(builder.fcmp_ordered(sign, v, bound), v, bound)
+                return v
+
+            def timestep(t: ir.Value, membranes: list[ir.Value]) -> list[ir.Value]:
+                place = builder.add(first, builder.mul(t, step))
+                low = code.load(currents, place, numbers, align=2)
+                high = code.load(currents, builder.add(place, code.number(HALF)), numbers, align=2)
+                if numbers.element == I16:
+                    low = builder.sub(low, builder.shl(high, code.constant(numbers, 8)))
+                bits, after = [], []
+                for half, (v, a) in enumerate(zip(membranes, (low, high))):
+                    v = charge(v, builder.sitofp(a, real))
+                    fired = builder.fcmp_ordered(">", v, thresholds[half])
+                    bits.append(builder.zext(builder.bitcast(fired, I32), I64))
+                    after.append(builder.select(fired, ir.Constant(real, None), v))
+                both = builder.or_(bits[0], builder.shl(bits[1], code.number(HALF)))
+                code.store(both, spikes, builder.add(word, builder.mul(t, next_word)), align=8)
+                return after
+
+            code.loop(code.number(0), timesteps, [ir.Constant(real, None)] * 2, timestep)
+            return context.get_dummy_value()
+
+        number = types.int64
+        signature = types.void(
+            cells, number, number, number, level, number, level.dtype, words, number, number
+        )  # fmt: skip
+        return signature, codegen
+
+    return intrinsic(fire)
+
+
+# The LIF rule of a block over all its timesteps, from a membrane of 0:
+#     fire(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride)
+# cells   the currents at timestep t begin at element `at + t * stride`
+# level   float32 or float64, the thresholds from element `level_at`; keep, the share of a membrane that stays
+# words   uint64; the spikes at timestep t are written to element `word_at + t * word_stride`
+# `fire` is the rule as it stands, in membrane units. `fire_free` leaves out what is proven never to happen, rounding
+# and saturation (`Neurons.free`), and counts membranes and levels in accumulator units.
+fire, fire_free = _fire(free=False), _fire(free=True)
