@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import pairwise
+from operator import add
 from threading import Timer
 
 import numpy as np
@@ -14,7 +17,6 @@ import numpy as np
 from converters.execution import Activity, EngineOptions, Execution, NodeActivity, TokenBatch, check_observed
 from converters.graph import LIF, Graph, Source
 from sim.fast import kernels
-from sim.fast.buffers import Buffers
 from sim.fast.plan import (
     AddStep,
     AttentionStep,
@@ -23,33 +25,48 @@ from sim.fast.plan import (
     ReadoutStep,
     Step,
     SynapsesStep,
+    assign_rooms,
     blocks_of,
     make_plan,
     nodes_of,
     pair_timesteps,
     planes_of,
 )
-from sim.fast.vectors import BLOCK
+from sim.fast.vectors import BLOCK, aligned
 from spikebert.commands import note, processors
 
 NO_CURRENTS = np.zeros((0, 0, 0), np.int32)
-NO_SPIKES = np.zeros(0, np.uint64)
+NO_SPIKES = np.zeros((1, 0, 0, 0), np.uint64)
 COMPILING_IS_SLOW = 2.0  # seconds until it is said
 
 
-@dataclass(frozen=True, eq=False)
-class Value:
-    """What a node gave, in a borrowed array: spikes uint64 [P, R, T, W], or currents int32 [R, T, at least D].
+class Room:
+    """Memory that is used again and again: nothing large is allocated once a batch of that size has been seen."""
 
-    lent    the array that was borrowed; `data` is all of it or a part
-    payload of spikes: int64 [W * 64], for each neuron the sum of its values over tokens and timesteps
-    events  of spikes: int64 [W * 64], how many of them are not 0
+    def __init__(self) -> None:
+        self._bytes = aligned((0,), np.uint8)
+
+    def array(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """All of the room, or what is needed of it. It holds whatever was there before."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size > len(self._bytes):
+            self._bytes = aligned((size,), np.uint8)
+        array: np.ndarray = self._bytes[:size].view(dtype).reshape(shape)
+        return array
+
+
+@dataclass(frozen=True, eq=False)
+class Spikes:
+    """Spikes of a node, or sums of them.
+
+    planes  uint64 [P, R, T, W], as in `kernels`
+    payload int64 [W * 64], for each neuron the sum of its values over tokens and timesteps
+    events  int64 [W * 64], how many of them are not 0
     """
 
-    lent: np.ndarray
-    data: np.ndarray
-    payload: np.ndarray | None = None
-    events: np.ndarray | None = None
+    planes: np.ndarray
+    payload: np.ndarray
+    events: np.ndarray
 
 
 @dataclass
@@ -58,19 +75,17 @@ class Share:
 
     ids, places int64 [R]: token ids, and where in its sample a token stands
     starts      int64 [B + 1]: where each sample begins
-    buffers     where large arrays come from
-    values      node name -> what it gave, while somebody needs it
+    spikes      node name -> what it fired
+    currents    node name -> int32 [R, T, at least D]
     activity    node name -> its counts
-    observed    node name -> [R, T, D], for the caller
     """
 
     ids: np.ndarray
     places: np.ndarray
     starts: np.ndarray
-    buffers: Buffers
-    values: dict[str, Value] = field(default_factory=dict)
+    spikes: dict[str, Spikes] = field(default_factory=dict)
+    currents: dict[str, np.ndarray] = field(default_factory=dict)
     activity: dict[str, NodeActivity] = field(default_factory=dict)
-    observed: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class FastEngine:
@@ -83,12 +98,10 @@ class FastEngine:
 
     def __init__(self, graph: Graph, threads: int = 0) -> None:
         self.graph = graph
-        self.steps = make_plan(graph)
-        self.pairs = pair_timesteps(graph.timesteps)
         self.threads = threads or processors()
-        self.last_use = {name: index for index, step in enumerate(self.steps) for name in _reads(step)}
+        steps = make_plan(graph)
+        self.workers = [_Worker(graph, steps) for _ in range(self.threads)]
         self.pool = ThreadPoolExecutor(self.threads)
-        self.buffers = [Buffers() for _ in range(self.threads)]
         with _said_if_slow():
             one = np.ones((1, 1), np.int64)
             self.run(TokenBatch(one * 0, one))  # compiles, or reads what was compiled before
@@ -99,144 +112,160 @@ class FastEngine:
         check_observed(self.graph, observe)
         observed = frozenset(observe)
         cuts = _cuts(batch.mask.sum(1), self.threads)
-        shares = [_pack(batch[low:high], buffers) for (low, high), buffers in zip(pairwise(cuts), self.buffers)]
-        if len(shares) == 1:
-            logits = [self._run_share(shares[0], observed)]
-        else:
-            logits = list(self.pool.map(lambda share: self._run_share(share, observed), shares))
+        jobs = [(_pack(batch[low:high]), worker) for (low, high), worker in zip(pairwise(cuts), self.workers)]
+        run = self.pool.map if len(jobs) > 1 else map
+        results = list(run(lambda job: job[1].run(job[0], observed), jobs))
         real = batch.mask.astype(bool)
-        values = {name: _unpack([share.observed[name] for share in shares], real) for name in observe}
-        per_node = {
-            node.name: sum((share.activity.get(node.name, NodeActivity()) for share in shares), NodeActivity())
-            for node in self.graph
-        }
-        return Execution(np.concatenate(logits), values, Activity(self.graph.timesteps, per_node))
+        values = {name: _unpack([kept[name] for _, kept, _ in results], real) for name in observe}
+        activity = reduce(add, (counts for _, _, counts in results))
+        return Execution(np.concatenate([logits for logits, _, _ in results]), values, activity)
 
     def close(self) -> None:
         """Ends the threads."""
         self.pool.shutdown()
 
-    def _run_share(self, share: Share, observed: frozenset[str]) -> np.ndarray:
-        """Logits int64 [B, classes]; `share.observed` holds the observed nodes afterwards."""
+
+class _Worker:
+    """Takes a share through all steps, in memory of its own."""
+
+    def __init__(self, graph: Graph, steps: tuple[Step, ...]) -> None:
+        self.graph, self.steps = graph, steps
+        self.pairs = pair_timesteps(graph.timesteps)
+        numbers = assign_rooms(steps)
+        rooms = [Room() for _ in set(numbers)]
+        self.rooms = [rooms[number] for number in numbers]
+        self.scratch = Room()
+
+    def run(self, share: Share, observed: frozenset[str]) -> tuple[np.ndarray, dict[str, np.ndarray], Activity]:
+        """Logits int64 [B, classes], the observed values [R, T, D], and the activity."""
+        kept: dict[str, np.ndarray] = {}
         logits = np.zeros(0)
-        for index, step in enumerate(self.steps):
+        for step, room in zip(self.steps, self.rooms):
             if isinstance(step, ReadoutStep):
                 logits = self._read_out(step, share, observed)
             else:
-                self._run_step(step, share, observed)
-            made = nodes_of(step)
-            for name in observed.intersection(made, share.values):
-                share.observed[name] = _plain(share.values[name].data, self.graph.features[name])
-            for name in share.values.keys() & {*made, *_reads(step)}:
-                if self.last_use.get(name, -1) <= index:
-                    share.buffers.give(share.values.pop(name).lent)
-        return logits
+                self._run_step(step, room, share, observed)
+            for name in observed.intersection(nodes_of(step)):
+                width = self.graph.features[name]
+                current = share.currents.get(name)
+                kept[name] = (
+                    _plain(share.spikes[name].planes, width) if current is None else current[..., :width].copy()
+                )
+        counts = {node.name: share.activity.get(node.name, NodeActivity()) for node in self.graph}
+        return logits, kept, Activity(self.graph.timesteps, counts)
 
-    def _run_step(self, step: Step, share: Share, observed: frozenset[str]) -> None:
+    def _observed(self, name: str, share: Share) -> np.ndarray:
+        """What a node gave, as integers [R, T, D] of the caller's own."""
+        width = self.graph.features[name]
+        if name in share.currents:
+            return share.currents[name][..., :width].copy()
+        return _plain(share.spikes[name].planes, width)
+
+    def _run_step(self, step: Step, room: Room, share: Share, observed: frozenset[str]) -> None:
         if isinstance(step, EncodeStep):
-            self._encode(step, share)
+            self._encode(step, room, share)
         elif isinstance(step, SynapsesStep):
-            self._synapses(step, share, observed)
+            self._synapses(step, room, share, observed)
         elif isinstance(step, AttentionStep):
-            self._attention(step, share, observed)
+            self._attention(step, room, share, observed)
         elif isinstance(step, LIFStep):
-            lent, neurons = self._room(share, step.node.name), step.neurons
-            currents = share.values[step.node.inputs[0]].data
-            kernels.lif(currents, neurons.free, neurons.level, neurons.keep, lent[0])
-            self._keep(share, step.node, lent, lent)
+            planes, neurons = self._planes(room, share, step.node.name), step.neurons
+            currents = share.currents[step.node.inputs[0]]
+            kernels.lif(currents, neurons.free, neurons.level, neurons.keep, planes[0])
+            self._count_spikes(share, step.node, planes)
         elif isinstance(step, AddStep):
-            self._add(step, share)
+            self._add(step, room, share)
 
-    def _encode(self, step: EncodeStep, share: Share) -> None:
-        lent, neurons = self._room(share, step.node.name), step.neurons
+    def _encode(self, step: EncodeStep, room: Room, share: Share) -> None:
+        planes, neurons = self._planes(room, share, step.node.name), step.neurons
         kernels.encode(
             share.ids, share.places, step.table, step.position, step.node.kind == "sign", neurons.free, neurons.level,
-            neurons.keep, lent[0],
+            neurons.keep, planes[0],
         )  # fmt: skip
-        self._keep(share, step.node, lent, lent)
+        self._count_spikes(share, step.node, planes)
 
-    def _synapses(self, step: SynapsesStep, share: Share, observed: frozenset[str]) -> None:
-        x, neurons, timesteps = share.values[step.layers[0].inputs[0]], step.neurons, self.graph.timesteps
+    def _synapses(self, step: SynapsesStep, room: Room, share: Share, observed: frozenset[str]) -> None:
+        x, neurons, timesteps = share.spikes[step.layers[0].inputs[0]], step.neurons, self.graph.timesteps
         tokens, (blocks, inputs, _) = len(share.ids), step.weight.shape
-        fires, count = bool(step.lifs), len(step.layers)
-        keeps = not fires or not observed.isdisjoint(layer.name for layer in step.layers)
-        shape = (tokens, timesteps, blocks * BLOCK)
-        currents = share.buffers.take(shape, np.int32, users=count) if keeps else NO_CURRENTS
-        spikes = share.buffers.take((tokens * timesteps * blocks,), np.uint64, users=count) if fires else NO_SPIKES
-        index = share.buffers.take((kernels.tile_entries(inputs, len(x.data), timesteps),), step.index)
+        sites = tokens * timesteps
+        if step.lifs:
+            spikes = room.array((sites * blocks,), np.uint64)
+            kept = not observed.isdisjoint(layer.name for layer in step.layers)
+            currents = np.empty((tokens, timesteps, blocks * BLOCK), np.int32) if kept else NO_CURRENTS
+        else:
+            spikes, kept = NO_SPIKES.reshape(-1), True
+            currents = room.array((tokens, timesteps, blocks * BLOCK), np.int32)
+        index = self.scratch.array((kernels.tile_entries(inputs, len(x.planes), timesteps),), np.uint32)
         kernels.synapses(
-            x.data, step.weight, step.bias, step.wide, self.pairs, fires, neurons.free, neurons.level, neurons.keep,
-            step.places, spikes, currents, index,
+            x.planes, step.weight, step.bias, step.wide, self.pairs, bool(step.lifs), neurons.free, neurons.level,
+            neurons.keep, step.places, spikes, currents, index,
         )  # fmt: skip
-        share.buffers.give(index)
         first = 0
         for place, layer in enumerate(step.layers):
+            words = blocks_of(layer.weight.shape[0])
             share.activity[layer.name] = _operations(x, step.fan_out[place])
-            words = blocks_of(self.graph.features[layer.name])
-            if keeps:
-                share.values[layer.name] = Value(currents, currents[..., first * BLOCK :])
-            if fires:
-                own = spikes[tokens * timesteps * first : tokens * timesteps * (first + words)]
-                self._keep(share, step.lifs[place], spikes, own.reshape(1, tokens, timesteps, words))
+            if kept:
+                share.currents[layer.name] = currents[..., first * BLOCK :]
+            if step.lifs:
+                own = spikes[sites * first : sites * (first + words)].reshape(1, tokens, timesteps, words)
+                self._count_spikes(share, step.lifs[place], own)
             first += words
 
-    def _attention(self, step: AttentionStep, share: Share, observed: frozenset[str]) -> None:
+    def _attention(self, step: AttentionStep, room: Room, share: Share, observed: frozenset[str]) -> None:
         node, neurons, timesteps = step.node, step.neurons, self.graph.timesteps
-        q, k, v = (share.values[name].data for name in node.inputs)
+        q, k, v = (share.spikes[name].planes for name in node.inputs)
         width, longest = self.graph.features[node.name], int(np.diff(share.starts).max())
-        keeps = step.lif is None or node.name in observed
+        planes, kept = NO_SPIKES, step.lif is None or node.name in observed
         shape = (*q.shape[1:3], q.shape[3] * BLOCK)
-        currents = share.buffers.take(shape, np.int32) if keeps else NO_CURRENTS
-        lent = self._room(share, step.lif.name) if step.lif else np.zeros((1, 0, 0, 0), np.uint64)
-        size = kernels.attention_cells(longest, timesteps, width, node.heads)
-        cells, operations = share.buffers.take((size,), np.int32), np.zeros(2, np.int64)
+        if step.lif is None:
+            currents = room.array(shape, np.int32)
+        else:
+            planes = self._planes(room, share, step.lif.name)
+            currents = np.empty(shape, np.int32) if kept else NO_CURRENTS
+        cells = self.scratch.array((kernels.attention_cells(longest, timesteps, width, node.heads),), np.int32)
+        operations = np.zeros(2, np.int64)
         kernels.attention(
             q, k, v, share.starts, width, node.heads, np.empty(longest, step.sums), step.lif is not None, neurons.free,
-            neurons.level, neurons.keep, lent[0], currents, cells, operations,
+            neurons.level, neurons.keep, planes[0], currents, cells, operations,
         )  # fmt: skip
-        share.buffers.give(cells)
-        share.activity[node.name] = NodeActivity(
-            synaptic_operations=int(operations[0]), weighted_operations=int(operations[1])
-        )
-        if keeps:
-            share.values[node.name] = Value(currents, currents)
+        plain, weighted = operations.tolist()
+        share.activity[node.name] = NodeActivity(synaptic_operations=plain, weighted_operations=weighted)
+        if kept:
+            share.currents[node.name] = currents
         if step.lif:
-            self._keep(share, step.lif, lent, lent)
+            self._count_spikes(share, step.lif, planes)
 
-    def _add(self, step: AddStep, share: Share) -> None:
+    def _add(self, step: AddStep, room: Room, share: Share) -> None:
         """The counts of a sum follow from those of its inputs, but for how many sums are not 0."""
-        inputs = [share.values[name] for name in step.node.inputs]
-        total = self._room(share, step.node.name)
+        inputs = [share.spikes[name] for name in step.node.inputs]
+        total = self._planes(room, share, step.node.name)
         total[:] = 0
         for x in inputs:
-            kernels.add(x.data, total)
-        payload, events = (np.zeros(total.shape[3] * BLOCK, np.int64) for _ in range(2))
-        kernels.count_events(total, events)
-        for x in inputs:
-            payload += x.payload
-        share.values[step.node.name] = Value(total, total, payload, events)
+            kernels.add(x.planes, total)
+        active = self.scratch.array(total.shape[1:], np.uint64)
+        kernels.any_plane(total, active)
+        payload = np.sum([x.payload for x in inputs], axis=0)
+        share.spikes[step.node.name] = Spikes(total, payload, _count(active))
 
     def _read_out(self, step: ReadoutStep, share: Share, observed: frozenset[str]) -> np.ndarray:
         """The sums over tokens and timesteps are made first: `sum(W x + b) = W sum(x) + T * tokens * b`."""
-        x, name, width = share.values[step.node.inputs[0]], step.node.name, len(step.weight)
-        payload = np.zeros((len(share.starts) - 1, x.data.shape[3] * BLOCK), np.int64)
-        kernels.sum_samples(x.data, share.starts, payload)
+        x, name, width = share.spikes[step.node.inputs[0]], step.node.name, len(step.weight)
+        payload = np.zeros((len(share.starts) - 1, len(x.payload)), np.int64)
+        kernels.sum_samples(x.planes, share.starts, payload)
         share.activity[name] = _operations(x, step.fan_out)
         if name in observed:
-            share.observed[name] = _plain(x.data, width).astype(np.int64) @ step.weight + step.bias
+            share.currents[name] = _plain(x.planes, width).astype(np.int64) @ step.weight + step.bias
         tokens = np.diff(share.starts)[:, None]
         return payload[:, :width] @ step.weight + self.graph.timesteps * tokens * step.bias
 
-    def _room(self, share: Share, name: str) -> np.ndarray:
-        """A borrowed array for the spikes of a node, or for sums of them."""
+    def _planes(self, room: Room, share: Share, name: str) -> np.ndarray:
+        """Room for the spikes of a node, or for sums of them."""
         planes, words = planes_of(self.graph, name), blocks_of(self.graph.features[name])
-        return share.buffers.take((planes, len(share.ids), self.graph.timesteps, words), np.uint64)
+        return room.array((planes, len(share.ids), self.graph.timesteps, words), np.uint64)
 
-    def _keep(self, share: Share, node: Source | LIF, lent: np.ndarray, spikes: np.ndarray) -> None:
-        """The spikes of a neuron, counted."""
-        events = np.zeros(spikes.shape[3] * BLOCK, np.int64)
-        kernels.count_events(spikes, events)
-        share.values[node.name] = Value(lent, spikes, events, events)
+    def _count_spikes(self, share: Share, node: Source | LIF, planes: np.ndarray) -> None:
+        events = _count(planes[0])
+        share.spikes[node.name] = Spikes(planes, events, events)
         sites = self.graph.timesteps * len(share.ids) * self.graph.features[node.name]
         share.activity[node.name] = NodeActivity(spikes=int(events.sum()), sites=sites)
 
@@ -246,31 +275,33 @@ def open_fast(graph: Graph, options: EngineOptions) -> FastEngine:
     return FastEngine(graph, options.threads)
 
 
-def _reads(step: Step) -> tuple[str, ...]:
-    return step.layers[0].inputs if isinstance(step, SynapsesStep) else step.node.inputs
+def _count(spikes: np.ndarray) -> np.ndarray:
+    """Spikes uint64 [R, T, W] -> how often each neuron spiked, int64 [W * 64]."""
+    counts = np.zeros(spikes.shape[2] * BLOCK, np.int64)
+    kernels.count_bits(spikes.reshape(-1, spikes.shape[2]), 1, counts)
+    return counts
 
 
-def _operations(x: Value, fan_out: np.ndarray) -> NodeActivity:
+def _operations(x: Spikes, fan_out: np.ndarray) -> NodeActivity:
     """What the values of x cause in a layer, of whose weights an input reaches `fan_out` [in]."""
-    assert x.payload is not None and x.events is not None
     inputs = len(fan_out)
-    return NodeActivity(
-        synaptic_operations=int(x.events[:inputs] @ fan_out), weighted_operations=int(x.payload[:inputs] @ fan_out)
-    )
+    plain = weighted = int(x.events[:inputs] @ fan_out)
+    if x.payload is not x.events:
+        weighted = int(x.payload[:inputs] @ fan_out)
+    return NodeActivity(synaptic_operations=plain, weighted_operations=weighted)
 
 
-def _plain(data: np.ndarray, width: int) -> np.ndarray:
-    """The values of a node [R, T, D] as integers of their own."""
-    if data.dtype != np.uint64:
-        return data[..., :width].copy()
-    bits = np.unpackbits(data.astype("<u8").view(np.uint8), axis=-1, count=width, bitorder="little")
-    return sum((plane.astype(np.int32) << p for p, plane in enumerate(bits)), np.zeros(bits.shape[1:], np.int32))
+def _plain(planes: np.ndarray, width: int) -> np.ndarray:
+    """Planes [P, R, T, W] -> the values [R, T, D], integers of their own."""
+    bits = np.unpackbits(planes.astype("<u8").view(np.uint8), axis=-1, count=width, bitorder="little")
+    values: np.ndarray = (bits.astype(np.int32) << np.arange(len(bits))[:, None, None, None]).sum(0, dtype=np.int32)
+    return values
 
 
-def _pack(batch: TokenBatch, buffers: Buffers) -> Share:
+def _pack(batch: TokenBatch) -> Share:
     real = batch.mask.astype(bool)
     starts = np.concatenate([[0], np.cumsum(real.sum(1))])
-    return Share(batch.ids[real], np.nonzero(real)[1], starts, buffers)
+    return Share(batch.ids[real], np.nonzero(real)[1], starts)
 
 
 def _unpack(shares: list[np.ndarray], real: np.ndarray) -> np.ndarray:

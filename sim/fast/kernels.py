@@ -13,6 +13,7 @@ from sim.fast.vectors import (
     BLOCK,
     LIST_MAX,
     add_rows,
+    add_rows_to_four,
     add_scored,
     fill_cells,
     fire,
@@ -51,46 +52,63 @@ def _fire(
 
 @compiled(nogil=True, inline="always")
 def _list_bits(word: int, first: int, index: np.ndarray, at: int) -> int:
-    """Write the places of the set bits, counted from `first`, to index [at ..]; where the next entry goes.
+    """Write `first` + 64 times the place of each set bit to index [at ..]; where the next entry goes.
 
     Four at a time: what is written too much is overwritten later, and fewer branches are guessed wrong.
     """
     end = at + popcount(word)
-    while word != 0:
+    while True:
         for i in range(4):
-            index[at + i] = first + lowest_bit(word)
+            index[at + i] = first + BLOCK * lowest_bit(word)
             word &= word - np.uint64(1)
         at += 4
-    return end
+        if word == 0:
+            return end
 
 
 @compiled(nogil=True)
-def _list_spikes(x: np.ndarray, first: int, tokens: int, pairs: np.ndarray, index: np.ndarray, cuts: np.ndarray) -> None:
-    """What spiked in `tokens` tokens from `first` on: for each token, plane and pair of timesteps three lists, one
-    after another: inputs that spiked at the first alone, at both, at the second alone.
+def _list_spikes(
+    x: np.ndarray, first: int, tokens: int, pairs: np.ndarray, index: np.ndarray, all_four: np.ndarray,
+    cuts: np.ndarray,
+) -> None:  # fmt: skip
+    """What spiked in `tokens` tokens from `first` on, so that a row of weights is read once for several timesteps.
 
-    pairs int64 [K, 2], two equal timesteps where one has no partner
-    cuts  int64 [tokens, planes, K, 4]: where the lists begin in `index`, and where the last one ends
+    For each token, plane and four timesteps 4 g .. 4 g + 3 a list of the inputs that spiked at all of them; then, of
+    the others, for each pair of timesteps three lists, one after another: spiked at the first alone, at both, at the
+    second alone.
+
+    pairs    int64 [K, 2], two equal timesteps where one has no partner
+    all_four int64 [tokens, planes, T // 4, 2]: where the list begins in `index`, and where it ends
+    cuts     int64 [tokens, planes, K, 4]: where the three lists begin, and where the last one ends
     """
     planes, words = x.shape[0], x.shape[3]
+    fours, every = all_four.shape[2], np.zeros(words, np.uint64)
     at = 0
     for r in range(tokens):
         for p in range(planes):
+            bits = x[p, first + r]
             for k in range(pairs.shape[0]):
-                one, other = x[p, first + r, pairs[k, 0]], x[p, first + r, pairs[k, 1]]
-                alone = pairs[k, 0] == pairs[k, 1]
-                cuts[r, p, k, 0] = at
-                for w in range(words):
-                    bits = one[w] if alone else one[w] & ~other[w]
-                    at = _list_bits(bits, w * BLOCK, index, at)
-                cuts[r, p, k, 1] = at
-                if not alone:
+                t, u = pairs[k, 0], pairs[k, 1]
+                group = t // 4
+                if t == 4 * group:  # the first pair of its four timesteps
+                    every[:] = 0
+                    if group < fours:
+                        all_four[r, p, group, 0] = at
+                        for w in range(words):
+                            every[w] = bits[t, w] & bits[t + 1, w] & bits[t + 2, w] & bits[t + 3, w]
+                            at = _list_bits(every[w], w * BLOCK * BLOCK, index, at)
+                        all_four[r, p, group, 1] = at
+                for part in range(3):
+                    cuts[r, p, k, part] = at
+                    if part > 0 and t == u:
+                        continue
                     for w in range(words):
-                        at = _list_bits(one[w] & other[w], w * BLOCK, index, at)
-                cuts[r, p, k, 2] = at
-                if not alone:
-                    for w in range(words):
-                        at = _list_bits(other[w] & ~one[w], w * BLOCK, index, at)
+                        one, other = bits[t, w] & ~every[w], bits[u, w] & ~every[w]
+                        if part == 0:
+                            chosen = one if t == u else one & ~other
+                        else:
+                            chosen = one & other if part == 1 else other & ~one
+                        at = _list_bits(chosen, w * BLOCK * BLOCK, index, at)
                 cuts[r, p, k, 3] = at
 
 
@@ -102,6 +120,8 @@ def _add_lists(
     """Add the rows of one pair of timesteps; in pieces of LIST_MAX where the sums need more than 16 bits."""
     t, u = pair[0], pair[1]
     a, b, c, d = cuts[0], cuts[1], cuts[2], cuts[3]
+    if a == d:
+        return
     if not wide or max(b - a, c - b, d - c) <= LIST_MAX:
         add_rows(weight, at, index, a, b, c, d, cells, t, u, plane)
         return
@@ -114,6 +134,16 @@ def _add_lists(
     for start in range(c, d, LIST_MAX):
         end = min(start + LIST_MAX, d)
         add_rows(weight, at, index, start, start, start, end, cells, t, u, plane)
+
+
+@compiled(nogil=True, inline="always")
+def _add_to_four(
+    weight: np.ndarray, at: int, index: np.ndarray, cuts: np.ndarray, wide: bool, cells: np.ndarray, t: int, plane: int
+) -> None:
+    """Add the rows of inputs that spiked at four timesteps from t on, in pieces likewise."""
+    piece = LIST_MAX if wide else cuts[1] - cuts[0] + 1
+    for start in range(cuts[0], cuts[1], piece):
+        add_rows_to_four(weight, at, index, start, min(start + piece, cuts[1]), cells, t, plane)
 
 
 @compiled(nogil=True)
@@ -131,7 +161,7 @@ def synapses(
     places   int64 [blocks, 3]: words of the layers before that of this block, words of its own, its place there
     spikes   uint64 [R * T * blocks], written where `fires`: all of the first layer [R, T, its words], then the next
     currents int32 [R, T, blocks * 64], written where it is not empty
-    index    unsigned, room for `tile_entries`
+    index    uint32, room for `tile_entries`
     """
     planes, tokens, steps = x.shape[0], x.shape[1], x.shape[2]
     blocks, inputs = weight.shape[0], weight.shape[1]
@@ -139,17 +169,20 @@ def synapses(
     keeps = currents.size > 0
     cells = np.empty(steps * BLOCK, bias.dtype)
     cuts = np.empty((TILE, planes, pairs.shape[0], 4), np.int64)
+    all_four = np.empty((TILE, planes, steps // 4, 2), np.int64)
     for first in range(0, tokens, TILE):
         tile = min(TILE, tokens - first)
-        _list_spikes(x, first, tile, pairs, index, cuts)
+        _list_spikes(x, first, tile, pairs, index, all_four, cuts)
         for block in range(blocks):
             place = tokens * steps * places[block, 0] + places[block, 2]
-            stride = places[block, 1]
+            stride, row = places[block, 1], block * inputs * BLOCK
             for r in range(tile):
                 fill_cells(bias, block * BLOCK, cells, steps)
                 for p in range(planes):
+                    for g in range(steps // 4):
+                        _add_to_four(flat, row, index, all_four[r, p, g], wide, cells, 4 * g, p)
                     for k in range(pairs.shape[0]):
-                        _add_lists(flat, block * inputs * BLOCK, index, cuts[r, p, k], wide, cells, pairs[k], p)
+                        _add_lists(flat, row, index, cuts[r, p, k], wide, cells, pairs[k], p)
                 at = (first + r) * steps
                 if keeps:
                     for t in range(steps):
@@ -251,15 +284,16 @@ def attention(
         longest = max(longest, starts[b + 1] - starts[b])
     queries, keys = np.empty((longest, slices), np.uint64), np.empty((longest, slices), np.uint64)
     masks, index = np.empty(slices * longest * BLOCK, np.int16), np.empty(longest, np.uint16)
-    hits, totals, targets = np.empty(longest, np.int64), np.empty(longest, np.int64), np.empty(longest, np.int64)
+    targets = np.empty(longest, np.int64)
     stride = (words + slices) * BLOCK  # a head writes whole blocks; what it writes too much, the next one overwrites
     out = spikes.reshape(-1)
+    plain = weighted = 0
     for b in range(starts.shape[0] - 1):
         first, count = starts[b], starts[b + 1] - starts[b]
         for t in range(steps):
             for h in range(heads):
                 for m in range(count):
-                    targets[m] = hits[m] = totals[m] = 0
+                    targets[m] = 0
                     for s in range(slices):
                         low, bits = h * size + s * BLOCK, min(BLOCK, size - s * BLOCK)
                         queries[m, s] = _head_bits(q[0, first + m, t], low, bits)
@@ -273,16 +307,13 @@ def attention(
                         score = popcount(queries[n, 0] & keys[m, 0])
                         for s in range(1, slices):
                             score += popcount(queries[n, s] & keys[m, s])
-                        hits[m] += score > 0
-                        totals[m] += score
+                        plain += score + (score > 0) * targets[m]
+                        weighted += score + score * targets[m]
                         index[found], scores[found] = m, score
-                        found += score > 0 and targets[m] > 0
+                        found += (score > 0) & (targets[m] > 0)  # no branch to be guessed
                     for s in range(slices):
                         target = (n * steps + t) * stride + h * size + s * BLOCK
                         add_scored(masks, s * longest * BLOCK, index, scores, found, cells, target)
-                for m in range(count):
-                    operations[0] += totals[m] + hits[m] * targets[m]
-                    operations[1] += totals[m] + totals[m] * targets[m]
         for n in range(count):
             r = first + n
             if currents.size > 0:
@@ -295,6 +326,8 @@ def attention(
                         cells, n * steps * stride + w * BLOCK, stride, steps, free, level, w * BLOCK, keep, out,
                         r * steps * words + w, words,
                     )  # fmt: skip
+    operations[0] += plain
+    operations[1] += weighted
 
 
 @compiled(nogil=True)
@@ -313,12 +346,55 @@ def add(x: np.ndarray, out: np.ndarray) -> None:
 
 
 @compiled(nogil=True)
-def count_events(x: np.ndarray, events: np.ndarray) -> None:
-    """For each neuron, how many of its values in x [P, R, T, W] are not 0; added to int64 [W * 64]."""
-    planes, tokens, steps, words = x.shape
-    rows = x.reshape(planes, tokens * steps, words)
+def any_plane(x: np.ndarray, out: np.ndarray) -> None:
+    """Where x [P, R, T, W] is not 0: out [R, T, W]."""
+    words = out.reshape(-1)
+    words[:] = 0
+    for p in range(x.shape[0]):
+        plane = x[p].reshape(-1)
+        for i in range(words.shape[0]):
+            words[i] |= plane[i]
+
+
+@compiled(nogil=True)
+def count_bits(rows: np.ndarray, times: int, counts: np.ndarray) -> None:
+    """counts int64 [W * 64] += times * in how many of the rows uint64 [M, W] each bit is set.
+
+    The counters are kept digit by digit in words too, 64 side by side, and four rows are added at a time.
+    """
+    count, words = rows.shape
+    digits = 3
+    while count >> digits:
+        digits += 1
+    counter = np.zeros((digits, words), np.uint64)
+    zero = np.uint64(0)
+    for m in range(0, count, 4):
+        for w in range(words):
+            a, b = rows[m, w], rows[m + 1, w] if m + 1 < count else zero
+            c, d = rows[m + 2, w] if m + 2 < count else zero, rows[m + 3, w] if m + 3 < count else zero
+            ab, cd = a ^ b, c ^ d
+            ones, and_ab, and_cd, and_abcd = ab ^ cd, a & b, c & d, ab & cd
+            twos = and_ab ^ and_cd ^ and_abcd
+            fours = (and_ab & and_cd) | (and_abcd & (and_ab ^ and_cd))
+            carry = counter[0, w] & ones
+            counter[0, w] ^= ones
+            half = counter[1, w] ^ twos
+            next_carry = (counter[1, w] & twos) | (half & carry)
+            counter[1, w] = half ^ carry
+            half = counter[2, w] ^ fours
+            carry = (counter[2, w] & fours) | (half & next_carry)
+            counter[2, w] = half ^ next_carry
+            place = 3
+            while carry != 0:
+                before = counter[place, w]
+                counter[place, w] = before ^ carry
+                carry &= before
+                place += 1
     for w in range(words):
-        _count_column(rows, 0, tokens * steps, w, 1, events)
+        for j in range(BLOCK):
+            for place in range(digits):
+                digit = (counter[place, w] >> np.uint64(j)) & np.uint64(1)
+                counts[w * BLOCK + j] += times * (np.int64(digit) << place)
 
 
 @compiled(nogil=True)
@@ -328,52 +404,4 @@ def sum_samples(x: np.ndarray, starts: np.ndarray, payload: np.ndarray) -> None:
     rows = x.reshape(planes, tokens * steps, words)
     for b in range(starts.shape[0] - 1):
         for p in range(planes):
-            for w in range(words):
-                _count_column(rows[p : p + 1], steps * starts[b], steps * starts[b + 1], w, 1 << p, payload[b])
-
-
-@compiled(nogil=True)
-def _count_column(x: np.ndarray, low: int, high: int, w: int, times: int, counts: np.ndarray) -> None:
-    """counts[64 w + j] += times * (rows low .. high - 1 of x [P, rows, W] where bit j of word w is set in any plane).
-
-    The 64 counters are kept bit by bit in words too, and four rows are added at a time.
-    """
-    digits = 3
-    while (high - low) >> digits:
-        digits += 1
-    counter = np.zeros(digits, np.uint64)
-    for m in range(low, high, 4):
-        a, b = _any_plane(x, m, high, w), _any_plane(x, m + 1, high, w)
-        c, d = _any_plane(x, m + 2, high, w), _any_plane(x, m + 3, high, w)
-        ab, cd = a ^ b, c ^ d
-        ones, and_ab, and_cd, and_abcd = ab ^ cd, a & b, c & d, ab & cd
-        twos = and_ab ^ and_cd ^ and_abcd
-        fours = (and_ab & and_cd) | (and_abcd & (and_ab ^ and_cd))
-        carry = counter[0] & ones
-        counter[0] ^= ones
-        half = counter[1] ^ twos
-        next_carry = (counter[1] & twos) | (half & carry)
-        counter[1] = half ^ carry
-        half = counter[2] ^ fours
-        carry = (counter[2] & fours) | (half & next_carry)
-        counter[2] = half ^ next_carry
-        place = 3
-        while carry != 0:
-            before = counter[place]
-            counter[place] = before ^ carry
-            carry &= before
-            place += 1
-    for j in range(BLOCK):
-        total = 0
-        for place in range(digits):
-            total += np.int64((counter[place] >> np.uint64(j)) & np.uint64(1)) << place
-        counts[w * BLOCK + j] += times * total
-
-
-@compiled(nogil=True, inline="always")
-def _any_plane(x: np.ndarray, row: int, end: int, w: int) -> int:
-    word = np.uint64(0)
-    if row < end:
-        for p in range(x.shape[0]):
-            word |= x[p, row, w]
-    return word
+            count_bits(rows[p, steps * starts[b] : steps * starts[b + 1]], 1 << p, payload[b])

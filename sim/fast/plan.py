@@ -53,7 +53,7 @@ class Neurons:
         halves = dv == 2 ** (DECAY_BITS - 1)
         real = np.float32 if dv == 0 or halves else np.float64
         reach = 2 * bound if halves else timesteps * bound
-        exact = halves and timesteps <= LONGEST_EXACT or dv == 0
+        exact = dv == 0 or (halves and timesteps <= LONGEST_EXACT)
         free = exact and reach << SHIFT <= MEMBRANE_MAX
         level = np.full(BLOCK * sum(map(blocks_of, widths)), np.inf, real)
         start = 0
@@ -82,7 +82,6 @@ class SynapsesStep:
     bias    [blocks * 64], in the form of the cells that sums are made in; `wide`: int32, else int16
     places  int64 [blocks, 3]: words of the layers before that of a block, words of its layer, its place there
     fan_out int64 [layers, in]: nonzero weights of each input
-    index   the type that numbers of inputs are kept in
     """
 
     layers: tuple[Synapses, ...]
@@ -93,7 +92,6 @@ class SynapsesStep:
     wide: bool
     places: np.ndarray
     fan_out: np.ndarray
-    index: type
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +179,25 @@ def pair_timesteps(timesteps: int) -> np.ndarray:
     return np.array(pairs, np.int64)
 
 
+def assign_rooms(steps: Sequence[Step]) -> list[int]:
+    """For each step, the number of the room that its spikes are kept in; rooms are used again when nobody reads on."""
+    last_use = {name: index for index, step in enumerate(steps) for name in reads_of(step)}
+    free: list[int] = []
+    rooms: list[int] = []
+    for index in range(len(steps)):
+        rooms.append(free.pop() if free else len(set(rooms)))
+        for earlier in range(index + 1):
+            uses = [last_use.get(name, earlier) for name in nodes_of(steps[earlier])]
+            if max(uses) == index:
+                free.append(rooms[earlier])
+    return rooms
+
+
+def reads_of(step: Step) -> tuple[str, ...]:
+    """The nodes whose values a step reads."""
+    return step.layers[0].inputs if isinstance(step, SynapsesStep) else step.node.inputs
+
+
 def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
     width = graph.features[node.name]
     if isinstance(node, Source):
@@ -215,7 +232,6 @@ def _synapses(graph: Graph, node: Synapses, readers: dict[str, list[Node]]) -> S
     bound = max(graph.value_max[layer.name] for layer in layers)
     wide = bound > INT16_MAX
     bias = np.concatenate([_padded(layer.bias) for layer in layers])
-    inputs = node.weight.shape[1]
     return SynapsesStep(
         tuple(layers),
         tuple(lifs),
@@ -225,7 +241,6 @@ def _synapses(graph: Graph, node: Synapses, readers: dict[str, list[Node]]) -> S
         wide,
         _places(widths),
         np.stack([np.count_nonzero(layer.weight, axis=0) for layer in layers]).astype(np.int64),
-        np.uint16 if inputs + 2 * BLOCK < 2**16 else np.uint32,
     )
 
 

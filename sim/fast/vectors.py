@@ -15,6 +15,7 @@ int16 [64]   32 entries `A` and 32 entries `B`, where the currents are `A - 256 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ class _Code:
 
     def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> None:
         self.builder = builder
-        self.arguments, self.elements = [], []
+        self.arguments: list[Any] = []
+        self.elements: list[Any] = []
         for kind, value in zip(signature.args, arguments):
             array = isinstance(kind, types.Array)
             self.arguments.append(context.make_array(kind)(context, builder, value).data if array else value)
@@ -181,41 +183,18 @@ def add_rows(
     """Add the weights of spikes to the currents of a block at two timesteps, t and u.
 
     weight  int8 from `pack_weight`; the rows of this block begin at element `at`
-    index   unsigned; the inputs that spiked: [start, both) at t alone, [both, second) at t and u, [second, end) at u
+    index   uint32, 64 times an input that spiked: [start, both) at t alone, [both, second) at t and u, [second, end)
+            at u alone
     cells   cell t and cell u get `2^shift` times the sums; if they are int32, a list has at most LIST_MAX entries
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         code = _Code(context, builder, signature, arguments)
-        rows, block, inputs, *bounds, currents, cell_t, cell_u, amount = code.arguments
-        element = code.elements[7]
-        pairs, sums = ir.VectorType(I16, HALF), ir.VectorType(element, HALF)
-        eight = code.constant(pairs, 8)
-
-        def add_row(i: ir.Value, so_far: list[ir.Value]) -> list[ir.Value]:
-            row_number = builder.zext(builder.load(builder.gep(inputs, [i])), I64)
-            place = builder.add(block, builder.mul(row_number, code.number(BLOCK)))
-            row = code.load(rows, place, pairs, align=BLOCK)
-            return [builder.add(so_far[0], row), builder.add(so_far[1], builder.ashr(row, eight))]
-
-        def sum_of(low: ir.Value, high: ir.Value) -> list[ir.Value]:
-            a, b = code.loop(low, high, [ir.Constant(pairs, None)] * 2, add_row)
-            count = builder.trunc(builder.sub(high, low), I16)
-            a = builder.sub(a, code.splat(builder.mul(count, ir.Constant(I16, LOW_BYTE_OFFSET)), HALF))
-            if element == I16:
-                return [a, b]
-            return [builder.sext(value, sums) for value in (builder.sub(a, builder.shl(b, eight)), b)]
-
-        def accumulate(cell: ir.Value, one: list[ir.Value], other: list[ir.Value]) -> None:
-            bits = code.splat(builder.trunc(amount, element), HALF)
-            for half in range(2):
-                place = builder.add(builder.mul(cell, code.number(BLOCK)), code.number(half * HALF))
-                added = builder.shl(builder.add(one[half], other[half]), bits)
-                code.store(builder.add(code.load(currents, place, sums, align=2), added), currents, place, align=2)
-
-        at_t, at_both, at_u = (sum_of(low, high) for low, high in zip(bounds, bounds[1:]))
-        accumulate(cell_t, at_t, at_both)
-        accumulate(cell_u, at_u, at_both)
+        rows, first, inputs, *bounds, currents, cell_t, cell_u, amount = code.arguments
+        block, element = builder.gep(rows, [first]), code.elements[7]
+        sums = [_sum_rows(code, block, inputs, low, high, element) for low, high in pairwise(bounds)]
+        for cell, alone in ((cell_t, sums[0]), (cell_u, sums[2])):
+            _add_to_cell(code, currents, cell, [builder.add(*both) for both in zip(alone, sums[1])], amount)
         return context.get_dummy_value()
 
     number = types.int64
@@ -223,6 +202,56 @@ def add_rows(
         weight, number, index, number, number, number, number, cells, number, number, number
     )  # fmt: skip
     return signature, codegen
+
+
+@intrinsic
+def add_rows_to_four(
+    _: Any, weight: Any, at: Any, index: Any, start: Any, end: Any, cells: Any, t: Any, shift: Any
+) -> Any:  # fmt: skip
+    """The same for inputs [start, end) that spiked at four timesteps, t .. t + 3."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        code = _Code(context, builder, signature, arguments)
+        rows, first, inputs, low, high, currents, cell, amount = code.arguments
+        sums = _sum_rows(code, builder.gep(rows, [first]), inputs, low, high, code.elements[5])
+        for step in range(4):
+            _add_to_cell(code, currents, builder.add(cell, code.number(step)), sums, amount)
+        return context.get_dummy_value()
+
+    number = types.int64
+    return types.void(weight, number, index, number, number, cells, number, number), codegen
+
+
+def _sum_rows(
+    code: _Code, block: ir.Value, inputs: ir.Value, low: ir.Value, high: ir.Value, element: ir.Type
+) -> list[ir.Value]:  # fmt: skip
+    """The sum of rows inputs[low .. high - 1] as the two halves of a cell of such elements."""
+    builder, pairs = code.builder, ir.VectorType(I16, HALF)
+    eight = code.constant(pairs, 8)
+
+    def add_row(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        row = code.load(block, builder.zext(builder.load(builder.gep(inputs, [i])), I64), pairs, align=BLOCK)
+        return [builder.add(sums[0], row), builder.add(sums[1], builder.ashr(row, eight))]
+
+    a, b = code.loop(low, high, [ir.Constant(pairs, None)] * 2, add_row)
+    count = builder.trunc(builder.sub(high, low), I16)
+    a = builder.sub(a, code.splat(builder.mul(count, ir.Constant(I16, LOW_BYTE_OFFSET)), HALF))
+    if element == I16:
+        return [a, b]
+    wide = ir.VectorType(element, HALF)
+    return [builder.sext(half, wide) for half in (builder.sub(a, builder.shl(b, eight)), b)]
+
+
+def _add_to_cell(
+    code: _Code, cells: ir.Value, cell: ir.Value, sums: list[ir.Value], shift: ir.Value
+) -> None:  # fmt: skip
+    """cells[cell] += sums * 2^shift"""
+    builder, kind = code.builder, sums[0].type
+    bits = code.splat(builder.trunc(shift, kind.element), HALF)
+    for half, added in enumerate(sums):
+        place = builder.add(builder.mul(cell, code.number(BLOCK)), code.number(half * HALF))
+        total = builder.add(code.load(cells, place, kind, align=2), builder.shl(added, bits))
+        code.store(total, cells, place, align=2)
 
 
 @intrinsic
@@ -265,7 +294,8 @@ def _fire(free: bool) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
             code = _Code(context, builder, signature, arguments)
             currents, first, step, timesteps, levels, block, kept, spikes, word, next_word = code.arguments
-            element, numbers = code.elements[4], ir.VectorType(code.elements[0], HALF)
+            element = code.elements[4]
+            numbers = ir.VectorType(code.elements[0], HALF)
             real = ir.VectorType(element, HALF)
             places = [builder.add(block, code.number(half * HALF)) for half in range(2)]
             thresholds = [code.load(levels, place, real, align=4) for place in places]
