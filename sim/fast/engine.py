@@ -29,7 +29,6 @@ from sim.fast.plan import (
     blocks_of,
     make_plan,
     nodes_of,
-    pair_timesteps,
     planes_of,
 )
 from sim.fast.vectors import BLOCK, aligned
@@ -130,11 +129,10 @@ class _Worker:
 
     def __init__(self, graph: Graph, steps: tuple[Step, ...]) -> None:
         self.graph, self.steps = graph, steps
-        self.pairs = pair_timesteps(graph.timesteps)
         numbers = assign_rooms(steps)
         rooms = [Room() for _ in set(numbers)]
         self.rooms = [rooms[number] for number in numbers]
-        self.scratch = Room()
+        self.scratch, self.lists = Room(), Room()
 
     def run(self, share: Share, observed: frozenset[str]) -> tuple[np.ndarray, dict[str, np.ndarray], Activity]:
         """Logits int64 [B, classes], the observed values [R, T, D], and the activity."""
@@ -195,10 +193,12 @@ class _Worker:
         else:
             spikes, kept = NO_SPIKES.reshape(-1), True
             currents = room.array((tokens, timesteps, blocks * BLOCK), np.int32)
-        index = self.scratch.array((kernels.tile_entries(inputs, len(x.planes), timesteps),), np.uint32)
+        size = inputs, len(x.planes), timesteps
+        index = self.scratch.array((kernels.tile_entries(*size),), np.uint32)
+        lists = self.lists.array((kernels.tile_lists(*size), 5), np.int64)
         kernels.synapses(
-            x.planes, step.weight, step.bias, step.wide, self.pairs, bool(step.lifs), neurons.free, neurons.level,
-            neurons.keep, step.places, spikes, currents, index,
+            x.planes, step.weight, step.bias, step.wide, bool(step.lifs), neurons.free, neurons.level, neurons.keep,
+            step.places, spikes, currents, index, lists,
         )  # fmt: skip
         first = 0
         for place, layer in enumerate(step.layers):

@@ -10,14 +10,15 @@ from __future__ import annotations
 import numpy as np
 
 from sim.fast.vectors import (
+    BIT_PLACES,
     BLOCK,
     LIST_MAX,
     add_rows,
-    add_rows_to_four,
     add_scored,
     fill_cells,
     fire,
     fire_free,
+    list_bits,
     lowest_bit,
     popcount,
     spread_bits,
@@ -25,12 +26,26 @@ from sim.fast.vectors import (
 from spikebert.compiled import compiled
 
 TILE = 32  # tokens whose spikes wait while a block of weights is in the first-level cache
-SLACK = 4  # entries that `_list_bits` may write past its end
+SLACK = 8  # entries that `list_bits` may write past its end
+
+# Timesteps (bits) for which rows of weights may be summed up once, in the order in which they are tried; neurons with
+# a constant input fire at every second step, hence 0 and 2, 1 and 3 before other pairs.
+TOGETHER = np.array([0b1111, 0b0111, 0b1011, 0b1101, 0b1110, 0b0101, 0b1010, 0b0011, 0b1100, 0b1001, 0b0110])
+# A list of its own takes as long as this many rows (a loop's end is guessed wrong, cells are written): worth it for
+# the steps above where it saves more.
+LIST_COST = np.array([0, 0, 14, 18, 21])  # by the number of its timesteps
+PLANE_COST = 40  # the same for a plane of few spikes
 
 
 def tile_entries(inputs: int, planes: int, timesteps: int) -> int:
     """The most entries that the lists of a tile of tokens can have."""
-    return TILE * inputs * planes * timesteps + SLACK
+    return TILE * (inputs * timesteps * planes + PLANE_COST * 2**planes) + SLACK
+
+
+def tile_lists(inputs: int, planes: int, timesteps: int) -> int:
+    """The most lists of a tile of tokens."""
+    pieces = 1 + 2**planes * inputs // LIST_MAX
+    return TILE * planes * ((timesteps + 3) // 4) * (len(TOGETHER) + 4) * pieces
 
 
 def attention_cells(tokens: int, timesteps: int, width: int, heads: int) -> int:
@@ -51,138 +66,176 @@ def _fire(
 
 
 @compiled(nogil=True, inline="always")
-def _list_bits(word: int, first: int, index: np.ndarray, at: int) -> int:
-    """Write `first` + 64 times the place of each set bit to index [at ..]; where the next entry goes.
+def _end_list(
+    lists: np.ndarray, count: int, start: int, end: int, t: int, steps: int, plane: int, longest: int
+) -> int:  # fmt: skip
+    """Write down the list index [start .. end - 1], in pieces of `longest`; how many lists there are then."""
+    while start < end:
+        piece = min(end, start + longest)
+        lists[count, 0], lists[count, 1] = start, piece
+        lists[count, 2], lists[count, 3], lists[count, 4] = t, steps, plane
+        start = piece
+        count += 1
+    return count
 
-    Four at a time: what is written too much is overwritten later, and fewer branches are guessed wrong.
-    """
-    end = at + popcount(word)
-    while True:
-        for i in range(4):
-            index[at + i] = first + BLOCK * lowest_bit(word)
-            word &= word - np.uint64(1)
-        at += 4
-        if word == 0:
-            return end
+
+@compiled(nogil=True)
+def _bases(x: np.ndarray, row: int, base: np.ndarray) -> None:
+    """Which planes of a token have so few spikes that they are added, several times each, with a lower plane: the
+    plane that each one goes with, its own where it has many."""
+    for p in range(x.shape[0]):
+        base[p] = p
+        if p == 0:
+            continue
+        below = base[p - 1]
+        spikes = 0
+        for t in range(x.shape[2]):
+            for w in range(x.shape[3]):
+                spikes += popcount(x[p, row, t, w])
+        if spikes * ((1 << (p - below)) - 1) < PLANE_COST:
+            base[p] = below
+
+
+@compiled(nogil=True, inline="always")
+def _list_word(word: int, first: int, index: np.ndarray, at: int) -> int:
+    """`list_bits`, or for few bits one by one: which of them is quicker."""
+    count = popcount(word)
+    if count > 4:
+        return list_bits(word, first, BIT_PLACES, index, at)
+    for i in range(4):  # what is written too much is overwritten later
+        index[at + i] = first + BLOCK * lowest_bit(word)
+        word &= word - np.uint64(1)
+    return at + count
+
+
+@compiled(nogil=True)
+def _choose(bits: np.ndarray, chosen: np.ndarray) -> int:
+    """For which of TOGETHER a list pays, given the spikes of four timesteps uint64 [4, W]; how many were chosen."""
+    inputs = np.zeros(16, np.int64)  # for each set of timesteps, how many spiked at all of these ...
+    for w in range(bits.shape[1]):
+        a, b, c, d = bits[0, w], bits[1, w], bits[2, w], bits[3, w]
+        ab, cd = a & b, c & d
+        inputs[0b0011] += popcount(ab)
+        inputs[0b1100] += popcount(cd)
+        inputs[0b0101] += popcount(a & c)
+        inputs[0b1010] += popcount(b & d)
+        inputs[0b1001] += popcount(a & d)
+        inputs[0b0110] += popcount(b & c)
+        inputs[0b0111] += popcount(ab & c)
+        inputs[0b1011] += popcount(ab & d)
+        inputs[0b1101] += popcount(a & cd)
+        inputs[0b1110] += popcount(b & cd)
+        inputs[0b1111] += popcount(ab & cd)
+    for i in range(4):  # ... and at no others
+        for steps in range(16):
+            if not steps >> i & 1:
+                inputs[steps] -= inputs[steps | 1 << i]
+    found = 0
+    for steps in TOGETHER:
+        several = (steps & 1) + (steps >> 1 & 1) + (steps >> 2 & 1) + (steps >> 3)
+        shared = 0
+        for other in range(steps, 16):
+            if other & steps == steps:
+                shared += inputs[other]
+        if shared * (several - 1) > LIST_COST[several]:
+            chosen[found] = steps
+            found += 1
+            for other in range(steps, 16):
+                if other & steps == steps:  # what remains of those
+                    inputs[other & ~steps] += inputs[other]
+                    inputs[other] = 0
+    return found
 
 
 @compiled(nogil=True)
 def _list_spikes(
-    x: np.ndarray, first: int, tokens: int, pairs: np.ndarray, index: np.ndarray, all_four: np.ndarray,
-    cuts: np.ndarray,
-) -> None:  # fmt: skip
-    """What spiked in `tokens` tokens from `first` on, so that a row of weights is read once for several timesteps.
-
-    For each token, plane and four timesteps 4 g .. 4 g + 3 a list of the inputs that spiked at all of them; then, of
-    the others, for each pair of timesteps three lists, one after another: spiked at the first alone, at both, at the
-    second alone.
-
-    pairs    int64 [K, 2], two equal timesteps where one has no partner
-    all_four int64 [tokens, planes, T // 4, 2]: where the list begins in `index`, and where it ends
-    cuts     int64 [tokens, planes, K, 4]: where the three lists begin, and where the last one ends
-    """
-    planes, words = x.shape[0], x.shape[3]
-    fours, every = all_four.shape[2], np.zeros(words, np.uint64)
-    at = 0
-    for r in range(tokens):
-        for p in range(planes):
-            bits = x[p, first + r]
-            for k in range(pairs.shape[0]):
-                t, u = pairs[k, 0], pairs[k, 1]
-                group = t // 4
-                if t == 4 * group:  # the first pair of its four timesteps
-                    every[:] = 0
-                    if group < fours:
-                        all_four[r, p, group, 0] = at
-                        for w in range(words):
-                            every[w] = bits[t, w] & bits[t + 1, w] & bits[t + 2, w] & bits[t + 3, w]
-                            at = _list_bits(every[w], w * BLOCK * BLOCK, index, at)
-                        all_four[r, p, group, 1] = at
-                for part in range(3):
-                    cuts[r, p, k, part] = at
-                    if part > 0 and t == u:
-                        continue
-                    for w in range(words):
-                        one, other = bits[t, w] & ~every[w], bits[u, w] & ~every[w]
-                        if part == 0:
-                            chosen = one if t == u else one & ~other
-                        else:
-                            chosen = one & other if part == 1 else other & ~one
-                        at = _list_bits(chosen, w * BLOCK * BLOCK, index, at)
-                cuts[r, p, k, 3] = at
-
-
-@compiled(nogil=True, inline="always")
-def _add_lists(
-    weight: np.ndarray, at: int, index: np.ndarray, cuts: np.ndarray, wide: bool, cells: np.ndarray, pair: np.ndarray,
-    plane: int,
-) -> None:  # fmt: skip
-    """Add the rows of one pair of timesteps; in pieces of LIST_MAX where the sums need more than 16 bits."""
-    t, u = pair[0], pair[1]
-    a, b, c, d = cuts[0], cuts[1], cuts[2], cuts[3]
-    if a == d:
-        return
-    if not wide or max(b - a, c - b, d - c) <= LIST_MAX:
-        add_rows(weight, at, index, a, b, c, d, cells, t, u, plane)
-        return
-    for start in range(a, b, LIST_MAX):
-        end = min(start + LIST_MAX, b)
-        add_rows(weight, at, index, start, end, end, end, cells, t, u, plane)
-    for start in range(b, c, LIST_MAX):
-        end = min(start + LIST_MAX, c)
-        add_rows(weight, at, index, start, start, end, end, cells, t, u, plane)
-    for start in range(c, d, LIST_MAX):
-        end = min(start + LIST_MAX, d)
-        add_rows(weight, at, index, start, start, start, end, cells, t, u, plane)
-
-
-@compiled(nogil=True, inline="always")
-def _add_to_four(
-    weight: np.ndarray, at: int, index: np.ndarray, cuts: np.ndarray, wide: bool, cells: np.ndarray, t: int, plane: int
+    x: np.ndarray, first: int, tokens: int, longest: int, index: np.ndarray, lists: np.ndarray, ends: np.ndarray
 ) -> None:
-    """Add the rows of inputs that spiked at four timesteps from t on, in pieces likewise."""
-    piece = LIST_MAX if wide else cuts[1] - cuts[0] + 1
-    for start in range(cuts[0], cuts[1], piece):
-        add_rows_to_four(weight, at, index, start, min(start + piece, cuts[1]), cells, t, plane)
+    """What spiked in `tokens` tokens from `first` on, in lists, so that each row of weights is read few times.
+
+    Of each four timesteps, inputs that spiked at several go to one list for all of these where that pays, and all
+    others to a list for each timestep.
+
+    index uint32, the entries of all lists
+    lists int64 [.., 5]: start and end in `index`; the first of four timesteps, which of them (bits), and the plane
+    ends  int64 [tokens]: where the lists of each token end
+    """
+    planes, steps, words = x.shape[0], x.shape[2], x.shape[3]
+    rest = np.empty((4, words), np.uint64)
+    base, chosen = np.empty(planes, np.int64), np.empty(len(TOGETHER), np.int64)
+    at = count = 0
+    for r in range(tokens):
+        _bases(x, first + r, base)
+        for p in range(planes):
+            if base[p] != p:
+                continue
+            for t in range(0, steps, 4):
+                here = min(4, steps - t)
+                rest[:] = 0
+                for i in range(here):
+                    rest[i] = x[p, first + r, t + i]
+                for one in chosen[: _choose(rest, chosen)]:
+                    start = at
+                    for w in range(words):
+                        word = ~np.uint64(0)
+                        for i in range(4):
+                            if (one >> i) & 1:
+                                word &= rest[i, w]
+                        for i in range(4):
+                            if (one >> i) & 1:
+                                rest[i, w] &= ~word
+                        at = _list_word(word, w * BLOCK * BLOCK, index, at)
+                    count = _end_list(lists, count, start, at, t, one, p, longest)
+                for i in range(here):
+                    start = at
+                    for w in range(words):
+                        at = _list_word(rest[i, w], w * BLOCK * BLOCK, index, at)
+                    for thin in range(p + 1, planes):
+                        if base[thin] == p:
+                            for _ in range(1 << (thin - p)):
+                                for w in range(words):
+                                    word = x[thin, first + r, t + i, w]
+                                    at = _list_word(word, w * BLOCK * BLOCK, index, at)
+                    count = _end_list(lists, count, start, at, t, 1 << i, p, longest)
+        ends[r] = count
 
 
 @compiled(nogil=True)
 def synapses(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, wide: bool, pairs: np.ndarray, fires: bool, free: bool,
-    level: np.ndarray, keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray, index: np.ndarray,
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, wide: bool, fires: bool, free: bool, level: np.ndarray,
+    keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray, index: np.ndarray, lists: np.ndarray,
 ) -> None:  # fmt: skip
     """`a = W x + b` of every token and timestep, then a LIF where `fires`, for layers that read the same x.
 
     x        uint64 [P, R, T, W]
     weight   int8 [blocks, in, 64] from `pack_weight`
     bias     [blocks * 64], in the form of cells that the sums are made in; `wide`: int32
-    pairs    int64 [K, 2]: the timesteps, two by two (`pair_timesteps`)
     level    [blocks * 64], keep: see `Neurons`
     places   int64 [blocks, 3]: words of the layers before that of this block, words of its own, its place there
     spikes   uint64 [R * T * blocks], written where `fires`: all of the first layer [R, T, its words], then the next
     currents int32 [R, T, blocks * 64], written where it is not empty
-    index    uint32, room for `tile_entries`
+    index    uint32, room for `tile_entries`; lists int64 [`tile_lists`, 5]
     """
     planes, tokens, steps = x.shape[0], x.shape[1], x.shape[2]
     blocks, inputs = weight.shape[0], weight.shape[1]
     flat, flat_currents = weight.reshape(-1), currents.reshape(-1)
     keeps = currents.size > 0
     cells = np.empty(steps * BLOCK, bias.dtype)
-    cuts = np.empty((TILE, planes, pairs.shape[0], 4), np.int64)
-    all_four = np.empty((TILE, planes, steps // 4, 2), np.int64)
+    ends = np.empty(TILE, np.int64)
+    longest = LIST_MAX if wide else index.shape[0]
     for first in range(0, tokens, TILE):
         tile = min(TILE, tokens - first)
-        _list_spikes(x, first, tile, pairs, index, all_four, cuts)
+        _list_spikes(x, first, tile, longest, index, lists, ends)
         for block in range(blocks):
             place = tokens * steps * places[block, 0] + places[block, 2]
             stride, row = places[block, 1], block * inputs * BLOCK
+            number = 0
             for r in range(tile):
                 fill_cells(bias, block * BLOCK, cells, steps)
-                for p in range(planes):
-                    for g in range(steps // 4):
-                        _add_to_four(flat, row, index, all_four[r, p, g], wide, cells, 4 * g, p)
-                    for k in range(pairs.shape[0]):
-                        _add_lists(flat, row, index, cuts[r, p, k], wide, cells, pairs[k], p)
+                while number < ends[r]:
+                    start, end, t, chosen, plane = lists[number]
+                    add_rows(flat, row, index, start, end, cells, t, chosen, plane)
+                    number += 1
                 at = (first + r) * steps
                 if keeps:
                     for t in range(steps):
@@ -283,7 +336,7 @@ def attention(
     for b in range(starts.shape[0] - 1):
         longest = max(longest, starts[b + 1] - starts[b])
     queries, keys = np.empty((longest, slices), np.uint64), np.empty((longest, slices), np.uint64)
-    masks, index = np.empty(slices * longest * BLOCK, np.int16), np.empty(longest, np.uint16)
+    masks, index = np.empty(slices * longest * BLOCK, np.int16), np.empty(longest + 1, np.uint16)
     targets = np.empty(longest, np.int64)
     stride = (words + slices) * BLOCK  # a head writes whole blocks; what it writes too much, the next one overwrites
     out = spikes.reshape(-1)
@@ -304,13 +357,18 @@ def attention(
                 for n in range(count):
                     found = 0
                     for m in range(count):
-                        score = popcount(queries[n, 0] & keys[m, 0])
+                        meet = queries[n, 0] & keys[m, 0]
                         for s in range(1, slices):
+                            meet |= queries[n, s] & keys[m, s]
+                        index[found] = m
+                        found += meet != 0  # no branch to be guessed
+                    for e in range(found):
+                        m, score = index[e], 0
+                        for s in range(slices):
                             score += popcount(queries[n, s] & keys[m, s])
-                        plain += score + (score > 0) * targets[m]
+                        scores[e] = score
+                        plain += score + targets[m]
                         weighted += score + score * targets[m]
-                        index[found], scores[found] = m, score
-                        found += (score > 0) & (targets[m] > 0)  # no branch to be guessed
                     for s in range(slices):
                         target = (n * steps + t) * stride + h * size + s * BLOCK
                         add_scored(masks, s * longest * BLOCK, index, scores, found, cells, target)

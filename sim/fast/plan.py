@@ -164,21 +164,6 @@ def planes_of(graph: Graph, name: str) -> int:
     return int(graph.value_max[name]).bit_length()
 
 
-def pair_timesteps(timesteps: int) -> np.ndarray:
-    """Timesteps two by two, int64 [K, 2], for which a row of weights that both need is read once; one without a
-    partner stands twice.
-
-    A neuron that spikes at t often spikes at t + 2 again (of the pairings of four steps this shares the most rows:
-    on the shipped bundle the rows are 0.62 of the spikes, and 0.77 of them for pairs of neighbours).
-    """
-    pairs: list[tuple[int, int]] = []
-    for first in range(0, timesteps, 4):
-        steps = min(4, timesteps - first)
-        pairs += {1: [(first, first)], 2: [(first, first + 1)]}.get(steps, [(first, first + 2)])
-        pairs += {3: [(first + 1, first + 1)], 4: [(first + 1, first + 3)]}.get(steps, [])
-    return np.array(pairs, np.int64)
-
-
 def assign_rooms(steps: Sequence[Step]) -> list[int]:
     """For each step, the number of the room that its spikes are kept in; rooms are used again when nobody reads on."""
     last_use = {name: index for index, step in enumerate(steps) for name in reads_of(step)}

@@ -15,7 +15,6 @@ int16 [64]   32 entries `A` and 32 entries `B`, where the currents are `A - 256 
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,13 @@ BLOCK = 64
 HALF = BLOCK // 2
 LOW_BYTE_OFFSET = 128  # the lower byte of a pair of weights is stored as weight + 128, so that it never borrows
 LIST_MAX = 256  # rows that sums of 16 bits surely hold: 256 * 127 < 2^15, and 256 * 255 < 2^16
+
+# uint16 [256 * 8]: for each byte 64 times the places of its set bits, in order
+BIT_PLACES = np.zeros((256, 8), np.uint16)
+for _byte in range(256):
+    _places = [BLOCK * place for place in range(8) if _byte >> place & 1]
+    BIT_PLACES[_byte, : len(_places)] = _places
+BIT_PLACES = BIT_PLACES.reshape(-1)
 
 I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
 
@@ -143,6 +149,32 @@ def lowest_bit(_: Any, word: Any) -> Any:
 
 
 @intrinsic
+def list_bits(_: Any, word: Any, first: Any, places: Any, index: Any, at: Any) -> Any:
+    """Write `first` + 64 times the place of each set bit of a uint64 to index [at ..]; where the next entry goes, int64.
+
+    places  `BIT_PLACES`
+    index   uint32; up to 8 entries behind the last one are overwritten
+
+    A byte at a time without a branch: how many bits are set can't be guessed, and a wrong guess takes longer.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        code = _Code(context, builder, signature, arguments)
+        bits, start, table, entries, at = code.arguments
+        small, wide = ir.VectorType(I16, 8), ir.VectorType(I32, 8)
+        for part in range(8):
+            byte = builder.and_(builder.lshr(bits, code.number(8 * part)), code.number(255))
+            row = builder.zext(code.load(table, builder.mul(byte, code.number(8)), small, align=2), wide)
+            base = builder.add(builder.trunc(start, I32), ir.Constant(I32, 8 * part * BLOCK))
+            code.store(builder.add(row, code.splat(base, 8)), entries, at, align=4)
+            at = builder.add(at, builder.ctpop(byte))
+        return at
+
+    number = types.int64
+    return number(types.uint64, number, places, index, number), codegen
+
+
+@intrinsic
 def spread_bits(_: Any, word: Any, out: Any, at: Any) -> Any:
     """out int16 [at .. at + 63] = -1 where the bit of the word is set, else 0."""
 
@@ -177,81 +209,46 @@ def fill_cells(_: Any, value: Any, at: Any, cells: Any, count: Any) -> Any:
 
 @intrinsic
 def add_rows(
-    _: Any, weight: Any, at: Any, index: Any, start: Any, both: Any, second: Any, end: Any, cells: Any, t: Any,
-    u: Any, shift: Any,
+    _: Any, weight: Any, at: Any, index: Any, start: Any, end: Any, cells: Any, t: Any, steps: Any, shift: Any
 ) -> Any:  # fmt: skip
-    """Add the weights of spikes to the currents of a block at two timesteps, t and u.
+    """Add the weights of spikes, summed up once, to the currents of a block at up to four timesteps.
 
     weight  int8 from `pack_weight`; the rows of this block begin at element `at`
-    index   uint32, 64 times an input that spiked: [start, both) at t alone, [both, second) at t and u, [second, end)
-            at u alone
-    cells   cell t and cell u get `2^shift` times the sums; if they are int32, a list has at most LIST_MAX entries
+    index   uint32 [start .. end - 1], 64 times an input that spiked
+    cells   cell t + i gets `2^shift` times the sum where bit i of `steps` is set; if int32, of at most LIST_MAX rows
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         code = _Code(context, builder, signature, arguments)
-        rows, first, inputs, *bounds, currents, cell_t, cell_u, amount = code.arguments
-        block, element = builder.gep(rows, [first]), code.elements[7]
-        sums = [_sum_rows(code, block, inputs, low, high, element) for low, high in pairwise(bounds)]
-        for cell, alone in ((cell_t, sums[0]), (cell_u, sums[2])):
-            _add_to_cell(code, currents, cell, [builder.add(*both) for both in zip(alone, sums[1])], amount)
-        return context.get_dummy_value()
+        rows, first, inputs, low, high, currents, cell, wanted, amount = code.arguments
+        element, block = code.elements[5], builder.gep(rows, [first])
+        pairs, half_cell = ir.VectorType(I16, HALF), ir.VectorType(element, HALF)
+        eight = code.constant(pairs, 8)
 
-    number = types.int64
-    signature = types.void(
-        weight, number, index, number, number, number, number, cells, number, number, number
-    )  # fmt: skip
-    return signature, codegen
+        def add_row(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            row = code.load(block, builder.zext(builder.load(builder.gep(inputs, [i])), I64), pairs, align=BLOCK)
+            return [builder.add(sums[0], row), builder.add(sums[1], builder.ashr(row, eight))]
 
-
-@intrinsic
-def add_rows_to_four(
-    _: Any, weight: Any, at: Any, index: Any, start: Any, end: Any, cells: Any, t: Any, shift: Any
-) -> Any:  # fmt: skip
-    """The same for inputs [start, end) that spiked at four timesteps, t .. t + 3."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        code = _Code(context, builder, signature, arguments)
-        rows, first, inputs, low, high, currents, cell, amount = code.arguments
-        sums = _sum_rows(code, builder.gep(rows, [first]), inputs, low, high, code.elements[5])
+        a, b = code.loop(low, high, [ir.Constant(pairs, None)] * 2, add_row)
+        offset = builder.mul(builder.trunc(builder.sub(high, low), I16), ir.Constant(I16, LOW_BYTE_OFFSET))
+        halves = [builder.sub(a, code.splat(offset, HALF)), b]
+        if element != I16:
+            halves[0] = builder.sub(halves[0], builder.shl(b, eight))
+            halves = [builder.sext(half, half_cell) for half in halves]
+        bits = code.splat(builder.trunc(amount, element), HALF)
+        halves = [builder.shl(half, bits) for half in halves]
         for step in range(4):
-            _add_to_cell(code, currents, builder.add(cell, code.number(step)), sums, amount)
+            chosen = builder.and_(wanted, code.number(1 << step))
+            with builder.if_then(builder.icmp_signed("!=", chosen, code.number(0))):
+                place = builder.mul(builder.add(cell, code.number(step)), code.number(BLOCK))
+                for half in halves:
+                    total = builder.add(code.load(currents, place, half_cell, align=2), half)
+                    code.store(total, currents, place, align=2)
+                    place = builder.add(place, code.number(HALF))
         return context.get_dummy_value()
 
     number = types.int64
-    return types.void(weight, number, index, number, number, cells, number, number), codegen
-
-
-def _sum_rows(
-    code: _Code, block: ir.Value, inputs: ir.Value, low: ir.Value, high: ir.Value, element: ir.Type
-) -> list[ir.Value]:  # fmt: skip
-    """The sum of rows inputs[low .. high - 1] as the two halves of a cell of such elements."""
-    builder, pairs = code.builder, ir.VectorType(I16, HALF)
-    eight = code.constant(pairs, 8)
-
-    def add_row(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-        row = code.load(block, builder.zext(builder.load(builder.gep(inputs, [i])), I64), pairs, align=BLOCK)
-        return [builder.add(sums[0], row), builder.add(sums[1], builder.ashr(row, eight))]
-
-    a, b = code.loop(low, high, [ir.Constant(pairs, None)] * 2, add_row)
-    count = builder.trunc(builder.sub(high, low), I16)
-    a = builder.sub(a, code.splat(builder.mul(count, ir.Constant(I16, LOW_BYTE_OFFSET)), HALF))
-    if element == I16:
-        return [a, b]
-    wide = ir.VectorType(element, HALF)
-    return [builder.sext(half, wide) for half in (builder.sub(a, builder.shl(b, eight)), b)]
-
-
-def _add_to_cell(
-    code: _Code, cells: ir.Value, cell: ir.Value, sums: list[ir.Value], shift: ir.Value
-) -> None:  # fmt: skip
-    """cells[cell] += sums * 2^shift"""
-    builder, kind = code.builder, sums[0].type
-    bits = code.splat(builder.trunc(shift, kind.element), HALF)
-    for half, added in enumerate(sums):
-        place = builder.add(builder.mul(cell, code.number(BLOCK)), code.number(half * HALF))
-        total = builder.add(code.load(cells, place, kind, align=2), builder.shl(added, bits))
-        code.store(total, cells, place, align=2)
+    return types.void(weight, number, index, number, number, cells, number, number, number), codegen
 
 
 @intrinsic
