@@ -36,6 +36,7 @@ from spikebert.commands import note, processors
 
 NO_CURRENTS = np.zeros((0, 0, 0), np.int32)
 NO_SPIKES = np.zeros((1, 0, 0, 0), np.uint64)
+NO_COUNTS = np.zeros(0, np.int64)
 COMPILING_IS_SLOW = 2.0  # seconds until it is said
 
 
@@ -111,7 +112,8 @@ class FastEngine:
         check_observed(self.graph, observe)
         observed = frozenset(observe)
         cuts = _cuts(batch.mask.sum(1), self.threads)
-        jobs = [(_pack(batch[low:high]), worker) for (low, high), worker in zip(pairwise(cuts), self.workers)]
+        parts = [(batch.ids[low:high], batch.mask[low:high]) for low, high in pairwise(cuts)]
+        jobs = [(_pack(*part), worker) for part, worker in zip(parts, self.workers)]
         run = self.pool.map if len(jobs) > 1 else map
         results = list(run(lambda job: job[1].run(job[0], observed), jobs))
         real = batch.mask.astype(bool)
@@ -167,20 +169,20 @@ class _Worker:
         elif isinstance(step, AttentionStep):
             self._attention(step, room, share, observed)
         elif isinstance(step, LIFStep):
-            planes, neurons = self._planes(room, share, step.node.name), step.neurons
-            currents = share.currents[step.node.inputs[0]]
-            kernels.lif(currents, neurons.free, neurons.level, neurons.keep, planes[0])
-            self._count_spikes(share, step.node, planes)
+            planes, fired = self._planes(room, share, step.node.name)
+            currents, neurons = share.currents[step.node.inputs[0]], step.neurons
+            kernels.lif(currents, neurons.free, neurons.level, neurons.keep, planes[0], fired)
+            self._keep_spikes(share, step.node, planes, fired)
         elif isinstance(step, AddStep):
             self._add(step, room, share)
 
     def _encode(self, step: EncodeStep, room: Room, share: Share) -> None:
-        planes, neurons = self._planes(room, share, step.node.name), step.neurons
+        (planes, fired), neurons = self._planes(room, share, step.node.name), step.neurons
         kernels.encode(
             share.ids, share.places, step.table, step.position, step.node.kind == "sign", neurons.free, neurons.level,
-            neurons.keep, planes[0],
+            neurons.keep, planes[0], fired,
         )  # fmt: skip
-        self._count_spikes(share, step.node, planes)
+        self._keep_spikes(share, step.node, planes, fired)
 
     def _synapses(self, step: SynapsesStep, room: Room, share: Share, observed: frozenset[str]) -> None:
         x, neurons, timesteps = share.spikes[step.layers[0].inputs[0]], step.neurons, self.graph.timesteps
@@ -196,78 +198,81 @@ class _Worker:
         size = inputs, len(x.planes), timesteps
         index = self.scratch.array((kernels.tile_entries(*size),), np.uint32)
         lists = self.lists.array((kernels.tile_lists(*size), 5), np.int64)
+        fired = np.empty(blocks * BLOCK, np.int64)
         kernels.synapses(
             x.planes, step.weight, step.bias, step.wide, bool(step.lifs), neurons.free, neurons.level, neurons.keep,
-            step.places, spikes, currents, index, lists,
+            step.places, spikes, currents, index, lists, fired,
         )  # fmt: skip
-        first = 0
+        operations, first = _operations(x, step.fan_out), 0
         for place, layer in enumerate(step.layers):
             words = blocks_of(layer.weight.shape[0])
-            share.activity[layer.name] = _operations(x, step.fan_out[place])
+            share.activity[layer.name] = operations[place]
             if kept:
                 share.currents[layer.name] = currents[..., first * BLOCK :]
             if step.lifs:
                 own = spikes[sites * first : sites * (first + words)].reshape(1, tokens, timesteps, words)
-                self._count_spikes(share, step.lifs[place], own)
+                self._keep_spikes(share, step.lifs[place], own, fired[first * BLOCK : (first + words) * BLOCK])
             first += words
 
     def _attention(self, step: AttentionStep, room: Room, share: Share, observed: frozenset[str]) -> None:
         node, neurons, timesteps = step.node, step.neurons, self.graph.timesteps
         q, k, v = (share.spikes[name].planes for name in node.inputs)
         width, longest = self.graph.features[node.name], int(np.diff(share.starts).max())
-        planes, kept = NO_SPIKES, step.lif is None or node.name in observed
+        (planes, fired), kept = (NO_SPIKES, NO_COUNTS), step.lif is None or node.name in observed
         shape = (*q.shape[1:3], q.shape[3] * BLOCK)
         if step.lif is None:
             currents = room.array(shape, np.int32)
         else:
-            planes = self._planes(room, share, step.lif.name)
+            planes, fired = self._planes(room, share, step.lif.name)
             currents = np.empty(shape, np.int32) if kept else NO_CURRENTS
         cells = self.scratch.array((kernels.attention_cells(longest, timesteps, width, node.heads),), np.int32)
-        operations = np.zeros(2, np.int64)
+        operations = np.empty(2, np.int64)
         kernels.attention(
             q, k, v, share.starts, width, node.heads, np.empty(longest, step.sums), step.lif is not None, neurons.free,
             neurons.level, neurons.keep, planes[0], currents, cells, operations,
+            fired,
         )  # fmt: skip
         plain, weighted = operations.tolist()
         share.activity[node.name] = NodeActivity(synaptic_operations=plain, weighted_operations=weighted)
         if kept:
             share.currents[node.name] = currents
         if step.lif:
-            self._count_spikes(share, step.lif, planes)
+            self._keep_spikes(share, step.lif, planes, fired)
 
     def _add(self, step: AddStep, room: Room, share: Share) -> None:
         """The counts of a sum follow from those of its inputs, but for how many sums are not 0."""
         inputs = [share.spikes[name] for name in step.node.inputs]
-        total = self._planes(room, share, step.node.name)
+        total, events = self._planes(room, share, step.node.name)
         total[:] = 0
         for x in inputs:
             kernels.add(x.planes, total)
-        active = self.scratch.array(total.shape[1:], np.uint64)
-        kernels.any_plane(total, active)
-        payload = np.sum([x.payload for x in inputs], axis=0)
-        share.spikes[step.node.name] = Spikes(total, payload, _count(active))
+        kernels.count_sums(total, self.scratch.array(total.shape[1:], np.uint64), events)
+        payload = inputs[0].payload.copy()
+        for x in inputs[1:]:
+            payload += x.payload
+        share.spikes[step.node.name] = Spikes(total, payload, events)
 
     def _read_out(self, step: ReadoutStep, share: Share, observed: frozenset[str]) -> np.ndarray:
         """The sums over tokens and timesteps are made first: `sum(W x + b) = W sum(x) + T * tokens * b`."""
         x, name, width = share.spikes[step.node.inputs[0]], step.node.name, len(step.weight)
         payload = np.zeros((len(share.starts) - 1, len(x.payload)), np.int64)
         kernels.sum_samples(x.planes, share.starts, payload)
-        share.activity[name] = _operations(x, step.fan_out)
+        (share.activity[name],) = _operations(x, step.fan_out)
         if name in observed:
             share.currents[name] = _plain(x.planes, width).astype(np.int64) @ step.weight + step.bias
         tokens = np.diff(share.starts)[:, None]
         return payload[:, :width] @ step.weight + self.graph.timesteps * tokens * step.bias
 
-    def _planes(self, room: Room, share: Share, name: str) -> np.ndarray:
-        """Room for the spikes of a node, or for sums of them."""
+    def _planes(self, room: Room, share: Share, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Room for the spikes of a node, or for sums of them, and for the count of each neuron."""
         planes, words = planes_of(self.graph, name), blocks_of(self.graph.features[name])
-        return room.array((planes, len(share.ids), self.graph.timesteps, words), np.uint64)
+        shape = (planes, len(share.ids), self.graph.timesteps, words)
+        return room.array(shape, np.uint64), np.empty(words * BLOCK, np.int64)
 
-    def _count_spikes(self, share: Share, node: Source | LIF, planes: np.ndarray) -> None:
-        events = _count(planes[0])
-        share.spikes[node.name] = Spikes(planes, events, events)
+    def _keep_spikes(self, share: Share, node: Source | LIF, planes: np.ndarray, fired: np.ndarray) -> None:
+        share.spikes[node.name] = Spikes(planes, fired, fired)
         sites = self.graph.timesteps * len(share.ids) * self.graph.features[node.name]
-        share.activity[node.name] = NodeActivity(spikes=int(events.sum()), sites=sites)
+        share.activity[node.name] = NodeActivity(spikes=int(fired.sum()), sites=sites)
 
 
 def open_fast(graph: Graph, options: EngineOptions) -> FastEngine:
@@ -275,20 +280,11 @@ def open_fast(graph: Graph, options: EngineOptions) -> FastEngine:
     return FastEngine(graph, options.threads)
 
 
-def _count(spikes: np.ndarray) -> np.ndarray:
-    """Spikes uint64 [R, T, W] -> how often each neuron spiked, int64 [W * 64]."""
-    counts = np.zeros(spikes.shape[2] * BLOCK, np.int64)
-    kernels.count_bits(spikes.reshape(-1, spikes.shape[2]), 1, counts)
-    return counts
-
-
-def _operations(x: Spikes, fan_out: np.ndarray) -> NodeActivity:
-    """What the values of x cause in a layer, of whose weights an input reaches `fan_out` [in]."""
-    inputs = len(fan_out)
-    plain = weighted = int(x.events[:inputs] @ fan_out)
-    if x.payload is not x.events:
-        weighted = int(x.payload[:inputs] @ fan_out)
-    return NodeActivity(synaptic_operations=plain, weighted_operations=weighted)
+def _operations(x: Spikes, fan_out: np.ndarray) -> list[NodeActivity]:
+    """What the values of x cause in each layer that reads them; `fan_out` [layers, in]."""
+    operations = np.empty((len(fan_out), 2), np.int64)
+    kernels.count_operations(x.payload, x.events, fan_out, operations)
+    return [NodeActivity(synaptic_operations=plain, weighted_operations=w) for plain, w in operations.tolist()]
 
 
 def _plain(planes: np.ndarray, width: int) -> np.ndarray:
@@ -298,10 +294,10 @@ def _plain(planes: np.ndarray, width: int) -> np.ndarray:
     return values
 
 
-def _pack(batch: TokenBatch) -> Share:
-    real = batch.mask.astype(bool)
-    starts = np.concatenate([[0], np.cumsum(real.sum(1))])
-    return Share(batch.ids[real], np.nonzero(real)[1], starts)
+def _pack(ids: np.ndarray, mask: np.ndarray) -> Share:
+    real = mask.astype(bool)
+    starts = np.concatenate([[0], np.cumsum(mask.sum(1))])
+    return Share(ids[real], np.nonzero(real)[1], starts)
 
 
 def _unpack(shares: list[np.ndarray], real: np.ndarray) -> np.ndarray:

@@ -204,6 +204,7 @@ def _list_spikes(
 def synapses(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, wide: bool, fires: bool, free: bool, level: np.ndarray,
     keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray, index: np.ndarray, lists: np.ndarray,
+    fired: np.ndarray,
 ) -> None:  # fmt: skip
     """`a = W x + b` of every token and timestep, then a LIF where `fires`, for layers that read the same x.
 
@@ -215,8 +216,9 @@ def synapses(
     spikes   uint64 [R * T * blocks], written where `fires`: all of the first layer [R, T, its words], then the next
     currents int32 [R, T, blocks * 64], written where it is not empty
     index    uint32, room for `tile_entries`; lists int64 [`tile_lists`, 5]
+    fired    int64 [blocks * 64]: how often each neuron fired, set where `fires`
     """
-    planes, tokens, steps = x.shape[0], x.shape[1], x.shape[2]
+    tokens, steps = x.shape[1], x.shape[2]
     blocks, inputs = weight.shape[0], weight.shape[1]
     flat, flat_currents = weight.reshape(-1), currents.reshape(-1)
     keeps = currents.size > 0
@@ -244,6 +246,13 @@ def synapses(
                     _fire(
                         cells, 0, BLOCK, steps, free, level, block * BLOCK, keep, spikes, place + at * stride, stride
                     )  # fmt: skip
+    if fires:
+        first = 0
+        while first < blocks:
+            words = places[first, 1]
+            own = spikes[tokens * steps * first : tokens * steps * (first + words)].reshape(tokens * steps, words)
+            count_bits(own, fired[first * BLOCK : (first + words) * BLOCK])
+            first += words
 
 
 @compiled(nogil=True)
@@ -261,13 +270,13 @@ def _copy_cell(cells: np.ndarray, at: int, wide: bool, out: np.ndarray, to: int)
 @compiled(nogil=True)
 def encode(
     ids: np.ndarray, places: np.ndarray, table: np.ndarray, position: np.ndarray, sign: bool, free: bool,
-    level: np.ndarray, keep: float, spikes: np.ndarray,
+    level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray,
 ) -> None:  # fmt: skip
     """The source: a constant current for each token, then a LIF, or `>= 0` where `sign`.
 
     ids, places int64 [R]: token ids, and where in its sample a token stands
     table int8 [vocabulary, D]; position int32 [n_max, D], of no rows where there is none
-    level [W * 64]; spikes uint64 [R, T, W]
+    level [W * 64]; spikes uint64 [R, T, W]; fired int64 [W * 64], set
     """
     tokens, steps, words = spikes.shape
     width = table.shape[1]
@@ -290,17 +299,21 @@ def encode(
             for j in range(min(BLOCK, width - w * BLOCK)):
                 word |= np.uint64(current[w * BLOCK + j] >= 0) << np.uint64(j)
             spikes[r, :, w] = word
+    count_bits(spikes.reshape(tokens * steps, words), fired)
 
 
 @compiled(nogil=True)
-def lif(currents: np.ndarray, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray) -> None:
-    """A LIF on stored currents int32 [R, T, W * 64] -> spikes uint64 [R, T, W]."""
+def lif(
+    currents: np.ndarray, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray
+) -> None:
+    """A LIF on stored currents int32 [R, T, W * 64] -> spikes uint64 [R, T, W], and how many: fired int64 [W * 64]."""
     tokens, steps, words = spikes.shape
     flat, out = currents.reshape(-1), spikes.reshape(-1)
     for r in range(tokens):
         for w in range(words):
             place = r * steps * words + w
             _fire(flat, place * BLOCK, words * BLOCK, steps, free, level, w * BLOCK, keep, out, place, words)
+    count_bits(spikes.reshape(tokens * steps, words), fired)
 
 
 @compiled(nogil=True, inline="always")
@@ -317,7 +330,7 @@ def _head_bits(x: np.ndarray, low: int, count: int) -> int:
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, starts: np.ndarray, width: int, heads: int, scores: np.ndarray,
     fires: bool, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray,
-    cells: np.ndarray, operations: np.ndarray,
+    cells: np.ndarray, operations: np.ndarray, fired: np.ndarray,
 ) -> None:  # fmt: skip
     """`a = (q k^T) v` for each head of each sample, then a LIF where `fires`.
 
@@ -327,7 +340,8 @@ def attention(
     level      [W * 64]; spikes uint64 [R, T, W], written where `fires`
     currents   int32 [R, T, W * 64], written where it is not empty
     cells      int32, room for `attention_cells`
-    operations int64 [2], added to: synaptic, weighted
+    operations int64 [2], set: synaptic, weighted
+    fired      int64 [W * 64], set where `fires`
     """
     steps, words = q.shape[2], q.shape[3]
     size = width // heads  # of a head
@@ -384,8 +398,9 @@ def attention(
                         cells, n * steps * stride + w * BLOCK, stride, steps, free, level, w * BLOCK, keep, out,
                         r * steps * words + w, words,
                     )  # fmt: skip
-    operations[0] += plain
-    operations[1] += weighted
+    operations[0], operations[1] = plain, weighted
+    if fires:
+        count_bits(spikes.reshape(spikes.shape[0] * steps, words), fired)
 
 
 @compiled(nogil=True)
@@ -404,19 +419,38 @@ def add(x: np.ndarray, out: np.ndarray) -> None:
 
 
 @compiled(nogil=True)
-def any_plane(x: np.ndarray, out: np.ndarray) -> None:
-    """Where x [P, R, T, W] is not 0: out [R, T, W]."""
-    words = out.reshape(-1)
+def count_sums(x: np.ndarray, active: np.ndarray, events: np.ndarray) -> None:
+    """How many values of each neuron in x [P, R, T, W] are not 0: events int64 [W * 64], set.
+
+    active [R, T, W], room: where any plane is set
+    """
+    words = active.reshape(-1)
     words[:] = 0
     for p in range(x.shape[0]):
         plane = x[p].reshape(-1)
         for i in range(words.shape[0]):
             words[i] |= plane[i]
+    count_bits(active.reshape(x.shape[1] * x.shape[2], x.shape[3]), events)
 
 
 @compiled(nogil=True)
-def count_bits(rows: np.ndarray, times: int, counts: np.ndarray) -> None:
-    """counts int64 [W * 64] += times * in how many of the rows uint64 [M, W] each bit is set.
+def count_operations(payload: np.ndarray, events: np.ndarray, fan_out: np.ndarray, operations: np.ndarray) -> None:
+    """What an input causes in the layers that read it: operations int64 [layers, 2], set: synaptic, weighted.
+
+    payload, events int64 [at least in]: for each neuron the sum of its values, and how many are not 0
+    fan_out         int64 [layers, in]: nonzero weights of each input
+    """
+    for layer in range(fan_out.shape[0]):
+        plain = weighted = 0
+        for i in range(fan_out.shape[1]):
+            plain += events[i] * fan_out[layer, i]
+            weighted += payload[i] * fan_out[layer, i]
+        operations[layer, 0], operations[layer, 1] = plain, weighted
+
+
+@compiled(nogil=True)
+def count_bits(rows: np.ndarray, counts: np.ndarray) -> None:
+    """In how many of the rows uint64 [M, W] each bit is set: counts int64 [W * 64], set.
 
     The counters are kept digit by digit in words too, 64 side by side, and four rows are added at a time.
     """
@@ -450,16 +484,19 @@ def count_bits(rows: np.ndarray, times: int, counts: np.ndarray) -> None:
                 place += 1
     for w in range(words):
         for j in range(BLOCK):
+            total = np.int64(0)
             for place in range(digits):
-                digit = (counter[place, w] >> np.uint64(j)) & np.uint64(1)
-                counts[w * BLOCK + j] += times * (np.int64(digit) << place)
+                total |= np.int64((counter[place, w] >> np.uint64(j)) & np.uint64(1)) << place
+            counts[w * BLOCK + j] = total
 
 
 @compiled(nogil=True)
 def sum_samples(x: np.ndarray, starts: np.ndarray, payload: np.ndarray) -> None:
-    """For each sample and neuron, the sum of its values in x [P, R, T, W]; added to int64 [B, W * 64]."""
+    """For each sample and neuron, the sum of its values in x [P, R, T, W]; int64 [B, W * 64], added to."""
     planes, tokens, steps, words = x.shape
-    rows = x.reshape(planes, tokens * steps, words)
+    rows, counts = x.reshape(planes, tokens * steps, words), np.empty(words * BLOCK, np.int64)
     for b in range(starts.shape[0] - 1):
         for p in range(planes):
-            count_bits(rows[p, steps * starts[b] : steps * starts[b + 1]], 1 << p, payload[b])
+            count_bits(rows[p, steps * starts[b] : steps * starts[b + 1]], counts)
+            for j in range(words * BLOCK):
+                payload[b, j] += counts[j] << p

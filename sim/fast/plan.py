@@ -117,7 +117,7 @@ class AddStep:
 
 @dataclass(frozen=True, eq=False)
 class ReadoutStep:
-    """weight int64 [in, classes], bias int64 [classes], fan_out int64 [in]"""
+    """weight int64 [in, classes], bias int64 [classes], fan_out int64 [1, in]"""
 
     node: Readout
     weight: np.ndarray
@@ -200,7 +200,7 @@ def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
         return LIFStep(node, Neurons.of([node], [width], graph.value_max[node.inputs[0]], graph.timesteps))
     if isinstance(node, Add):
         return AddStep(node)
-    fan_out = np.count_nonzero(node.weight, axis=0).astype(np.int64)
+    fan_out = np.count_nonzero(node.weight, axis=0, keepdims=True).astype(np.int64)
     return ReadoutStep(node, np.ascontiguousarray(node.weight.T.astype(np.int64)), node.bias.astype(np.int64), fan_out)
 
 

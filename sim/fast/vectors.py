@@ -150,7 +150,7 @@ def lowest_bit(_: Any, word: Any) -> Any:
 
 @intrinsic
 def list_bits(_: Any, word: Any, first: Any, places: Any, index: Any, at: Any) -> Any:
-    """Write `first` + 64 times the place of each set bit of a uint64 to index [at ..]; where the next entry goes, int64.
+    """Write `first` + 64 times the place of each set bit of a uint64 to index [at ..]; where the next entry goes.
 
     places  `BIT_PLACES`
     index   uint32; up to 8 entries behind the last one are overwritten
