@@ -24,7 +24,9 @@ def assert_equal(graph: Graph, batch: TokenBatch, threads: int = 2) -> None:
     names = tuple(node.name for node in graph)
     expected = ReferenceEngine(graph).run(batch, names)
     with closing(FastEngine(graph, threads)) as engine:
-        everything, nothing = engine.run(batch, names), engine.run(batch)
+        everything, nothing, spikes = engine.run(batch, names), engine.run(batch), engine.run(batch, graph.spiking)
+    for name in graph.spiking:  # currents that nobody asks for are never stored
+        assert np.array_equal(spikes.values[name], expected.values[name]), name
     comparison = compare(graph, expected, everything)
     assert comparison.mismatches == 0, str(comparison.first_mismatch)
     assert np.array_equal(nothing.logits, expected.logits)
@@ -34,13 +36,16 @@ def assert_equal(graph: Graph, batch: TokenBatch, threads: int = 2) -> None:
     assert nothing.activity == counted
 
 
+BATCH = TokenBatch(np.array([[1, 2], [3, 0]]), np.array([[1, 1], [1, 0]]))
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     blocks=st.integers(1, 3),
     heads=st.sampled_from([1, 2, 4]),
     n_max=st.integers(1, 9),
-    timesteps=st.sampled_from([1, 2, 4, 8]),
+    timesteps=st.sampled_from([1, 2, 3, 4, 5, 7, 8, 16]),
     dv=st.sampled_from([0, 410, 2048, 4095, (0, 410, 2048, 4095)]),
     bits=st.sampled_from([2, 4, 8]),
     kind=st.sampled_from(["lif", "sign"]),
@@ -66,6 +71,45 @@ def test_random_wirings(seed: int, nodes: int, timesteps: int) -> None:
     assert_equal(graph, random_batch(rng, graph, 3))
 
 
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.sampled_from([(64, 1), (64, 2), (72, 6), (130, 2), (140, 1), (192, 12)]),
+    n_max=st.sampled_from([1, 12, 40]),
+    timesteps=st.sampled_from([1, 2, 4, 6, 9]),
+    dv=st.sampled_from([0, 2048, (0, 410, 2048, 4095)]),
+    firing=st.sampled_from([0.01, 0.1, 0.5, 0.97]),
+)
+def test_blocks_of_64_neurons(seed, shape, n_max, timesteps, dv, firing) -> None:
+    """Widths that fill words, and that do not; heads within a word, across two, and of several; many spikes."""
+    hidden, heads = shape
+    rng = np.random.default_rng(seed)
+    graph = random_graph(
+        rng, blocks=2, hidden=hidden, heads=heads, n_max=n_max, timesteps=timesteps, dv=dv, firing=firing
+    )  # fmt: skip
+    assert_equal(graph, random_batch(rng, graph, 4))
+
+
+@pytest.mark.parametrize("largest", [54, 109])  # of sums that fit 16 bits, and that do not
+@pytest.mark.parametrize("timesteps", [1, 2, 4, 5])
+def test_sums_of_many_spikes(largest: int, timesteps: int) -> None:
+    """600 inputs, nearly all of which spike at every step: more than LIST_MAX rows in one list."""
+    rng = np.random.default_rng(0)
+    inputs, width = 600, 70
+    sign = np.where(np.arange(width) % 2, 1, -1)[:, None]
+    weight = sign * rng.integers(largest - 3, largest + 1, (width, inputs))
+    table = rng.integers(-2, 100, (9, inputs))
+    source = Source("source", table, kind="sign")
+    level = int((weight.clip(0) @ (table[1] >= 0)).max())  # met by the largest
+    nodes = (
+        source, Synapses("a", ("source",), weight, np.zeros(width, int)), LIF("s", ("a",), level - 1, 2048),
+        Readout("readout", ("s",), np.eye(2, width, dtype=int), [0, 1]),
+    )  # fmt: skip
+    graph = Graph(timesteps, 2, nodes)
+    assert (graph.value_max["a"] > 2**15) == (largest == 109)
+    assert_equal(graph, BATCH)
+
+
 def neuron_graph(weight: int, bias: int, threshold: int | np.ndarray, dv: int, timesteps: int) -> Graph:
     """One layer whose current is `weight + bias` where the source fires, which it does at every timestep."""
     width = 3
@@ -76,9 +120,6 @@ def neuron_graph(weight: int, bias: int, threshold: int | np.ndarray, dv: int, t
             LIF("s", ("a",), threshold, dv), Readout("readout", ("s",), np.eye(2, width, dtype=int), [0, 1]),
         ),
     )  # fmt: skip
-
-
-BATCH = TokenBatch(np.array([[1, 2], [3, 0]]), np.array([[1, 1], [1, 0]]))
 
 
 @pytest.mark.parametrize("timesteps", [1, 4, 8, 16])

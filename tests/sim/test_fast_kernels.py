@@ -1,0 +1,132 @@
+"""The parts of the fast engine on their own, against numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import njit
+from random_graphs import random_dag
+
+from sim.fast import kernels, vectors
+from sim.fast.plan import assign_rooms, make_plan, nodes_of, reads_of
+
+WORDS = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**63, 2**64 - 1]))
+
+
+def bits_of(words: np.ndarray) -> np.ndarray:
+    """uint64 [..., W] -> 0 and 1 [..., W * 64], neuron j at bit j % 64 of word j // 64."""
+    return np.unpackbits(words.astype("<u8").view(np.uint8), axis=-1, bitorder="little")
+
+
+def words_of(bits: np.ndarray) -> np.ndarray:
+    return np.packbits(bits.astype(np.uint8), axis=-1, bitorder="little").view("<u8")
+
+
+@njit
+def list_bits(word, index):
+    return vectors.list_bits(word, 640, vectors.BIT_PLACES, index, 2)
+
+
+@given(WORDS)
+def test_list_bits(word: int) -> None:
+    index = np.zeros(2 + 64 + kernels.SLACK, np.uint32)
+    end = list_bits(np.uint64(word), index)
+    assert np.array_equal(index[2:end], 640 + 64 * np.flatnonzero(bits_of(np.array([word], np.uint64))))
+
+
+@njit
+def add_rows(weight, at, index, cells, t, steps, shift):
+    vectors.add_rows(weight.reshape(-1), at, index, 0, index.shape[0], cells, t, steps, shift)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6), inputs=st.integers(1, 300), wide=st.booleans(), steps=st.integers(1, 15),
+    shift=st.integers(0, 3),
+)  # fmt: skip
+def test_add_rows(seed: int, inputs: int, wide: bool, steps: int, shift: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.integers(-127, 128, (inputs, 128)).astype(np.int8)
+    spiked = np.flatnonzero(rng.random(inputs) < 0.5)[: vectors.LIST_MAX]
+    before = rng.integers(-100, 100, (5, 64))
+    cells = (before.astype(np.int32) if wide else vectors.pack_cells(before)).reshape(-1)
+    packed = vectors.pack_weight(weight)
+    add_rows(packed, inputs * 64, (64 * spiked).astype(np.uint32), cells, 1, steps, shift)
+    expected = before.copy()
+    for i in range(4):
+        expected[1 + i] += (steps >> i & 1) * (weight[spiked, 64:].astype(int).sum(0) << shift)
+    if not wide:  # the same numbers modulo 2^16
+        expected = vectors.pack_cells(expected)
+    assert np.array_equal(cells.reshape(5, 64), expected)
+
+
+@given(seed=st.integers(0, 10**6), rows=st.integers(0, 70), words=st.integers(1, 3), density=st.floats(0, 1))
+def test_count_bits(seed: int, rows: int, words: int, density: float) -> None:
+    bits = np.random.default_rng(seed).random((rows, words * 64)) < density
+    counts = np.empty(words * 64, np.int64)
+    kernels.count_bits(words_of(bits), counts)
+    assert np.array_equal(counts, bits.sum(0))
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6), planes=st.integers(1, 4), timesteps=st.integers(1, 9), words=st.integers(1, 4),
+    density=st.sampled_from([0.01, 0.2, 0.6, 1.0]), longest=st.sampled_from([3, 10**6]),
+)  # fmt: skip
+def test_lists_hold_every_spike_once(
+    seed: int, planes: int, timesteps: int, words: int, density: float, longest: int
+) -> None:
+    """Summing up the lists gives the values again, whatever was put together."""
+    tokens = 3
+    rng = np.random.default_rng(seed)
+    bits = rng.random((planes, tokens, timesteps, words * 64)) < density * rng.random(words * 64)
+    expected = (bits * 2 ** np.arange(planes)[:, None, None, None]).sum(0)
+    index = np.zeros(kernels.tile_entries(words * 64, planes, timesteps), np.uint32)
+    lists = np.zeros((100 * kernels.tile_lists(words * 64, planes, timesteps), 5), np.int64)
+    ends = np.zeros(kernels.TILE, np.int64)
+    kernels._list_spikes(words_of(bits), 0, tokens, longest, index, lists, ends)
+    found = np.zeros_like(expected)
+    for r, (low, high) in enumerate(zip([0, *ends], ends[:tokens])):
+        for start, end, t, steps, plane in lists[low:high]:
+            assert 0 < end - start <= longest
+            for i in range(4):
+                if steps >> i & 1:
+                    np.add.at(found[r, t + i], index[start:end] // 64, 1 << plane)
+    assert np.array_equal(found, expected)
+
+
+def test_a_list_for_several_timesteps_where_it_pays() -> None:
+    """100 inputs that spike at all four steps need 100 rows, not 400; two that do need no list of their own."""
+    for inputs, rows in ((100, 100), (2, 8)):
+        bits = np.zeros((1, 1, 4, 128), bool)
+        bits[..., :inputs] = True
+        index, lists = np.zeros(2000, np.uint32), np.zeros((99, 5), np.int64)
+        ends = np.zeros(kernels.TILE, np.int64)
+        kernels._list_spikes(words_of(bits), 0, 1, 10**6, index, lists, ends)
+        assert (lists[: ends[0], 1] - lists[: ends[0], 0]).sum() == rows
+
+
+def test_the_room_that_lists_are_given_suffices() -> None:
+    """Every input spikes at every step, in every plane, in pieces of LIST_MAX."""
+    for planes, timesteps, words in ((1, 1, 1), (3, 5, 9), (4, 16, 5)):
+        inputs = words * 64
+        bits = np.ones((planes, kernels.TILE, timesteps, inputs), bool)
+        index = np.zeros(kernels.tile_entries(inputs, planes, timesteps), np.uint32)
+        lists = np.zeros((kernels.tile_lists(inputs, planes, timesteps), 5), np.int64)
+        ends = np.zeros(kernels.TILE, np.int64)
+        kernels._list_spikes(words_of(bits), 0, kernels.TILE, vectors.LIST_MAX, index, lists, ends)
+        assert ends[-1] <= len(lists)
+        assert lists[: ends[-1], 1].max() + kernels.SLACK <= len(index)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_room_is_used_again_only_when_nobody_reads_on(seed: int) -> None:
+    steps = make_plan(random_dag(np.random.default_rng(seed), nodes=12))
+    rooms = assign_rooms(steps)
+    assert len(set(rooms)) < len(rooms)
+    for index, step in enumerate(steps):
+        for later in range(index + 1, len(steps)):
+            if set(reads_of(steps[later])) & set(nodes_of(step)):
+                assert rooms[index] not in rooms[index + 1 : later + 1]
