@@ -7,11 +7,13 @@ import math
 import numpy as np
 
 from converters.bundle import Bundle
+from converters.execution import Activity, NodeActivity
 from sim.predictions import Prediction
 from sim.rows import BadRow
 from sim.run import Outcome, Summary
 from sim.verify import Comparison
 
+PARTS_MAX = 30  # lines of the table of parts
 Z_95 = 1.959963984540054  # the standard normal quantile of a two-sided 95 % interval
 
 
@@ -74,6 +76,7 @@ def human_report(bundle: Bundle, summary: Summary) -> str:
         f"synaptic operations  {total.synaptic_operations:,} ({total.synaptic_operations / samples:,.0f} a sample)"
     )
     lines.append(f"speed                {summary.samples_per_second:,.2f} samples/s, {samples:,} on '{summary.engine}'")
+    lines += ["", *_parts(summary.activity, samples)]
     if summary.comparison is not None:
         lines += ["", _verdict(summary.engine, summary.comparison)]
     return "\n".join(lines)
@@ -93,6 +96,25 @@ def _accuracy(bundle: Bundle, confusion: np.ndarray) -> list[str]:
         f"95 % interval {100 * low:.2f} .. {100 * high:.2f} %",
         f"{'true, predicted':>{width}}{header}",
         *rows,
+    ]
+
+
+def _parts(activity: Activity, samples: int) -> list[str]:
+    """A table of the parts of a network, a block each; where there are more than PARTS_MAX, none."""
+    parts: dict[str, NodeActivity] = {}
+    for name, counts in activity.per_node.items():
+        part = ".".join(name.split(".")[:2])  # blocks.0.query.lif belongs to blocks.0
+        parts[part] = parts.get(part, NodeActivity()) + counts
+    if len(parts) > PARTS_MAX:
+        return [f"{len(activity.per_node)} nodes; --json tells what each did"]
+    width = max(20, *map(len, parts))
+    return [
+        f"{'part':<{width}} {'firing rate':>11} {'spikes a sample':>18} {'operations a sample':>21}",
+        *(
+            f"{name:<{width}} {'' if counts.rate is None else f'{counts.rate:.4f}':>11} "
+            f"{counts.spikes / samples:>18,.0f} {counts.synaptic_operations / samples:>21,.0f}"
+            for name, counts in parts.items()
+        ),
     ]
 
 

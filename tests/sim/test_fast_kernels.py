@@ -29,6 +29,7 @@ def list_bits(word, index):
     return vectors.list_bits(word, 640, vectors.BIT_PLACES, index, 2)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(WORDS)
 def test_list_bits(word: int) -> None:
     index = np.zeros(2 + 64 + kernels.SLACK, np.uint32)
@@ -62,6 +63,7 @@ def test_add_rows(seed: int, inputs: int, wide: bool, steps: int, shift: int) ->
     assert np.array_equal(cells.reshape(5, 64), expected)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), rows=st.integers(0, 70), words=st.integers(1, 3), density=st.floats(0, 1))
 def test_count_bits(seed: int, rows: int, words: int, density: float) -> None:
     bits = np.random.default_rng(seed).random((rows, words * 64)) < density

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sim.report import probabilities, wilson_interval
+from converters.execution import Activity, NodeActivity
+from sim.report import PARTS_MAX, _parts, probabilities, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -18,3 +19,22 @@ def test_probabilities_add_up_and_do_not_overflow():
     chances = probabilities(np.array([[1e6, 0.0, -1e6], [0.0, 0.0, 0.0]]))
     assert chances[0].tolist() == [1.0, 0.0, 0.0]
     assert chances[1].sum() == pytest.approx(1.0)  # the only floats of the project
+
+
+def test_a_block_is_one_line_of_the_table_of_parts():
+    neuron, layer = NodeActivity(spikes=8, sites=80), NodeActivity(synaptic_operations=6000)
+    names = ("encoder", "blocks.0.query", "blocks.0.query.lif", "blocks.1.query", "blocks.1.query.lif", "readout")
+    counts = (neuron, layer, neuron, layer, neuron, layer)
+    lines = _parts(Activity(4, dict(zip(names, counts))), samples=2)
+    assert [line.split() for line in lines[1:]] == [
+        ["encoder", "0.1000", "4", "0"],
+        ["blocks.0", "0.1000", "4", "3,000"],
+        ["blocks.1", "0.1000", "4", "3,000"],
+        ["readout", "0", "3,000"],
+    ]
+
+
+def test_a_network_of_very_many_parts_is_not_printed_whole():
+    names = [f"n{i}" for i in range(PARTS_MAX + 1)]
+    (line,) = _parts(Activity(4, dict.fromkeys(names, NodeActivity())), samples=1)
+    assert "--json" in line
