@@ -26,6 +26,11 @@ def engine_names() -> tuple[str, ...]:
     return tuple(sorted(_registered()))
 
 
+def holds_values(name: str) -> bool:
+    """Whether the values of all neurons are held, for activity to be counted from them: `fast` counts on the way."""
+    return name != "fast"
+
+
 def open_engine(name: str, graph: Graph, options: EngineOptions | None = None) -> Engine:
     """Load and open an engine; whoever opens it closes it.
 

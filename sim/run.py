@@ -182,7 +182,9 @@ def _tell_bad(under_way: deque[Row | BadRow], done: Callable[[Outcome], None]) -
 def batch_size_for(graph: Graph, executions: int) -> int:
     """Samples whose values, int64 and at most n_max tokens, take CHUNK_BYTES: 1 .. BATCH_MAX.
 
-    `executions` is how many are held at a time: 1, or 2 when comparing.
+    `executions` is how many are held at a time: 2 when comparing, 1 for activity to be counted from them, else 0.
     """
     per_sample = 8 * graph.timesteps * graph.n_max * sum(graph.features.values()) * executions
+    if per_sample == 0:
+        return BATCH_MAX
     return int(np.clip(CHUNK_BYTES // per_sample, 1, BATCH_MAX))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from converters.bundle import Bundle, Tokenised, read_bundle
-from sim.engines import engine_names
+from sim.engines import engine_names, holds_values
 from sim.find_bundle import find_bundle
 from sim.predictions import check_predictions_path, predictions_file
 from sim.report import human_report, prediction_of, sample_report
@@ -105,7 +105,8 @@ def _body(argv: Sequence[str]) -> int:
 def _run(arguments: argparse.Namespace, bundle: Bundle, inputs: Inputs, summary: Summary) -> list[Outcome]:
     """Runs everything; returns the outcomes where they are to be told one by one, else none are kept."""
     kept: list[Outcome] = []
-    size = arguments.batch_size or batch_size_for(bundle.graph, executions=2 if arguments.verify else 1)
+    held = 2 if arguments.verify else int(holds_values(arguments.engine))
+    size = arguments.batch_size or batch_size_for(bundle.graph, executions=held)
     with ExitStack() as opened:
         write = None
         if arguments.predictions:
