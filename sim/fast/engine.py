@@ -200,8 +200,8 @@ class _Worker:
         lists = self.lists.array((kernels.tile_lists(*size), 5), np.int64)
         fired = np.empty(blocks * BLOCK, np.int64)
         kernels.synapses(
-            x.planes, step.weight, step.bias, step.wide, bool(step.lifs), neurons.free, neurons.level, neurons.keep,
-            step.places, spikes, currents, index, lists, fired,
+            x.planes, step.weight, step.group, step.bias, step.wide, bool(step.lifs), neurons.free, neurons.level,
+            neurons.keep, step.places, spikes, currents, index, lists, fired,
         )  # fmt: skip
         operations, first = _operations(x, step.fan_out), 0
         for place, layer in enumerate(step.layers):

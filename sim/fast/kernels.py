@@ -13,7 +13,8 @@ from sim.fast.vectors import (
     BIT_PLACES,
     BLOCK,
     LIST_MAX,
-    add_rows,
+    add_rows_1,
+    add_rows_4,
     add_scored,
     fill_cells,
     fire,
@@ -200,16 +201,27 @@ def _list_spikes(
         ends[r] = count
 
 
+@compiled(nogil=True, inline="always")
+def _add_rows(
+    group: int, weight: np.ndarray, at: int, index: np.ndarray, start: int, end: int, cells: np.ndarray, t: int,
+    steps: int, plane: int,
+) -> None:  # fmt: skip
+    if group == 1:
+        add_rows_1(weight, at, index, start, end, cells, t, steps, plane)
+    else:
+        add_rows_4(weight, at, index, start, end, cells, t, steps, plane)
+
+
 @compiled(nogil=True)
 def synapses(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, wide: bool, fires: bool, free: bool, level: np.ndarray,
-    keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray, index: np.ndarray, lists: np.ndarray,
-    fired: np.ndarray,
+    x: np.ndarray, weight: np.ndarray, group: int, bias: np.ndarray, wide: bool, fires: bool, free: bool,
+    level: np.ndarray, keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray, index: np.ndarray,
+    lists: np.ndarray, fired: np.ndarray,
 ) -> None:  # fmt: skip
     """`a = W x + b` of every token and timestep, then a LIF where `fires`, for layers that read the same x.
 
     x        uint64 [P, R, T, W]
-    weight   int8 [blocks, in, 64] from `pack_weight`
+    weight   int8 [blocks, in, 64] from `pack_weight` for this group
     bias     [blocks * 64], in the form of cells that the sums are made in; `wide`: int32
     level    [blocks * 64], keep: see `Neurons`
     places   int64 [blocks, 3]: words of the layers before that of this block, words of its own, its place there
@@ -236,7 +248,7 @@ def synapses(
                 fill_cells(bias, block * BLOCK, cells, steps)
                 while number < ends[r]:
                     start, end, t, chosen, plane = lists[number]
-                    add_rows(flat, row, index, start, end, cells, t, chosen, plane)
+                    _add_rows(group, flat, row, index, start, end, cells, t, chosen, plane)
                     number += 1
                 at = (first + r) * steps
                 if keeps:

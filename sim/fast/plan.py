@@ -27,7 +27,7 @@ from converters.graph import (
     Source,
     Synapses,
 )
-from sim.fast.vectors import BLOCK, pack_cells, pack_weight
+from sim.fast.vectors import BLOCK, group_of, pack_cells, pack_weight
 
 INT16_MAX = 2**15 - 1
 LONGEST_EXACT = SHIFT + 1  # timesteps through which halving a membrane of whole accumulator units needs no rounding
@@ -78,7 +78,7 @@ class EncodeStep:
 class SynapsesStep:
     """Layers that read one input, and their LIF nodes (none, or one for each), each in blocks of its own.
 
-    weight  int8 [blocks, in, 64] from `pack_weight`
+    weight  int8 [blocks, in, 64] from `pack_weight`, for `group`
     bias    [blocks * 64], in the form of the cells that sums are made in; `wide`: int32, else int16
     places  int64 [blocks, 3]: words of the layers before that of a block, words of its layer, its place there
     fan_out int64 [layers, in]: nonzero weights of each input
@@ -88,6 +88,7 @@ class SynapsesStep:
     lifs: tuple[LIF, ...]
     neurons: Neurons
     weight: np.ndarray
+    group: int
     bias: np.ndarray
     wide: bool
     places: np.ndarray
@@ -217,11 +218,14 @@ def _synapses(graph: Graph, node: Synapses, readers: dict[str, list[Node]]) -> S
     bound = max(graph.value_max[layer.name] for layer in layers)
     wide = bound > INT16_MAX
     bias = np.concatenate([_padded(layer.bias) for layer in layers])
+    weight = np.concatenate([_padded(layer.weight) for layer in layers]).T
+    group = group_of(weight)
     return SynapsesStep(
         tuple(layers),
         tuple(lifs),
         Neurons.of(lifs, widths, bound, graph.timesteps) if lifs else SILENT,
-        pack_weight(np.concatenate([_padded(layer.weight) for layer in layers]).T),
+        pack_weight(weight, group),
+        group,
         bias if wide else pack_cells(bias),
         wide,
         _places(widths),

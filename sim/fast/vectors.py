@@ -28,6 +28,7 @@ from converters.graph import MEMBRANE_MAX, SHIFT
 BLOCK = 64
 HALF = BLOCK // 2
 LOW_BYTE_OFFSET = 128  # the lower byte of a pair of weights is stored as weight + 128, so that it never borrows
+GROUPS = (4, 1)  # rows that may be added up as bytes first, where weights are small enough (16 gain no more)
 LIST_MAX = 256  # rows that sums of 16 bits surely hold: 256 * 127 < 2^15, and 256 * 255 < 2^16
 
 # uint16 [256 * 8]: for each byte 64 times the places of its set bits, in order
@@ -37,15 +38,24 @@ for _byte in range(256):
     BIT_PLACES[_byte, : len(_places)] = _places
 BIT_PLACES = BIT_PLACES.reshape(-1)
 
-I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 
 
-def pack_weight(weight: np.ndarray) -> np.ndarray:
-    """int8 [in, 64 * blocks] -> int8 [blocks, in, 64], aligned: each row as the pairs that `add_rows` takes."""
+def group_of(weight: np.ndarray) -> int:
+    """How many rows of such weights can be added up in 8 bits: one of GROUPS (4 for weights of up to 6 bits)."""
+    largest = int(np.abs(weight.astype(np.int64)).max(initial=0))
+    return next(group for group in GROUPS if group * largest <= 127)
+
+
+def pack_weight(weight: np.ndarray, group: int) -> np.ndarray:
+    """int8 [in, 64 * blocks] -> int8 [blocks, in, 64], aligned: each row as the pairs that `add_rows` takes.
+
+    The lower byte of a pair is stored as weight + 128 / group: what is left of 128 when rows are added up as bytes.
+    """
     inputs, width = weight.shape
     pairs = aligned((width // BLOCK, inputs, HALF, 2), np.uint8)
     halves = weight.reshape(inputs, width // BLOCK, 2, HALF).transpose(1, 0, 3, 2)  # [blocks, in, 32, low and high]
-    pairs[..., 0] = halves[..., 0].astype(np.int16) + LOW_BYTE_OFFSET
+    pairs[..., 0] = halves[..., 0].astype(np.int16) + LOW_BYTE_OFFSET // group
     pairs[..., 1] = halves[..., 1].view(np.uint8)
     packed: np.ndarray = pairs.reshape(width // BLOCK, inputs, BLOCK).view(np.int8)
     return packed
@@ -207,48 +217,74 @@ def fill_cells(_: Any, value: Any, at: Any, cells: Any, count: Any) -> Any:
     return types.void(value, types.int64, cells, types.int64), codegen
 
 
-@intrinsic
-def add_rows(
-    _: Any, weight: Any, at: Any, index: Any, start: Any, end: Any, cells: Any, t: Any, steps: Any, shift: Any
-) -> Any:  # fmt: skip
-    """Add the weights of spikes, summed up once, to the currents of a block at up to four timesteps.
+def _add_rows(group: int) -> Any:
+    """Makes `add_rows`, for one of GROUPS."""
 
-    weight  int8 from `pack_weight`; the rows of this block begin at element `at`
-    index   uint32 [start .. end - 1], 64 times an input that spiked
-    cells   cell t + i gets `2^shift` times the sum where bit i of `steps` is set; if int32, of at most LIST_MAX rows
-    """
+    def add_rows(
+        _: Any, weight: Any, at: Any, index: Any, start: Any, end: Any, cells: Any, t: Any, steps: Any, shift: Any
+    ) -> Any:  # fmt: skip
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            code = _Code(context, builder, signature, arguments)
+            rows, first, inputs, low, high, currents, cell, wanted, amount = code.arguments
+            element, block = code.elements[5], builder.gep(rows, [first])
+            pairs, half_cell = ir.VectorType(I16, HALF), ir.VectorType(element, HALF)
+            row_kind = pairs if group == 1 else ir.VectorType(I8, BLOCK)
+            eight = code.constant(pairs, 8)
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        code = _Code(context, builder, signature, arguments)
-        rows, first, inputs, low, high, currents, cell, wanted, amount = code.arguments
-        element, block = code.elements[5], builder.gep(rows, [first])
-        pairs, half_cell = ir.VectorType(I16, HALF), ir.VectorType(element, HALF)
-        eight = code.constant(pairs, 8)
+            def row(i: ir.Value) -> ir.Value:
+                return code.load(block, builder.zext(builder.load(builder.gep(inputs, [i])), I64), row_kind, BLOCK)
 
-        def add_row(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            row = code.load(block, builder.zext(builder.load(builder.gep(inputs, [i])), I64), pairs, align=BLOCK)
-            return [builder.add(sums[0], row), builder.add(sums[1], builder.ashr(row, eight))]
+            def widen(added: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                added = builder.bitcast(added, pairs)
+                return [builder.add(sums[0], added), builder.add(sums[1], builder.ashr(added, eight))]
 
-        a, b = code.loop(low, high, [ir.Constant(pairs, None)] * 2, add_row)
-        offset = builder.mul(builder.trunc(builder.sub(high, low), I16), ir.Constant(I16, LOW_BYTE_OFFSET))
-        halves = [builder.sub(a, code.splat(offset, HALF)), b]
-        if element != I16:
-            halves[0] = builder.sub(halves[0], builder.shl(b, eight))
-            halves = [builder.sext(half, half_cell) for half in halves]
-        bits = code.splat(builder.trunc(amount, element), HALF)
-        halves = [builder.shl(half, bits) for half in halves]
-        for step in range(4):
-            chosen = builder.and_(wanted, code.number(1 << step))
-            with builder.if_then(builder.icmp_signed("!=", chosen, code.number(0))):
-                place = builder.mul(builder.add(cell, code.number(step)), code.number(BLOCK))
-                for half in halves:
-                    total = builder.add(code.load(currents, place, half_cell, align=2), half)
-                    code.store(total, currents, place, align=2)
-                    place = builder.add(place, code.number(HALF))
-        return context.get_dummy_value()
+            def add_group(k: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                i = builder.add(low, builder.mul(k, code.number(group)))
+                added = row(i)
+                for place in range(1, group):
+                    added = builder.add(added, row(builder.add(i, code.number(place))))
+                return widen(added, sums)
 
-    number = types.int64
-    return types.void(weight, number, index, number, number, cells, number, number, number), codegen
+            def add_one(i: ir.Value, added: list[ir.Value]) -> list[ir.Value]:
+                return [builder.add(added[0], row(i))]
+
+            count = builder.sub(high, low)
+            groups = count if group == 1 else builder.sdiv(count, code.number(group))
+            sums = code.loop(code.number(0), groups, [ir.Constant(pairs, None)] * 2, add_group)
+            if group > 1:
+                rest = builder.add(low, builder.mul(groups, code.number(group)))
+                (added,) = code.loop(rest, high, [ir.Constant(row_kind, None)], add_one)
+                sums = widen(added, sums)
+            offset = builder.mul(builder.trunc(count, I16), ir.Constant(I16, LOW_BYTE_OFFSET // group))
+            halves = [builder.sub(sums[0], code.splat(offset, HALF)), sums[1]]
+            if element != I16:
+                halves[0] = builder.sub(halves[0], builder.shl(halves[1], eight))
+                halves = [builder.sext(half, half_cell) for half in halves]
+            bits = code.splat(builder.trunc(amount, element), HALF)
+            halves = [builder.shl(half, bits) for half in halves]
+            for step in range(4):
+                chosen = builder.and_(wanted, code.number(1 << step))
+                with builder.if_then(builder.icmp_signed("!=", chosen, code.number(0))):
+                    place = builder.mul(builder.add(cell, code.number(step)), code.number(BLOCK))
+                    for half in halves:
+                        total = builder.add(code.load(currents, place, half_cell, align=2), half)
+                        code.store(total, currents, place, align=2)
+                        place = builder.add(place, code.number(HALF))
+            return context.get_dummy_value()
+
+        number = types.int64
+        return types.void(weight, number, index, number, number, cells, number, number, number), codegen
+
+    return intrinsic(add_rows)
+
+
+# Add the weights of spikes, summed up once, to the currents of a block at up to four timesteps:
+#     add_rows(weight, at, index, start, end, cells, t, steps, shift)
+# weight  int8 from `pack_weight`; the rows of this block begin at element `at`
+# index   uint32 [start .. end - 1], 64 times an input that spiked
+# cells   cell t + i gets `2^shift` times the sum where bit i of `steps` is set; if int32, of at most LIST_MAX rows
+# The number in the name is the group that the weights were packed for.
+add_rows_1, add_rows_4 = _add_rows(1), _add_rows(4)
 
 
 @intrinsic

@@ -37,24 +37,38 @@ def test_list_bits(word: int) -> None:
     assert np.array_equal(index[2:end], 640 + 64 * np.flatnonzero(bits_of(np.array([word], np.uint64))))
 
 
-@njit
-def add_rows(weight, at, index, cells, t, steps, shift):
-    vectors.add_rows(weight.reshape(-1), at, index, 0, index.shape[0], cells, t, steps, shift)
+def make_add_rows(add):
+    @njit
+    def add_rows(weight, at, index, cells, t, steps, shift):
+        add(weight.reshape(-1), at, index, 0, index.shape[0], cells, t, steps, shift)
+
+    return add_rows
+
+
+ADD_ROWS = {1: make_add_rows(vectors.add_rows_1), 4: make_add_rows(vectors.add_rows_4)}
 
 
 @settings(deadline=None)
 @given(
-    seed=st.integers(0, 10**6), inputs=st.integers(1, 300), wide=st.booleans(), steps=st.integers(1, 15),
+    seed=st.integers(0, 10**6),
+    inputs=st.integers(1, 300),
+    largest=st.sampled_from([0, 1, 7, 31, 32, 127]),
+    wide=st.booleans(),
+    steps=st.integers(1, 15),
     shift=st.integers(0, 3),
-)  # fmt: skip
-def test_add_rows(seed: int, inputs: int, wide: bool, steps: int, shift: int) -> None:
+)
+def test_add_rows(seed: int, inputs: int, largest: int, wide: bool, steps: int, shift: int) -> None:
+    """At the edges of each group too: all weights the largest, or the smallest."""
     rng = np.random.default_rng(seed)
-    weight = rng.integers(-127, 128, (inputs, 128)).astype(np.int8)
+    weight = rng.integers(-largest, largest + 1, (inputs, 128)).astype(np.int8)
+    weight[:, 70:90], weight[:, 110:120] = largest, -largest
+    group = vectors.group_of(weight)
+    assert group == (4 if largest <= 31 else 1)
     spiked = np.flatnonzero(rng.random(inputs) < 0.5)[: vectors.LIST_MAX]
     before = rng.integers(-100, 100, (5, 64))
     cells = (before.astype(np.int32) if wide else vectors.pack_cells(before)).reshape(-1)
-    packed = vectors.pack_weight(weight)
-    add_rows(packed, inputs * 64, (64 * spiked).astype(np.uint32), cells, 1, steps, shift)
+    packed = vectors.pack_weight(weight, group)
+    ADD_ROWS[group](packed, inputs * 64, (64 * spiked).astype(np.uint32), cells, 1, steps, shift)
     expected = before.copy()
     for i in range(4):
         expected[1 + i] += (steps >> i & 1) * (weight[spiked, 64:].astype(int).sum(0) << shift)
