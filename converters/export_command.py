@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from converters.passes.run import PASS_NAMES
 from spikebert.commands import OK, note, output_kept_clean, run_command, write_json, write_output
 
 EXAMPLE = """\
@@ -29,6 +31,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--target", help="check the graph for this target and add what it needs, e.g. lava")
     parser.add_argument("--name", help="name on the model card; the folder's name if left out")
+    parser.add_argument(
+        "--pass",
+        dest="passes",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"change the graph by a pass, and prove it the same; may be repeated: {', '.join(PASS_NAMES)}",
+    )
+    parser.add_argument(
+        "--save-passes", type=Path, metavar="DIR", help="keep the graph before and after each pass there, as text"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an older bundle at --out")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -48,6 +61,8 @@ def body(argv: Sequence[str]) -> int:
                 name=arguments.name,
                 overwrite=arguments.overwrite,
                 command=" ".join(["spikebert-export", *argv]),
+                passes=arguments.passes,
+                save_passes=arguments.save_passes,
             )
     except IllegalForTarget as error:
         if arguments.json:
@@ -59,6 +74,7 @@ def body(argv: Sequence[str]) -> int:
         "target": arguments.target,
         "bytes": size,
         "nodes": len(done.bundle.graph.nodes),
+        "passes": [asdict(record) for record in done.passes],
         "verify": {"against": "torch", **done.comparison.to_json()},
     }
     if arguments.json:
@@ -66,6 +82,8 @@ def body(argv: Sequence[str]) -> int:
     else:
         compared = done.comparison.values_compared
         note(f"torch model and graph agree: {compared:,} values on the golden inputs, 0 mismatches")
+        for record in done.passes:
+            note(f"{record.name}: {record.summary}; {record.values_compared:,} values as before")
         write_output(f"{arguments.out}: {len(done.bundle.graph.nodes)} nodes, {size / 1e6:.1f} MB")
         note(f'try: spikebert-run {arguments.out} --text "a gripping , funny film"')
     return OK

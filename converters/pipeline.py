@@ -1,4 +1,4 @@
-"""What `spikebert-export` does: model -> graph -> the same bits? -> legal for the target? -> bundle."""
+"""What `spikebert-export` does: model -> graph -> the same bits? -> passes -> legal for the target? -> bundle."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from converters.bundle import (
 )
 from converters.execution import Execution, TokenBatch
 from converters.graph import Graph, GraphError
+from converters.passes.run import DEFAULT_PASSES, PassRecord, find_passes, run_passes
 from sim.reference import ReferenceEngine
 from sim.verify import Comparison, compare
 from spikebert.commands import CheckFailed, UserError
@@ -73,10 +74,11 @@ class Target(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Export:
-    """What an export did: the bundle, and torch against reference on the golden inputs."""
+    """What an export did: the bundle, torch against reference on the golden inputs, and what each pass did."""
 
     bundle: Bundle
     comparison: Comparison
+    passes: tuple[PassRecord, ...]
 
 
 def find_target(name: str) -> Target:
@@ -95,18 +97,21 @@ def tokenise_golden(tokenizer: Any, n_max: int, pad_id: int) -> TokenBatch:
     return TokenBatch(ids, np.arange(width) < np.array([[len(text)] for text in encoded]))
 
 
-def check_against_torch(graph: Graph, torch_engine: Any, batch: TokenBatch) -> tuple[Comparison, Execution]:
+def run_reference(graph: Graph, batch: TokenBatch) -> Execution:
+    """What the definition makes of a batch, every value of every node."""
+    return ReferenceEngine(graph).run(batch, [node.name for node in graph])
+
+
+def check_against_torch(graph: Graph, torch_engine: Any, batch: TokenBatch) -> Comparison:
     """Every value of every node, torch model against reference. Raises CheckFailed with the first difference."""
-    everything = [node.name for node in graph]
-    expected = torch_engine.run(batch, everything)
-    got = ReferenceEngine(graph).run(batch, everything)
-    comparison = compare(graph, expected, got)
+    expected = torch_engine.run(batch, [node.name for node in graph])
+    comparison = compare(graph, expected, run_reference(graph, batch))
     if comparison.mismatches:
         raise CheckFailed(
             f"the graph is not the network of the torch model: {comparison.mismatches} of "
             f"{comparison.values_compared} values differ, first {comparison.first_mismatch}"
         )
-    return comparison, got
+    return comparison
 
 
 def check_legal(graph: Graph, target: Target) -> None:
@@ -125,14 +130,20 @@ def export(
     example: str = "a gripping , funny film",
     overwrite: bool = False,
     command: str = "",
+    passes: Sequence[str] = DEFAULT_PASSES,
+    save_passes: Path | None = None,
 ) -> Export:
     """Write the bundle of a trained model.
+
+    passes      names of passes (`converters.passes`); `prove-ranges` is run whether named or not
+    save_passes a folder for the graph before and after each pass, as text
 
     Raises UserError for what the user can mend, CheckFailed where the graph differs from the torch model or
     is illegal for the target. Nothing is written then.
     """
     check_destination(out, overwrite)
     target = None if target_name is None else find_target(target_name)
+    chosen = find_passes([*DEFAULT_PASSES, *passes])
     accuracies, recipe = training_record(model_folder)
 
     from converters.from_torch import graph_from_model, load_integer_model, load_tokenizer
@@ -144,10 +155,11 @@ def export(
         graph = graph_from_model(model)
     except GraphError as error:
         raise CheckFailed(f"{model_folder}: the model makes no legal graph: {error}") from error
+    batch = tokenise_golden(tokenizer, graph.n_max, tokenizer.pad_token_id or 0)
+    comparison = check_against_torch(graph, TorchEngine(graph, model), batch)
+    graph, execution, records = run_passes(graph, chosen, batch, run_reference, save_passes)
     if target is not None:
         check_legal(graph, target)
-    batch = tokenise_golden(tokenizer, graph.n_max, tokenizer.pad_token_id or 0)
-    comparison, execution = check_against_torch(graph, TorchEngine(graph, model), batch)
     golden: Golden = make_golden(graph, batch, execution)
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     bundle = write_bundle(
@@ -162,12 +174,17 @@ def export(
             "example": example,
             "model": {key: value for key, value in model.config.to_diff_dict().items() if key != "_name_or_path"},
         },
-        provenance={"command": command, "recipe": recipe, "versions": _versions()},
+        provenance={
+            "command": command,
+            "recipe": recipe,
+            "passes": {record.name: record.summary for record in records},
+            "versions": _versions(),
+        },
         target=target_name,
         add_target=None if target is None else lambda folder: target.emit(graph, folder),
         overwrite=overwrite,
     )
-    return Export(bundle, comparison)
+    return Export(bundle, comparison, records)
 
 
 def training_record(model_folder: Path) -> tuple[dict[str, float], dict[str, Any]]:

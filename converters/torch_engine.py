@@ -52,7 +52,10 @@ def open_torch(graph: Graph, options: EngineOptions) -> TorchEngine:
     model = load_integer_model(options.model)
     own = graph_from_model(model)
     if _shape(own) != _shape(graph):
-        raise UserError(f"--model {options.model}: another model: its T, n_max, nodes or widths are not the bundle's")
+        raise UserError(
+            f"--model {options.model}: its T, n_max, nodes or widths are not the bundle's: "
+            "another model, or a bundle from which a pass of spikebert-export removed something"
+        )
     return TorchEngine(graph, model)
 
 

@@ -1,0 +1,109 @@
+"""Runs passes one after another, and proves on the golden inputs that each left the network the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from converters.execution import Execution, TokenBatch
+from converters.graph import Graph, GraphError
+from converters.graph_text import graph_text
+from converters.passes.prove_ranges import ProveRanges
+from converters.passes.remove_dead_neurons import RemoveDeadNeurons
+from converters.passes.remove_unread_nodes import RemoveUnreadNodes
+from converters.passes.rewrite import Pass, Rewrite
+from converters.ranges import prove_ranges, ranges_table
+from spikebert.commands import CheckFailed, UserError
+
+# In the order in which they run.
+PASSES: tuple[Pass, ...] = (ProveRanges(), RemoveUnreadNodes(), RemoveDeadNeurons())
+PASS_NAMES = tuple(each.name for each in PASSES)
+DEFAULT_PASSES = ("prove-ranges",)
+
+Run = Callable[[Graph, TokenBatch], Execution]  # the reference interpreter, with every value of every node
+
+
+@dataclass(frozen=True, eq=False)
+class PassRecord:
+    """What one pass did: its name, its line for a person, and how many values were compared with those before."""
+
+    name: str
+    summary: str
+    values_compared: int
+
+
+def find_passes(names: Sequence[str]) -> tuple[Pass, ...]:
+    """Passes by name, in the order in which they run. Raises UserError for a name that is none."""
+    known = {each.name: each for each in PASSES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"there is no pass '{unknown[0]}'. Passes: {', '.join(known)}")
+    return tuple(each for each in PASSES if each.name in names)
+
+
+def run_passes(
+    graph: Graph, passes: Sequence[Pass], batch: TokenBatch, run: Run, save: Path | None = None
+) -> tuple[Graph, Execution, tuple[PassRecord, ...]]:
+    """The graph after all passes, what it does with the golden inputs, and what each pass did.
+
+    batch the golden inputs; `run` executes a graph on them (the reference interpreter)
+    save  a folder for the graph before the first and after each pass, numbered, as text, with its ranges
+
+    Raises CheckFailed where a pass refuses the graph, makes an illegal one, or changes a value.
+    """
+    if save is not None:
+        _save(save, 0, "before", graph)
+    records = []
+    before = run(graph, batch)
+    for number, each in enumerate(passes, start=1):
+        try:
+            rewrite = each.rewrite(graph)
+        except GraphError as error:
+            raise CheckFailed(f"pass '{each.name}': {error}") from error
+        after = run(rewrite.graph, batch)
+        compared = _compare(each.name, rewrite, before, after)
+        graph, before = rewrite.graph, after
+        records.append(PassRecord(each.name, rewrite.summary, compared))
+        if save is not None:
+            _save(save, number, each.name, graph)
+    return graph, before, tuple(records)
+
+
+def _compare(name: str, rewrite: Rewrite, before: Execution, after: Execution) -> int:
+    """How many values of both graphs were compared. Raises CheckFailed with the first that differs."""
+    compared = 0
+    for node in rewrite.graph:
+        if node.name not in before.values:
+            continue
+        old, new = before.values[node.name], after.values[node.name]
+        kept = rewrite.origins.get(node.name, np.arange(old.shape[-1]))
+        if new.shape[-1] != len(kept):
+            raise CheckFailed(f"pass '{name}': node '{node.name}' has {new.shape[-1]} features, it says {len(kept)}")
+        old = old[..., kept]
+        compared += old.size
+        if not np.array_equal(old, new):
+            raise CheckFailed(f"pass '{name}' changed {_first_difference(node.name, old, new)}")
+    if not np.array_equal(before.logits, after.logits):
+        raise CheckFailed(f"pass '{name}' changed the logits: {before.logits.tolist()} before, {after.logits.tolist()}")
+    return compared + before.logits.size
+
+
+def _first_difference(node: str, old: np.ndarray, new: np.ndarray) -> str:
+    """Of values [T, B, N, D]: the first in the order sample, timestep, token, feature."""
+    old, new = old.swapaxes(0, 1), new.swapaxes(0, 1)
+    place = np.unravel_index(int((old != new).argmax()), old.shape)
+    sample, timestep, token, feature = map(int, place)
+    return (
+        f"golden input {sample}, timestep {timestep}, node '{node}', token {token}, feature {feature}: "
+        f"{int(old[place])} before, {int(new[place])} after"
+    )
+
+
+def _save(folder: Path, number: int, name: str, graph: Graph) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    start = folder / f"{number:02}-{name}"
+    start.with_suffix(".graph.txt").write_text(graph_text(graph), encoding="utf-8")
+    start.with_suffix(".ranges.txt").write_text(ranges_table(graph, prove_ranges(graph)), encoding="utf-8")

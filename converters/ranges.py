@@ -1,0 +1,197 @@
+"""What a network can do at most: proven ranges of every value and membrane, for any text whatever.
+
+An interval analysis, feature by feature, from the token table to the logits. It is sound: nothing that the network
+ever does lies outside. It is not always tight: inputs are taken to vary independently of each other and over time.
+
+    ranges = prove_ranges(graph)
+    ranges["blocks.0.up"].high.max()           # the largest current that any text can cause there, accumulator units
+    reaching_inputs(graph, ranges, "blocks.0.up")     # what must spike for it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from converters.encoder import decay
+from converters.graph import ACCUMULATOR_MAX, LIF, MEMBRANE_MAX, Attention, Graph, Node, Readout, Source, Synapses
+
+INT64_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """What one feature of a node can be at a real token; at padding every value is 0. All int64 [D].
+
+    low, high  the value: of spikes and their sums, or of currents, in accumulator units
+    membrane_low, membrane_high  of a neuron with memory, the membrane after it was charged and before saturation, in
+               membrane units; None for all other nodes
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    membrane_low: np.ndarray | None = None
+    membrane_high: np.ndarray | None = None
+
+    @property
+    def bits(self) -> int:
+        """The fewest bits that hold every value: unsigned where none is below 0, else two's complement."""
+        return bits_for(int(self.low.min()), int(self.high.max()))
+
+    @property
+    def membrane_bits(self) -> int | None:
+        """The same for the membrane."""
+        if self.membrane_low is None or self.membrane_high is None:
+            return None
+        return bits_for(int(self.membrane_low.min()), int(self.membrane_high.max()))
+
+    @property
+    def may_saturate(self) -> bool:
+        """Whether a membrane may be cut at +-(2^23 - 1): part of the rule, but no longer what was trained."""
+        if self.membrane_low is None or self.membrane_high is None:
+            return False
+        return bool(self.membrane_low.min() < -MEMBRANE_MAX or self.membrane_high.max() > MEMBRANE_MAX)
+
+    @property
+    def silent(self) -> np.ndarray:
+        """bool [D]: features that are 0 whatever the text."""
+        silent: np.ndarray = (self.low == 0) & (self.high == 0)
+        return silent
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How a layer gets to its largest |current|: `bound` at `feature`, when these inputs are at their most, and all
+    others at their least."""
+
+    feature: int
+    bound: int
+    inputs: tuple[int, ...]
+
+
+def bits_for(low: int, high: int) -> int:
+    """The fewest bits that hold low .. high: unsigned where low is 0 or more, else two's complement; at least 1."""
+    if low >= 0:
+        return max(1, high.bit_length())
+    return max((-low - 1).bit_length(), high.bit_length() if high > 0 else 0) + 1
+
+
+def prove_ranges(graph: Graph) -> dict[str, Range]:
+    """The range of every node, in graph order."""
+    ranges: dict[str, Range] = {}
+    for node in graph:
+        ranges[node.name] = _range(graph, node, [ranges[name] for name in node.inputs])
+    return ranges
+
+
+def logit_range(graph: Graph, ranges: dict[str, Range]) -> Range:
+    """The integer logits: the readout summed over T timesteps and 1 .. n_max real tokens."""
+    per_step, longest = ranges[graph.output], graph.timesteps * graph.n_max
+    shortest = graph.timesteps
+    return Range(
+        np.minimum(per_step.low * longest, per_step.low * shortest),
+        np.maximum(per_step.high * longest, per_step.high * shortest),
+    )
+
+
+def reaching_inputs(graph: Graph, ranges: dict[str, Range], name: str) -> Reach:
+    """What brings a layer of synapses, or the readout, to its largest |current|.
+
+    Raises ValueError for a node of another kind.
+    """
+    node = graph[name]
+    if not isinstance(node, (Synapses, Readout)):
+        raise ValueError(f"node '{name}' has no weights: only synapses and the readout have inputs to reach")
+    x, own = ranges[node.inputs[0]], ranges[name]
+    feature = int(np.maximum(np.abs(own.low), np.abs(own.high)).argmax())
+    upward = own.high[feature] >= -own.low[feature]
+    helps = node.weight[feature] > 0 if upward else node.weight[feature] < 0
+    inputs = np.flatnonzero(helps & (x.high > x.low))
+    return Reach(feature, int(own.high[feature] if upward else own.low[feature]), tuple(inputs.tolist()))
+
+
+def _range(graph: Graph, node: Node, inputs: list[Range]) -> Range:
+    if isinstance(node, Source):
+        return _source(graph, node)
+    if isinstance(node, (Synapses, Readout)):
+        return _linear(node.weight, node.bias, inputs[0])
+    if isinstance(node, Attention):
+        return _attention(graph, node, *inputs)
+    if isinstance(node, LIF):
+        return _lif(inputs[0], node.threshold, node.dv, node.shift, graph.timesteps)
+    low = np.sum([x.low for x in inputs], axis=0)
+    return Range(low, np.sum([x.high for x in inputs], axis=0))
+
+
+def _source(graph: Graph, node: Source) -> Range:
+    table = node.table.astype(np.int64)
+    low, high = table.min(axis=0), table.max(axis=0)
+    if node.position is not None:
+        low, high = low + node.position.min(axis=0), high + node.position.max(axis=0)
+    if node.kind == "sign":
+        return Range((low >= 0).astype(np.int64), (high >= 0).astype(np.int64))
+    return _lif(Range(low, high), node.threshold, node.dv, node.shift, graph.timesteps)
+
+
+def _linear(weight: np.ndarray, bias: np.ndarray, x: Range) -> Range:
+    """`W x + b`: each input at the end of its range that the sign of its weight asks for. float64 is exact here."""
+    positive, negative = np.maximum(weight, 0).astype(np.float64), np.minimum(weight, 0).astype(np.float64)
+    low = positive @ x.low.astype(np.float64) + negative @ x.high.astype(np.float64)
+    high = positive @ x.high.astype(np.float64) + negative @ x.low.astype(np.float64)
+    return Range(low.astype(np.int64) + bias, high.astype(np.int64) + bias)
+
+
+def _attention(graph: Graph, node: Attention, q: Range, k: Range, v: Range) -> Range:
+    """A score counts the features of a head at which both q and k may spike; each of n_max tokens may bring it."""
+    matches = (q.high * k.high).reshape(node.heads, -1).sum(axis=1)  # [H]
+    size = len(q.high) // node.heads
+    high = graph.n_max * np.repeat(matches, size) * v.high
+    return Range(np.zeros_like(high), high)
+
+
+def _lif(a: Range, threshold: int | np.ndarray, dv: int, shift: int, timesteps: int) -> Range:
+    """The rule of `LIF`, on intervals: the membrane as high, and as low, as it can be when it is charged at each t."""
+    level = np.broadcast_to(np.asarray(threshold, np.int64) << shift, a.low.shape)
+    low, high = np.zeros_like(a.low), np.zeros_like(a.low)  # of the membrane, between two timesteps
+    lowest, highest = np.full_like(low, INT64_MAX), np.full_like(low, -INT64_MAX)
+    can_fire, must_fire = np.zeros(low.shape, bool), np.ones(low.shape, bool)
+    for _ in range(timesteps):
+        charged_low, charged_high = decay(low, dv) + (a.low << shift), decay(high, dv) + (a.high << shift)
+        lowest, highest = np.minimum(lowest, charged_low), np.maximum(highest, charged_high)
+        charged_low, charged_high = _saturate(charged_low), _saturate(charged_high)
+        fires = charged_high > level
+        can_fire |= fires
+        must_fire &= charged_low > level
+        # what fired is 0, what did not is at most at its level
+        low = np.where(fires, np.minimum(charged_low, 0), charged_low)
+        high = np.where(fires, level, charged_high)
+    return Range(must_fire.astype(np.int64), can_fire.astype(np.int64), lowest, highest)
+
+
+def _saturate(membrane: np.ndarray) -> np.ndarray:
+    return np.clip(membrane, -MEMBRANE_MAX, MEMBRANE_MAX)
+
+
+def ranges_table(graph: Graph, ranges: dict[str, Range]) -> str:
+    """The ranges as text, a line for each node."""
+    lines = [
+        f"{'node':<28} {'op':<10} {'value':>17} {'bits':>4} {'of ' + str(ACCUMULATOR_MAX):>9} {'membrane':>21} silent"
+    ]
+    for node in graph:
+        own = ranges[node.name]
+        low, high = int(own.low.min()), int(own.high.max())
+        share = f"{max(-low, high) / ACCUMULATOR_MAX:.0%}" if isinstance(node, (Synapses, Attention, Readout)) else ""
+        membrane = ""
+        if own.membrane_low is not None and own.membrane_high is not None:
+            membrane = f"{int(own.membrane_low.min())} .. {int(own.membrane_high.max())}"
+            membrane += " cut" if own.may_saturate else ""
+        silent = int(own.silent.sum()) or ""
+        lines.append(
+            f"{node.name:<28} {node.op:<10} {f'{low} .. {high}':>17} {own.bits:>4} {share:>9} {membrane:>21} {silent}"
+        )
+    logits = logit_range(graph, ranges)
+    lines.append(
+        f"{'logits':<28} {'':<10} {f'{int(logits.low.min())} .. {int(logits.high.max())}':>17} {logits.bits:>4}"
+    )
+    return "\n".join(line.rstrip() for line in lines) + "\n"

@@ -1,0 +1,136 @@
+"""Proven ranges: nothing a network does lies outside, and where inputs are free the ends are reached."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_graphs import random_batch, random_dag, random_graph
+
+from converters.execution import TokenBatch
+from converters.graph import LIF, Add, Attention, Graph, Readout, Source, Synapses
+from converters.ranges import bits_for, logit_range, prove_ranges, ranges_table, reaching_inputs
+from sim.reference import ReferenceEngine
+
+
+def membranes(current: np.ndarray, node: LIF) -> np.ndarray:
+    """The membrane of a LIF when charged, before saturation: written out anew, step by step. current [T, ...]"""
+    v, charged = np.zeros(current.shape[1:], np.int64), []
+    level = np.asarray(node.threshold, np.int64) << 7
+    for a in current:
+        v = np.sign(v) * ((np.abs(v) * (4096 - node.dv)) >> 12) + a * 128
+        charged.append(v)
+        v = np.clip(v, -(2**23 - 1), 2**23 - 1)
+        v = np.where(v > level, 0, v)
+    return np.stack(charged)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    timesteps=st.sampled_from([1, 2, 4, 9]),
+    dv=st.sampled_from([0, 410, 2048, 4095]),
+    kind=st.sampled_from(["lif", "sign"]),
+    firing=st.sampled_from([0.02, 0.3, 0.95]),
+    wired=st.booleans(),
+)
+def test_nothing_lies_outside(seed, timesteps, dv, kind, firing, wired) -> None:
+    rng = np.random.default_rng(seed)
+    make = random_dag if wired else random_graph
+    graph = make(rng, timesteps=timesteps, dv=dv, source_kind=kind, firing=firing)
+    batch = random_batch(rng, graph, 6)
+    done = ReferenceEngine(graph).run(batch, [node.name for node in graph])
+    ranges, real = prove_ranges(graph), batch.mask.astype(bool)
+    for node in graph:
+        own, values = ranges[node.name], done.values[node.name][:, real]  # [T, R, D]
+        assert (values >= own.low).all() and (values <= own.high).all(), node.name
+        if isinstance(node, LIF):
+            charged = membranes(done.values[node.inputs[0]][:, real], node)
+            assert (charged >= own.membrane_low).all() and (charged <= own.membrane_high).all(), node.name
+    logits = logit_range(graph, ranges)
+    assert (done.logits >= logits.low).all() and (done.logits <= logits.high).all()
+
+
+def layer(weight, bias, threshold: int = 10, dv: int = 2048, timesteps: int = 4, table=None) -> Graph:
+    """A source of which every feature fires for id 1 and none for id 0, one layer, a readout."""
+    weight = np.asarray(weight)
+    rows, columns = weight.shape
+    table = np.stack([np.full(columns, -1), np.full(columns, 1)]) if table is None else np.asarray(table)
+    nodes = (
+        Source("source", table, kind="sign"), Synapses("a", ("source",), weight, bias),
+        LIF("s", ("a",), threshold, dv), Readout("readout", ("s",), np.ones((1, rows), int), [0]),
+    )  # fmt: skip
+    return Graph(timesteps, 3, nodes)
+
+
+def test_the_ends_of_a_layer_are_those_of_its_weights() -> None:
+    ranges = prove_ranges(layer([[5, -3, 2], [-1, -1, -1]], [10, -20]))
+    assert ranges["a"].high.tolist() == [17, -20] and ranges["a"].low.tolist() == [7, -23]
+    assert ranges["a"].bits == 6
+
+
+def test_an_input_that_is_always_silent_adds_nothing() -> None:
+    """The coarse bound of a Graph counts it, this one does not."""
+    graph = layer([[100, 50]], [0], table=[[-1, -1], [-1, 3]])
+    ranges = prove_ranges(graph)
+    assert graph.value_max["a"] == 150 and ranges["a"].high.tolist() == [50]
+    assert ranges["source"].silent.tolist() == [True, False]
+    assert reaching_inputs(graph, ranges, "a").inputs == (1,)
+
+
+@pytest.mark.parametrize(("threshold", "fires"), [(9, True), (10, False)])
+def test_a_neuron_that_just_fires_and_one_that_just_does_not(threshold: int, fires: bool) -> None:
+    """5 a step, halved at each: 5, 7.5, 8.75, 9.375 accumulator units; strictly above 9, never above 10."""
+    ranges = prove_ranges(layer([[5]], [0], threshold))
+    assert ranges["s"].high.tolist() == [int(fires)]
+    assert ranges["s"].membrane_high.tolist() == [1200]  # 9.375 * 128
+
+
+def test_a_neuron_that_always_fires() -> None:
+    ranges = prove_ranges(layer([[5]], [11]))
+    assert ranges["s"].low.tolist() == [1] and ranges["s"].high.tolist() == [1]
+
+
+def test_saturation_is_told() -> None:
+    full = layer([[127] * 500], [2000], 65535, dv=0, timesteps=4)
+    assert prove_ranges(full)["s"].may_saturate
+    assert "cut" in ranges_table(full, prove_ranges(full))
+    assert not prove_ranges(layer([[127]], [0], 65535, dv=0))["s"].may_saturate
+
+
+def test_what_would_reach_the_bound_reaches_it() -> None:
+    """The reported inputs, made to spike and no others, cause the reported current."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.integers(-90, 90, (7, 30)), rng.integers(-500, 500, 7)
+    table = np.full((2, 30), -1)
+    ranges = prove_ranges(layer(weight, bias))
+    reach = reaching_inputs(layer(weight, bias), ranges, "a")
+    table[1, list(reach.inputs)] = 1
+    graph = layer(weight, bias, table=table)
+    done = ReferenceEngine(graph).run(TokenBatch(np.array([[1]]), np.array([[1]])), ["a"])
+    assert done.values["a"][0, 0, 0, reach.feature] == reach.bound
+    with pytest.raises(ValueError, match="has no weights"):
+        reaching_inputs(graph, ranges, "s")
+
+
+def test_attention_counts_what_can_meet() -> None:
+    """Feature 0 of k never spikes, so in head 0 one of two features can meet, and feature 3 of v never spikes."""
+    one = np.eye(4, dtype=int)
+    q, k, v = one * 9, one * 9 * [0, 1, 1, 1], one * 9 * [1, 1, 1, 0]
+    nodes: list = [Source("source", [[1, 1, 1, 1]], kind="sign")]
+    for name, weight in (("q", q), ("k", k), ("v", v)):
+        nodes += [Synapses(f"{name}.a", ("source",), weight, np.zeros(4, int)), LIF(name, (f"{name}.a",), 5)]
+    nodes += [Attention("attention", ("q", "k", "v"), 2), LIF("o", ("attention",), 0)]
+    nodes += [Add("add", ("o", "source")), Readout("readout", ("add",), one[:2], [0, 0])]
+    ranges = prove_ranges(Graph(2, 5, tuple(nodes)))
+    assert ranges["attention"].high.tolist() == [5 * 1, 5 * 1, 5 * 2, 0]
+    assert ranges["add"].high.tolist() == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bits"),
+    [(0, 0, 1), (0, 1, 1), (0, 255, 8), (0, 256, 9), (-1, 0, 1), (-128, 127, 8), (-129, 0, 9), (-8, 3, 4)],
+)  # fmt: skip
+def test_bits(low: int, high: int, bits: int) -> None:
+    assert bits_for(low, high) == bits
