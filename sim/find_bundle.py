@@ -1,4 +1,4 @@
-"""Finding a bundle: a folder, or by name one of those that are shipped with the package."""
+"""Finding a bundle: a folder or a zip, or by name one of those that are shipped with the package."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def shipped_bundles() -> dict[str, Path]:
 
 
 def find_bundle(name: str) -> Path:
-    """The folder `name` if it exists, else the shipped bundle of that name. Raises UserError."""
-    folder = Path(name)
-    if folder.exists():
-        return folder
+    """What stands at `name`, a folder or a zip, else the shipped bundle of that name. Raises UserError."""
+    path = Path(name)
+    if path.exists():
+        return path
     shipped = shipped_bundles()
     if name in shipped:
         return shipped[name]
     raise UserError(
-        f"there is no bundle {name}: no such folder, and the shipped bundles are {', '.join(shipped) or 'none'}. "
-        "Write one with spikebert-export"
+        f"there is no bundle {name}: no such folder or zip, and the shipped bundles are "
+        f"{', '.join(shipped) or 'none'}. Write one with spikebert-export"
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from converters.bundle import Bundle, Tokenised, read_bundle
+from sim.check import check_bundle
 from sim.engines import engine_names, holds_values
 from sim.find_bundle import find_bundle
 from sim.predictions import check_predictions_path, predictions_file
@@ -28,6 +29,7 @@ from spikebert.commands import (
     CHECK_FAILED,
     OK,
     WRONG_USE,
+    CheckFailed,
     UserError,
     counted_progress,
     note,
@@ -47,10 +49,13 @@ EXAMPLES = """examples:
   spikebert-run build/sst2 --file data.jsonl --predictions out.jsonl --workers 4
   spikebert-run build/sst2 --engine lava --verify --file data.tsv --limit 8
   spikebert-run build/sst2 --verify
+  spikebert-run sst2.zip --check
 
-exit codes: 0 ok, 1 the check failed, 2 wrong use (a bad row too, after all others were run), 3 a runtime failed,
-130 interrupted
+exit codes: 0 ok, 1 the check failed, 2 wrong use (a damaged bundle; a bad row, after all others were run),
+3 a runtime failed, 130 interrupted
 """
+
+WITH_CHECK = ("bundle", "check", "json", "debug")  # the arguments that --check goes with
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
+    if arguments.check:
+        return _check(arguments)
     with output_kept_clean():
         bundle = read_bundle(find_bundle(arguments.bundle))
         if arguments.predictions:
@@ -99,6 +106,31 @@ def _body(argv: Sequence[str]) -> int:
     if summary.bad:
         note(f"error: {arguments.file}: {_bad_rows(summary, inputs)}. All others were run")
         return WRONG_USE
+    return OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Check the bundle, run no texts. Raises UserError where it cannot be read, CheckFailed where a check fails."""
+    parser = _parser()
+    given = [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
+    if others := [f"--{name.replace('_', '-')}" for name in given if name not in WITH_CHECK]:
+        raise UserError(f"--check goes with --json and --debug alone. Leave out {', '.join(others)}")
+    report: dict[str, object] = {"bundle": arguments.bundle, "ok": False, "error": None, "checks": []}
+    try:
+        with output_kept_clean():
+            checks = check_bundle(read_bundle(find_bundle(arguments.bundle)))
+    except UserError as error:
+        if arguments.json:
+            write_json(report | {"error": str(error)})
+        raise
+    failed = [check for check in checks if not check.ok]
+    if arguments.json:
+        reason = failed[0].text if failed else None
+        write_json(report | {"ok": not failed, "error": reason, "checks": [check.to_json() for check in checks]})
+    else:
+        write_output("\n".join(map(str, checks)))
+    if failed:
+        raise CheckFailed(f"{arguments.bundle}: {failed[0].name}: {failed[0].text}")
     return OK
 
 
@@ -133,6 +165,10 @@ def _run(arguments: argparse.Namespace, bundle: Bundle, inputs: Inputs, summary:
 
 def _workers(arguments: argparse.Namespace, bundle: Bundle) -> Workers:
     """Who runs the samples: this process, several, or a cluster."""
+    if arguments.scheduler and bundle.zip:
+        raise UserError(
+            f"--scheduler: {bundle.zip} is a zip. Unpack it where every worker can read it and give that folder"
+        )
     model = arguments.model and arguments.model.resolve()
     job = Job(bundle.folder.resolve(), arguments.engine, model, arguments.verify)
     if arguments.scheduler:
@@ -194,7 +230,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle, or the name of one that is shipped")
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", help="folder of a bundle, a zip of one, or the name of one that is shipped"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", action="append", metavar="TEXT", help="a text to classify; may be repeated")
     source.add_argument(
@@ -218,6 +256,12 @@ def _parser() -> argparse.ArgumentParser:
         "--verify",
         action="store_true",
         help="compare every value of every node with the reference; without texts, on the bundle's golden samples",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check the bundle alone: every hash and shape, proven ranges, and that this machine repeats its golden "
+        "samples; goes with --json alone",
     )
     parser.add_argument("--limit", type=_positive, metavar="N", help="run the first N samples only")
     parser.add_argument(

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.bundle import Bundle, Golden, Tokenised, golden_nodes, read_bundle
-from converters.execution import Activity, Engine, EngineOptions, Execution
+from converters.bundle import Bundle, Tokenised, read_bundle
+from converters.execution import Activity, Engine, EngineOptions
 from sim.activity import count_activity
+from sim.check import require_golden
 from sim.engines import open_engine
 from sim.verify import Comparison, compare
-from spikebert.commands import CheckFailed
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ShardRunner:
             self.engine = opened.enter_context(closing(open_engine(job.engine, self.graph, options)))
             if job.verify:
                 self.reference = opened.enter_context(closing(open_engine("reference", self.graph)))
-                _check_golden(self.bundle, self.reference)
+                require_golden(self.bundle, self.reference)
             self.opened = opened.pop_all()
 
     def close(self) -> None:
@@ -114,15 +114,3 @@ def input_note(text: Tokenised) -> str | None:
     if text.only_unknown:
         return "only tokens the model does not know, so the class means little"
     return None
-
-
-def _check_golden(bundle: Bundle, reference: Engine) -> None:
-    """What the reference does here must be what it did where the bundle was made. Raises CheckFailed."""
-    golden: Golden = bundle.golden
-    execution = reference.run(golden.batch, golden_nodes(bundle.graph))
-    comparison = compare(bundle.graph, Execution(golden.logits, golden.spikes), execution)
-    if comparison.mismatches:
-        raise CheckFailed(
-            f"{bundle.folder / 'golden.safetensors'}: the reference differs from the recorded spikes: "
-            f"{comparison.first_mismatch}. Check numpy on this machine, or export the bundle again"
-        )

@@ -16,8 +16,14 @@ LIMIT = 2**23 - 1
 def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """ids, mask int64 [B, N] -> logits int64 [B, classes], and the values [T, B, N, D] of every node."""
     graph = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
-    assert graph["schema"] == 1
+    assert graph["schema"] in (1, 2)
     weights = load_file(folder / "weights.safetensors")
+    if graph["schema"] == 2:
+        features = {node["name"]: node["features"] for node in graph["nodes"]}
+        for node in graph["nodes"]:
+            if node["op"] == "synapses" and node["weight_bits"] <= 4:
+                packed = weights[f"{node['name']}.weight"]
+                weights[f"{node['name']}.weight"] = two_to_a_byte(packed, features[node["inputs"][0]])
     encoder = load_file(folder / "encoder.safetensors")
     membranes: dict[str, np.ndarray] = {}
     steps: list[dict[str, np.ndarray]] = []
@@ -29,6 +35,40 @@ def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarr
         steps.append(now)
     logits = sum(now[graph["output"]].sum(axis=1) for now in steps)
     return logits, {node["name"]: np.stack([now[node["name"]] for now in steps]) for node in graph["nodes"]}
+
+
+def golden(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """The recorded ids, mask, logits, and spikes [T, B, N, D] of each node that has some."""
+    graph = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
+    recorded = load_file(folder / "golden.safetensors")
+    ids, mask = recorded["ids"], recorded["mask"]
+    spikes = {}
+    for node in graph["nodes"]:
+        if node["op"] not in ("source", "lif"):
+            continue
+        bits = iter("".join(f"{byte:08b}" for byte in recorded[f"spikes.{node['name']}"]))
+        values = np.zeros((graph["T"], *ids.shape, node["features"]), np.int64)
+        for t, sample, token in np.ndindex(values.shape[:3]):
+            if graph["schema"] == 1 or mask[sample, token] == 1:
+                values[t, sample, token] = [int(next(bits)) for _ in range(node["features"])]
+        assert set(bits) <= {"0"}
+        spikes[node["name"]] = values
+    return ids, mask, recorded["logits"], spikes
+
+
+def two_to_a_byte(packed: np.ndarray, inputs: int) -> np.ndarray:
+    """uint8 [out, ceil(in / 2)] -> int64 [out, in]"""
+    assert packed.dtype == np.uint8 and packed.shape[1] == (inputs + 1) // 2
+    weight = np.zeros((packed.shape[0], inputs), np.int64)
+    for row, j in np.ndindex(packed.shape):
+        low, high = int(packed[row, j]) % 16, int(packed[row, j]) // 16
+        for place, half in ((2 * j, low), (2 * j + 1, high)):
+            if place == inputs:
+                assert half == 0
+                continue
+            assert half != 8
+            weight[row, place] = half if half < 8 else half - 16
+    return weight
 
 
 def one_step(node, inputs, mask, ids, weights, encoder, membranes) -> np.ndarray:

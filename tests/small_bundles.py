@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 from random_graphs import random_batch, random_graph
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from converters.bundle import Bundle, Golden, golden_nodes, make_golden, write_bundle
-from converters.graph import Graph
+from converters.bundle import Bundle, Golden, golden_nodes, make_golden, manifest_digest, read_bundle, write_bundle
+from converters.graph import Graph, Synapses
 from sim.reference import ReferenceEngine
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "bad", "film", "funny", "dull", "##ny", "fun")
@@ -48,3 +52,36 @@ def small_bundle(folder: Path, graph: Graph | None = None, **options: object) ->
         "provenance": {"made by": "a test"},
     }
     return write_bundle(folder, graph, **(arguments | options))  # type: ignore[arg-type]
+
+
+def rewrite_as_schema_1(bundle: Bundle) -> Bundle:
+    """Change a written bundle into one of schema 1, as it was written then, and read it again."""
+    folder = bundle.folder
+    weights = load_file(folder / "weights.safetensors")
+    weights |= {f"{node.name}.weight": node.weight for node in bundle.graph if isinstance(node, Synapses)}
+    save_file(weights, folder / "weights.safetensors")
+    golden = load_file(folder / "golden.safetensors")
+    golden |= {f"spikes.{name}": np.packbits(spikes) for name, spikes in bundle.golden.spikes.items()}
+    save_file(golden, folder / "golden.safetensors")
+    structure = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
+    (folder / "graph.json").write_text(json.dumps(structure | {"schema": 1}), encoding="utf-8")
+    sign_again(folder, schema=1)
+    return read_bundle(folder)
+
+
+def sign_again(folder: Path, **fields: object) -> None:
+    """Make the manifest fit files that were changed, and change fields of its own."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8")) | fields
+    for name in manifest["files"]:
+        manifest["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    manifest["digest"] = manifest_digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def zip_bundle(folder: Path, path: Path, top: str = "") -> Path:
+    """A zip of a bundle, its files in the folder `top`, which ends with `/`, or at its top."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, f"{top}{file.relative_to(folder).as_posix()}")
+    return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from threading import Timer
 import numpy as np
 
 from converters.execution import Activity, EngineOptions, Execution, NodeActivity, TokenBatch, check_observed
-from converters.graph import LIF, Graph, Source
+from converters.graph import Graph
 from sim.fast import kernels
 from sim.fast.plan import (
     AddStep,
@@ -27,7 +27,9 @@ from sim.fast.plan import (
     SynapsesStep,
     assign_rooms,
     blocks_of,
+    layers_of,
     make_plan,
+    neurons_of,
     nodes_of,
     planes_of,
 )
@@ -36,7 +38,6 @@ from spikebert.commands import note, processors
 
 NO_CURRENTS = np.zeros((0, 0, 0), np.int32)
 NO_SPIKES = np.zeros((1, 0, 0, 0), np.uint64)
-NO_COUNTS = np.zeros(0, np.int64)
 COMPILING_IS_SLOW = 2.0  # seconds until it is said
 
 
@@ -47,12 +48,48 @@ class Room:
         self._bytes = aligned((0,), np.uint8)
 
     def array(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        """All of the room, or what is needed of it. It holds whatever was there before."""
+        """As much of the room as is needed. It holds whatever was there before."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size > len(self._bytes):
             self._bytes = aligned((size,), np.uint8)
-        array: np.ndarray = self._bytes[:size].view(dtype).reshape(shape)
+        array: np.ndarray = np.ndarray(shape, dtype, self._bytes)
         return array
+
+
+class Counters:
+    """What the kernels count, in arrays that are written anew in every run.
+
+    fired      for each step int64 [neurons of all its layers, in whole words]: how often each fired
+    operations for each step int64 [its layers, 2]: synaptic operations, plain and weighted
+    """
+
+    def __init__(self, graph: Graph, steps: Sequence[Step]) -> None:
+        self.graph = graph
+        widths = [[blocks_of(graph.features[node.name]) * BLOCK for node in neurons_of(step)] for step in steps]
+        self._neurons = [node.name for step in steps for node in neurons_of(step)]
+        self._layers = [name for step in steps for name in layers_of(step)]
+        ends = np.cumsum([0, *(width for step in widths for width in step)])
+        self._starts, self._fired = ends[:-1], np.zeros(ends[-1], np.int64)
+        self._operations = np.zeros((len(self._layers), 2), np.int64)
+        step_ends = np.cumsum([0, *map(sum, widths)])
+        self.fired = [self._fired[low:high] for low, high in pairwise(step_ends)]
+        layer_ends = np.cumsum([0, *(len(layers_of(step)) for step in steps)])
+        self.operations = [self._operations[low:high] for low, high in pairwise(layer_ends)]
+
+    def activity(self, tokens: int) -> Activity:
+        """The counts of a run over so many real tokens, by node."""
+        sites = self.graph.timesteps * tokens
+        spikes = dict(zip(self._neurons, np.add.reduceat(self._fired, self._starts).tolist()))
+        operations = dict(zip(self._layers, self._operations.tolist()))
+        per_node: dict[str, NodeActivity] = {}
+        for name, width in self.graph.features.items():
+            if name in spikes:
+                per_node[name] = NodeActivity(spikes[name], sites * width)
+            elif name in operations:
+                per_node[name] = NodeActivity(0, 0, *operations[name])
+            else:
+                per_node[name] = NodeActivity()
+        return Activity(self.graph.timesteps, per_node)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,23 +112,24 @@ class Share:
 
     ids, places int64 [R]: token ids, and where in its sample a token stands
     starts      int64 [B + 1]: where each sample begins
+    observed    nodes whose values the caller wants
     spikes      node name -> what it fired
-    currents    node name -> int32 [R, T, at least D]
-    activity    node name -> its counts
+    currents    node name -> int32 [R, T, at least D], where they are stored
     """
 
     ids: np.ndarray
     places: np.ndarray
     starts: np.ndarray
+    observed: frozenset[str]
     spikes: dict[str, Spikes] = field(default_factory=dict)
     currents: dict[str, np.ndarray] = field(default_factory=dict)
-    activity: dict[str, NodeActivity] = field(default_factory=dict)
 
 
 class FastEngine:
     """Event-driven and compiled; every value is the reference's.
 
-    threads: at most so many samples are in work at a time; 0 for all processors.
+    threads: at most so many samples are in work at a time; 0 for all processors. (The tokens of one sample are not
+             shared among threads: each would read all weights, and that is what one sample waits for.)
     """
 
     counts_activity = True
@@ -112,10 +150,9 @@ class FastEngine:
         check_observed(self.graph, observe)
         observed = frozenset(observe)
         cuts = _cuts(batch.mask.sum(1), self.threads)
-        parts = [(batch.ids[low:high], batch.mask[low:high]) for low, high in pairwise(cuts)]
-        jobs = [(_pack(*part), worker) for part, worker in zip(parts, self.workers)]
-        run = self.pool.map if len(jobs) > 1 else map
-        results = list(run(lambda job: job[1].run(job[0], observed), jobs))
+        shares = [_pack(batch.ids[low:high], batch.mask[low:high], observed) for low, high in pairwise(cuts)]
+        run = self.pool.map if len(shares) > 1 else map
+        results = list(run(lambda job: job[0].run(job[1]), zip(self.workers, shares)))
         real = batch.mask.astype(bool)
         values = {name: _unpack([kept[name] for _, kept, _ in results], real) for name in observe}
         activity = reduce(add, (counts for _, _, counts in results))
@@ -131,28 +168,37 @@ class _Worker:
 
     def __init__(self, graph: Graph, steps: tuple[Step, ...]) -> None:
         self.graph, self.steps = graph, steps
+        self.counters = Counters(graph, steps)
         numbers = assign_rooms(steps)
         rooms = [Room() for _ in set(numbers)]
         self.rooms = [rooms[number] for number in numbers]
         self.scratch, self.lists = Room(), Room()
+        self.events = [np.zeros(blocks_of(width) * BLOCK, np.int64) for width in map(self._width, steps)]
 
-    def run(self, share: Share, observed: frozenset[str]) -> tuple[np.ndarray, dict[str, np.ndarray], Activity]:
+    def run(self, share: Share) -> tuple[np.ndarray, dict[str, np.ndarray], Activity]:
         """Logits int64 [B, classes], the observed values [R, T, D], and the activity."""
         kept: dict[str, np.ndarray] = {}
         logits = np.zeros(0)
-        for step, room in zip(self.steps, self.rooms):
-            if isinstance(step, ReadoutStep):
-                logits = self._read_out(step, share, observed)
+        for number, step in enumerate(self.steps):
+            if isinstance(step, SynapsesStep):
+                self._synapses(number, step, share)
+            elif isinstance(step, AddStep):
+                self._add(number, step, share)
+            elif isinstance(step, AttentionStep):
+                self._attention(number, step, share)
+            elif isinstance(step, EncodeStep):
+                self._encode(number, step, share)
+            elif isinstance(step, LIFStep):
+                self._lif(number, step, share)
             else:
-                self._run_step(step, room, share, observed)
-            for name in observed.intersection(nodes_of(step)):
-                width = self.graph.features[name]
-                current = share.currents.get(name)
-                kept[name] = (
-                    _plain(share.spikes[name].planes, width) if current is None else current[..., :width].copy()
-                )
-        counts = {node.name: share.activity.get(node.name, NodeActivity()) for node in self.graph}
-        return logits, kept, Activity(self.graph.timesteps, counts)
+                logits = self._read_out(number, step, share)
+            if share.observed:
+                for name in share.observed.intersection(nodes_of(step)):
+                    kept[name] = self._observed(name, share)
+        return logits, kept, self.counters.activity(len(share.ids))
+
+    def _width(self, step: Step) -> int:
+        return self.graph.features[nodes_of(step)[0]]
 
     def _observed(self, name: str, share: Share) -> np.ndarray:
         """What a node gave, as integers [R, T, D] of the caller's own."""
@@ -161,130 +207,105 @@ class _Worker:
             return share.currents[name][..., :width].copy()
         return _plain(share.spikes[name].planes, width)
 
-    def _run_step(self, step: Step, room: Room, share: Share, observed: frozenset[str]) -> None:
-        if isinstance(step, EncodeStep):
-            self._encode(step, room, share)
-        elif isinstance(step, SynapsesStep):
-            self._synapses(step, room, share, observed)
-        elif isinstance(step, AttentionStep):
-            self._attention(step, room, share, observed)
-        elif isinstance(step, LIFStep):
-            planes, fired = self._planes(room, share, step.node.name)
-            currents, neurons = share.currents[step.node.inputs[0]], step.neurons
-            kernels.lif(currents, neurons.free, neurons.level, neurons.keep, planes[0], fired)
-            self._keep_spikes(share, step.node, planes, fired)
-        elif isinstance(step, AddStep):
-            self._add(step, room, share)
-
-    def _encode(self, step: EncodeStep, room: Room, share: Share) -> None:
-        (planes, fired), neurons = self._planes(room, share, step.node.name), step.neurons
+    def _encode(self, number: int, step: EncodeStep, share: Share) -> None:
+        planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
         kernels.encode(
             share.ids, share.places, step.table, step.position, step.node.kind == "sign", neurons.free, neurons.level,
             neurons.keep, planes[0], fired,
         )  # fmt: skip
-        self._keep_spikes(share, step.node, planes, fired)
+        share.spikes[step.node.name] = Spikes(planes, fired, fired)
 
-    def _synapses(self, step: SynapsesStep, room: Room, share: Share, observed: frozenset[str]) -> None:
+    def _lif(self, number: int, step: LIFStep, share: Share) -> None:
+        planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
+        currents = share.currents[step.node.inputs[0]]
+        kernels.lif(currents, neurons.free, neurons.level, neurons.keep, planes[0], fired)
+        share.spikes[step.node.name] = Spikes(planes, fired, fired)
+
+    def _synapses(self, number: int, step: SynapsesStep, share: Share) -> None:
         x, neurons, timesteps = share.spikes[step.layers[0].inputs[0]], step.neurons, self.graph.timesteps
-        tokens, (blocks, inputs, _) = len(share.ids), step.weight.shape
-        sites = tokens * timesteps
+        tokens, (blocks, inputs, _), room = len(share.ids), step.weight.shape, self.rooms[number]
+        sites, shape = tokens * timesteps, (tokens, timesteps, blocks * BLOCK)
+        spikes, currents = NO_SPIKES.reshape(-1), NO_CURRENTS
         if step.lifs:
             spikes = room.array((sites * blocks,), np.uint64)
-            kept = not observed.isdisjoint(layer.name for layer in step.layers)
-            currents = np.empty((tokens, timesteps, blocks * BLOCK), np.int32) if kept else NO_CURRENTS
+            kept = not share.observed.isdisjoint(layer.name for layer in step.layers)
+            currents = np.empty(shape, np.int32) if kept else NO_CURRENTS
         else:
-            spikes, kept = NO_SPIKES.reshape(-1), True
-            currents = room.array((tokens, timesteps, blocks * BLOCK), np.int32)
+            kept, currents = True, room.array(shape, np.int32)
         size = inputs, len(x.planes), timesteps
         index = self.scratch.array((kernels.tile_entries(*size),), np.uint32)
         lists = self.lists.array((kernels.tile_lists(*size), 5), np.int64)
-        fired = np.empty(blocks * BLOCK, np.int64)
+        fired = self.counters.fired[number]
         kernels.synapses(
             x.planes, step.weight, step.group, step.bias, step.wide, bool(step.lifs), neurons.free, neurons.level,
             neurons.keep, step.places, spikes, currents, index, lists, fired,
         )  # fmt: skip
-        operations, first = _operations(x, step.fan_out), 0
+        kernels.count_operations(x.payload, x.events, step.fan_out, self.counters.operations[number])
+        first = 0
         for place, layer in enumerate(step.layers):
             words = blocks_of(layer.weight.shape[0])
-            share.activity[layer.name] = operations[place]
             if kept:
                 share.currents[layer.name] = currents[..., first * BLOCK :]
             if step.lifs:
                 own = spikes[sites * first : sites * (first + words)].reshape(1, tokens, timesteps, words)
-                self._keep_spikes(share, step.lifs[place], own, fired[first * BLOCK : (first + words) * BLOCK])
+                counts = fired[first * BLOCK : (first + words) * BLOCK]
+                share.spikes[step.lifs[place].name] = Spikes(own, counts, counts)
             first += words
 
-    def _attention(self, step: AttentionStep, room: Room, share: Share, observed: frozenset[str]) -> None:
+    def _attention(self, number: int, step: AttentionStep, share: Share) -> None:
         node, neurons, timesteps = step.node, step.neurons, self.graph.timesteps
         q, k, v = (share.spikes[name].planes for name in node.inputs)
         width, longest = self.graph.features[node.name], int(np.diff(share.starts).max())
-        (planes, fired), kept = (NO_SPIKES, NO_COUNTS), step.lif is None or node.name in observed
+        planes, currents, kept = NO_SPIKES, NO_CURRENTS, step.lif is None or node.name in share.observed
         shape = (*q.shape[1:3], q.shape[3] * BLOCK)
         if step.lif is None:
-            currents = room.array(shape, np.int32)
+            currents = self.rooms[number].array(shape, np.int32)
         else:
-            planes, fired = self._planes(room, share, step.lif.name)
+            planes = self._planes(number, share, step.lif.name)
             currents = np.empty(shape, np.int32) if kept else NO_CURRENTS
         cells = self.scratch.array((kernels.attention_cells(longest, timesteps, width, node.heads),), np.int32)
-        operations = np.empty(2, np.int64)
+        fired = self.counters.fired[number]
         kernels.attention(
             q, k, v, share.starts, width, node.heads, np.empty(longest, step.sums), step.lif is not None, neurons.free,
-            neurons.level, neurons.keep, planes[0], currents, cells, operations,
-            fired,
+            neurons.level, neurons.keep, planes[0], currents, cells, self.counters.operations[number][0], fired,
         )  # fmt: skip
-        plain, weighted = operations.tolist()
-        share.activity[node.name] = NodeActivity(synaptic_operations=plain, weighted_operations=weighted)
         if kept:
             share.currents[node.name] = currents
         if step.lif:
-            self._keep_spikes(share, step.lif, planes, fired)
+            share.spikes[step.lif.name] = Spikes(planes, fired, fired)
 
-    def _add(self, step: AddStep, room: Room, share: Share) -> None:
+    def _add(self, number: int, step: AddStep, share: Share) -> None:
         """The counts of a sum follow from those of its inputs, but for how many sums are not 0."""
-        inputs = [share.spikes[name] for name in step.node.inputs]
-        total, events = self._planes(room, share, step.node.name)
-        total[:] = 0
-        for x in inputs:
+        first, *others = (share.spikes[name] for name in step.node.inputs)
+        total, events = self._planes(number, share, step.node.name), self.events[number]
+        kernels.copy(first.planes, total)
+        payload = first.payload.copy()
+        for x in others:
             kernels.add(x.planes, total)
-        kernels.count_sums(total, self.scratch.array(total.shape[1:], np.uint64), events)
-        payload = inputs[0].payload.copy()
-        for x in inputs[1:]:
             payload += x.payload
+        kernels.count_sums(total, self.scratch.array(total.shape[1:], np.uint64), events)
         share.spikes[step.node.name] = Spikes(total, payload, events)
 
-    def _read_out(self, step: ReadoutStep, share: Share, observed: frozenset[str]) -> np.ndarray:
+    def _read_out(self, number: int, step: ReadoutStep, share: Share) -> np.ndarray:
         """The sums over tokens and timesteps are made first: `sum(W x + b) = W sum(x) + T * tokens * b`."""
         x, name, width = share.spikes[step.node.inputs[0]], step.node.name, len(step.weight)
         payload = np.zeros((len(share.starts) - 1, len(x.payload)), np.int64)
         kernels.sum_samples(x.planes, share.starts, payload)
-        (share.activity[name],) = _operations(x, step.fan_out)
-        if name in observed:
+        kernels.count_operations(x.payload, x.events, step.fan_out, self.counters.operations[number])
+        if name in share.observed:
             share.currents[name] = _plain(x.planes, width).astype(np.int64) @ step.weight + step.bias
         tokens = np.diff(share.starts)[:, None]
         return payload[:, :width] @ step.weight + self.graph.timesteps * tokens * step.bias
 
-    def _planes(self, room: Room, share: Share, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Room for the spikes of a node, or for sums of them, and for the count of each neuron."""
+    def _planes(self, number: int, share: Share, name: str) -> np.ndarray:
+        """Room for the spikes of a node, or for sums of them."""
         planes, words = planes_of(self.graph, name), blocks_of(self.graph.features[name])
-        shape = (planes, len(share.ids), self.graph.timesteps, words)
-        return room.array(shape, np.uint64), np.empty(words * BLOCK, np.int64)
-
-    def _keep_spikes(self, share: Share, node: Source | LIF, planes: np.ndarray, fired: np.ndarray) -> None:
-        share.spikes[node.name] = Spikes(planes, fired, fired)
-        sites = self.graph.timesteps * len(share.ids) * self.graph.features[node.name]
-        share.activity[node.name] = NodeActivity(spikes=int(fired.sum()), sites=sites)
+        return self.rooms[number].array((planes, len(share.ids), self.graph.timesteps, words), np.uint64)
 
 
 def open_fast(graph: Graph, options: EngineOptions) -> FastEngine:
     """The fast engine, on as many threads as the options give it."""
     return FastEngine(graph, options.threads)
-
-
-def _operations(x: Spikes, fan_out: np.ndarray) -> list[NodeActivity]:
-    """What the values of x cause in each layer that reads them; `fan_out` [layers, in]."""
-    operations = np.empty((len(fan_out), 2), np.int64)
-    kernels.count_operations(x.payload, x.events, fan_out, operations)
-    return [NodeActivity(synaptic_operations=plain, weighted_operations=w) for plain, w in operations.tolist()]
 
 
 def _plain(planes: np.ndarray, width: int) -> np.ndarray:
@@ -294,10 +315,10 @@ def _plain(planes: np.ndarray, width: int) -> np.ndarray:
     return values
 
 
-def _pack(ids: np.ndarray, mask: np.ndarray) -> Share:
+def _pack(ids: np.ndarray, mask: np.ndarray, observed: frozenset[str]) -> Share:
     real = mask.astype(bool)
     starts = np.concatenate([[0], np.cumsum(mask.sum(1))])
-    return Share(ids[real], np.nonzero(real)[1], starts)
+    return Share(ids[real], np.nonzero(real)[1], starts, observed)
 
 
 def _unpack(shares: list[np.ndarray], real: np.ndarray) -> np.ndarray:

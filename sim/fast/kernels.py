@@ -16,6 +16,7 @@ from sim.fast.vectors import (
     add_rows_1,
     add_rows_4,
     add_scored,
+    fetch,
     fill_cells,
     fire,
     fire_free,
@@ -245,6 +246,9 @@ def synapses(
             stride, row = places[block, 1], block * inputs * BLOCK
             number = 0
             for r in range(tile):
+                if block + 1 < blocks:  # its weights will be needed next, from farther away
+                    for i in range(inputs * r // tile, inputs * (r + 1) // tile):
+                        fetch(flat, row + (inputs + i) * BLOCK)
                 fill_cells(bias, block * BLOCK, cells, steps)
                 while number < ends[r]:
                     start, end, t, chosen, plane = lists[number]
@@ -341,8 +345,8 @@ def _head_bits(x: np.ndarray, low: int, count: int) -> int:
 @compiled(nogil=True)
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, starts: np.ndarray, width: int, heads: int, scores: np.ndarray,
-    fires: bool, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray,
-    cells: np.ndarray, operations: np.ndarray, fired: np.ndarray,
+    fires: bool, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray,
+    currents: np.ndarray, cells: np.ndarray, operations: np.ndarray, fired: np.ndarray,
 ) -> None:  # fmt: skip
     """`a = (q k^T) v` for each head of each sample, then a LIF where `fires`.
 
@@ -371,10 +375,10 @@ def attention(
         first, count = starts[b], starts[b + 1] - starts[b]
         for t in range(steps):
             for h in range(heads):
-                for m in range(count):
-                    targets[m] = 0
-                    for s in range(slices):
-                        low, bits = h * size + s * BLOCK, min(BLOCK, size - s * BLOCK)
+                targets[:count] = 0
+                for s in range(slices):
+                    low, bits = h * size + s * BLOCK, min(BLOCK, size - s * BLOCK)
+                    for m in range(count):
                         queries[m, s] = _head_bits(q[0, first + m, t], low, bits)
                         keys[m, s] = _head_bits(k[0, first + m, t], low, bits)
                         value = _head_bits(v[0, first + m, t], low, bits)
@@ -413,6 +417,17 @@ def attention(
     operations[0], operations[1] = plain, weighted
     if fires:
         count_bits(spikes.reshape(spikes.shape[0] * steps, words), fired)
+
+
+@compiled(nogil=True)
+def copy(x: np.ndarray, out: np.ndarray) -> None:
+    """out = x, [P, R, T, W] words each; planes that x has not are 0."""
+    for p in range(out.shape[0]):
+        words = out[p].reshape(-1)
+        if p < x.shape[0]:
+            words[:] = x[p].reshape(-1)
+        else:
+            words[:] = 0
 
 
 @compiled(nogil=True)

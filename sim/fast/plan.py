@@ -179,6 +179,22 @@ def assign_rooms(steps: Sequence[Step]) -> list[int]:
     return rooms
 
 
+def neurons_of(step: Step) -> tuple[Source | LIF, ...]:
+    """The neurons of a step, in the order of their layers."""
+    if isinstance(step, SynapsesStep):
+        return step.lifs
+    if isinstance(step, AttentionStep):
+        return (step.lif,) if step.lif else ()
+    return (step.node,) if isinstance(step, (EncodeStep, LIFStep)) else ()
+
+
+def layers_of(step: Step) -> tuple[str, ...]:
+    """The nodes of a step that cause synaptic operations."""
+    if isinstance(step, SynapsesStep):
+        return tuple(layer.name for layer in step.layers)
+    return (step.node.name,) if isinstance(step, (AttentionStep, ReadoutStep)) else ()
+
+
 def reads_of(step: Step) -> tuple[str, ...]:
     """The nodes whose values a step reads."""
     return step.layers[0].inputs if isinstance(step, SynapsesStep) else step.node.inputs

@@ -185,6 +185,22 @@ def list_bits(_: Any, word: Any, first: Any, places: Any, index: Any, at: Any) -
 
 
 @intrinsic
+def fetch(_: Any, values: Any, at: Any) -> Any:
+    """Have the cache line of element `at` brought near, without waiting for it."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        pointer, place = _Code(context, builder, signature, arguments).arguments
+        byte = I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read, second_level, data = (ir.Constant(I32, number) for number in (0, 2, 1))
+        builder.call(prefetch, [builder.bitcast(builder.gep(pointer, [place]), byte), read, second_level, data])
+        return context.get_dummy_value()
+
+    return types.void(values, types.int64), codegen
+
+
+@intrinsic
 def spread_bits(_: Any, word: Any, out: Any, at: Any) -> Any:
     """out int16 [at .. at + 63] = -1 where the bit of the word is set, else 0."""
 

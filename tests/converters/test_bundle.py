@@ -7,17 +7,29 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from independent_interpreter import golden as read_golden
 from independent_interpreter import interpret
 from random_graphs import random_batch, random_dag, random_graph
-from small_bundles import small_bundle, small_golden, write_tokenizer
+from safetensors.numpy import load_file, save_file
+from small_bundles import (
+    rewrite_as_schema_1,
+    sign_again,
+    small_bundle,
+    small_golden,
+    write_tokenizer,
+    zip_bundle,
+)
 from tokenizers import Tokenizer
 
 from converters.bundle import BundleError, Golden, manifest_digest, read_bundle
+from converters.execution import TokenBatch
 from converters.serialise import graph_to_plain
+from sim.find_bundle import shipped_bundles
 from sim.reference import ReferenceEngine
 
 
@@ -72,12 +84,26 @@ def test_two_writes_give_the_same_bytes(tmp_path):
         assert path.read_bytes() == (other.folder / path.relative_to(one.folder)).read_bytes()
 
 
+@pytest.mark.parametrize("schema", [1, 2])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("make", [random_graph, random_dag])
-def test_an_interpreter_written_from_the_documentation_agrees(tmp_path, make, seed):
+def test_an_interpreter_written_from_the_documentation_agrees(tmp_path, make, seed, schema):
     rng = np.random.default_rng(seed)
-    kind = ("lif", "sign")[seed % 2]
-    bundle = small_bundle(tmp_path / "bundle", make(rng, source_kind=kind, timesteps=(1, 4, 8, 16)[seed]))
+    sizes = {
+        "source_kind": ("lif", "sign")[seed % 2],
+        "timesteps": (1, 4, 8, 16)[seed],
+        "weight_bits": (8, 4, 3, 2)[seed],
+        "hidden": (6, 9)[seed % 2],
+    }
+    heads = {"heads": 3} if make is random_graph else {}
+    bundle = small_bundle(tmp_path / "bundle", make(rng, **sizes, **heads))
+    if schema == 1:
+        bundle = rewrite_as_schema_1(bundle)
+    ids, mask, logits, spikes = read_golden(bundle.folder)
+    assert np.array_equal(ids, bundle.golden.batch.ids) and np.array_equal(mask, bundle.golden.batch.mask)
+    assert np.array_equal(logits, bundle.golden.logits)
+    assert spikes.keys() == bundle.golden.spikes.keys()
+    assert all(np.array_equal(spikes[name], bundle.golden.spikes[name]) for name in spikes)
     batch = random_batch(rng, bundle.graph, 4)
     names = [node.name for node in bundle.graph]
     expected = ReferenceEngine(bundle.graph).run(batch, names)
@@ -124,15 +150,99 @@ def test_a_file_that_is_not_listed_is_refused_and_a_hidden_one_ignored(bundle):
 
 
 def test_a_newer_schema_is_refused(bundle):
-    change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 2))
-    with pytest.raises(BundleError, match=r"manifest\.json: schema 2 is newer than 1"):
+    change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 3))
+    with pytest.raises(BundleError, match=r"manifest\.json: schema 3 is newer than 2"):
         read_bundle(bundle.folder)
 
 
 def test_a_newer_graph_schema_is_refused(bundle):
-    structure = graph_to_plain(bundle.graph).structure | {"schema": 2}
+    structure = graph_to_plain(bundle.graph).structure | {"schema": 3}
     change_file(bundle.folder, "graph.json", json.dumps(structure).encode())
-    with pytest.raises(BundleError, match=r"graph\.json: schema 2 is newer than 1"):
+    with pytest.raises(BundleError, match=r"graph\.json: schema 3 is newer than 2"):
+        read_bundle(bundle.folder)
+
+
+def test_manifest_and_graph_have_one_schema(bundle):
+    change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 1))
+    with pytest.raises(BundleError, match=r"graph\.json has schema 2, manifest\.json has 1"):
+        read_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_bundle_of_schema_1_is_read(tmp_path, bits):
+    graph = random_graph(np.random.default_rng(1), blocks=1, hidden=9, heads=3, weight_bits=bits)
+    bundle = small_bundle(tmp_path / "bundle", graph)
+    written = {name: (bundle.folder / name).stat().st_size for name in ("weights.safetensors", "golden.safetensors")}
+    again = rewrite_as_schema_1(bundle)
+    assert again.manifest["schema"] == 1
+    sizes = {name: (bundle.folder / name).stat().st_size for name in written}
+    assert (sizes["weights.safetensors"] > written["weights.safetensors"]) == (bits <= 4)
+    assert sizes["golden.safetensors"] > written["golden.safetensors"]
+    one, other = graph_to_plain(graph), graph_to_plain(again.graph)
+    assert one.structure == other.structure
+    assert all(np.array_equal(one.weights[name], other.weights[name]) for name in one.weights)
+    assert all(np.array_equal(bundle.golden.spikes[name], again.golden.spikes[name]) for name in bundle.golden.spikes)
+
+
+def test_the_shipped_bundle_is_of_schema_1_and_read_as_documented():
+    folder = shipped_bundles()["reviews"]
+    bundle = read_bundle(folder)
+    assert bundle.manifest["schema"] == 1
+    first = bundle.golden.batch[:2]
+    logits, values = interpret(folder, first.ids, first.mask)
+    assert np.array_equal(logits, bundle.golden.logits[:2])
+    for name, spikes in bundle.golden.spikes.items():
+        assert np.array_equal(values[name], spikes[:, :2])
+
+
+def test_golden_spikes_are_stored_for_real_tokens_only(bundle):
+    stored = load_file(bundle.folder / "golden.safetensors")
+    mask = bundle.golden.batch.mask
+    assert (mask == 0).sum() > 0
+    for name, spikes in bundle.golden.spikes.items():
+        bits = bundle.graph.timesteps * int(mask.sum()) * bundle.graph.features[name]
+        assert stored[f"spikes.{name}"].shape == ((bits + 7) // 8,)
+        assert not spikes[:, mask == 0].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda packed: packed[:, :-1], r"tensor 'block0\.q\.synapses\.weight': has shape \(16, 7\)"),
+        (lambda packed: packed[:-1], r"node 'block0\.q\.synapses': weight has 15 rows"),
+        (
+            lambda packed: packed * 0 + 8,
+            r"tensor 'block0\.q\.synapses\.weight': the weight in row 0, column 0 is -8",
+        ),
+        (lambda packed: packed.view(np.int8), r"tensor 'block0\.q\.synapses\.weight' is int8, not uint8"),
+    ],
+)
+def test_damaged_packed_weights_are_refused_by_name(tmp_path, change, message):
+    graph = random_graph(np.random.default_rng(0), blocks=1, weight_bits=4)
+    bundle = small_bundle(tmp_path / "bundle", graph)
+    weights = load_file(bundle.folder / "weights.safetensors")
+    name = "block0.q.synapses.weight"
+    save_file(weights | {name: np.ascontiguousarray(change(weights[name]))}, bundle.folder / "weights.safetensors")
+    sign_again(bundle.folder)
+    with pytest.raises(BundleError, match=message):
+        read_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("name", ["manifest.json", "graph.json"])
+def test_what_is_no_number_of_json_is_refused(bundle, name, number):
+    path = bundle.folder / name
+    path.write_text(path.read_text().replace("{", f'{{"more": {number},', 1))
+    if name == "graph.json":
+        sign_again(bundle.folder)
+    with pytest.raises(BundleError, match=rf"{name} is not JSON: {number}"):
+        read_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize(("target", "labels"), [(3, ["a", "b", "c"]), (None, ["a", "b", 3])])
+def test_a_target_and_labels_are_texts(bundle, target, labels):
+    sign_again(bundle.folder, target=target, config={"labels": labels})
+    with pytest.raises(BundleError, match=r"manifest\.json"):
         read_bundle(bundle.folder)
 
 
@@ -157,8 +267,11 @@ def test_a_manifest_has_exactly_its_fields(bundle, field):
 
 
 def test_what_is_no_bundle_is_refused(tmp_path):
-    with pytest.raises(BundleError, match="not a folder"):
+    with pytest.raises(BundleError, match="not a folder and no zip"):
         read_bundle(tmp_path / "nothing")
+    (tmp_path / "file").write_text("a,b")
+    with pytest.raises(BundleError, match="file: no zip"):
+        read_bundle(tmp_path / "file")
     with pytest.raises(BundleError, match=r"no manifest\.json"):
         read_bundle(tmp_path)
 
@@ -267,6 +380,16 @@ def test_golden_spikes_of_another_shape_are_refused(tmp_path):
         small_bundle(tmp_path / "bundle", graph, golden=wrong)
 
 
+def test_golden_samples_are_padded_no_further_than_the_longest(tmp_path):
+    graph = random_graph(np.random.default_rng(0), blocks=1)
+    golden = small_golden(graph)
+    mask = golden.batch.mask.copy()
+    mask[:, -1] = 0
+    wider = Golden(TokenBatch(golden.batch.ids, mask), golden.logits, golden.spikes)
+    with pytest.raises(BundleError, match=r"golden\.safetensors: 6 tokens, but no sample has as many"):
+        small_bundle(tmp_path / "bundle", graph, golden=wider)
+
+
 def test_texts_are_cut_and_padded_by_the_graph_and_not_by_the_tokenizer(bundle):
     batch, truncated = bundle.encode(["a good film", "", "a good film a good film"])
     assert batch.ids.tolist() == [[2, 4, 5, 7, 3, 0], [2, 3, 0, 0, 0, 0], [2, 4, 5, 7, 4, 3]]
@@ -312,3 +435,77 @@ def test_no_pickle_in_a_bundle(bundle):
 def test_a_bundle_may_be_moved(bundle, tmp_path):
     shutil.move(bundle.folder, tmp_path / "elsewhere")
     assert read_bundle(tmp_path / "elsewhere").manifest == bundle.manifest
+
+
+# From a zip
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    """Where temporary folders are made during a test."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("top", ["", "reviews/"])
+def test_a_zip_is_read_like_its_folder(bundle, tmp_path, temporary, top):
+    again = read_bundle(zip_bundle(bundle.folder, tmp_path / "bundle.zip", top))
+    assert again.manifest == bundle.manifest
+    assert again.place == again.zip == tmp_path / "bundle.zip"
+    one, other = graph_to_plain(bundle.graph), graph_to_plain(again.graph)
+    assert all(np.array_equal(one.weights[name], other.weights[name]) for name in one.weights)
+    (folder,) = temporary.iterdir()
+    assert again.folder == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert read_bundle(folder).manifest == bundle.manifest  # a worker opens it by its folder
+    again = None
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_zip_that_python_itself_makes_is_read(bundle, tmp_path, temporary):
+    path = tmp_path / "bundle.zip"
+    subprocess.run([sys.executable, "-m", "zipfile", "-c", path, bundle.folder], check=True)
+    assert read_bundle(path).manifest == bundle.manifest
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_damaged_bundle_in_a_zip_names_zip_and_file(bundle, tmp_path, temporary):
+    path = bundle.folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    path = zip_bundle(bundle.folder, tmp_path / "bundle.zip")
+    with pytest.raises(BundleError, match=f"^{path}/weights.safetensors is damaged"):
+        read_bundle(path)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_zip_of_something_else_is_refused_and_leaves_nothing(tmp_path, temporary):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("x")
+    path = zip_bundle(tmp_path / "folder", tmp_path / "notes.zip")
+    with pytest.raises(BundleError, match=f"^{path}: holds no bundle"):
+        read_bundle(path)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(bundle, tmp_path, temporary, monkeypatch):
+    def full(self, mode):
+        raise OSError(28, "No space left on device", str(self))
+
+    path = zip_bundle(bundle.folder, tmp_path / "bundle.zip")
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(BundleError, match="No space left on device"):
+        read_bundle(path)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_does_not_remove_the_files_of_its_parent(bundle, tmp_path, temporary):
+    again = read_bundle(zip_bundle(bundle.folder, tmp_path / "bundle.zip"))
+    child = os.fork()
+    if child == 0:
+        del again
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (again.folder / "manifest.json").is_file()

@@ -7,9 +7,11 @@ from importlib import resources
 import fastjsonschema
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from random_graphs import random_dag, random_graph
 
-from converters.graph import LIF, Graph, GraphError
+from converters.graph import LIF, Graph, GraphError, Readout, Source, Synapses
 from converters.serialise import PlainGraph, SerialiseError, graph_to_plain, plain_to_graph
 
 
@@ -40,6 +42,107 @@ def test_round_trip(make, change, seed):
     assert_same(graph_to_plain(plain_to_graph(through_json)), plain)
 
 
+def one_layer(weight: np.ndarray, bits: int) -> Graph:
+    """The smallest graph with these weights, int8 [out, in]."""
+    rows, columns = weight.shape
+    nodes = (
+        Source("source", np.ones((2, columns), np.int8)),
+        Synapses("layer", ("source",), weight, np.zeros(rows, np.int32), bits),
+        LIF("layer.lif", ("layer",), 3),
+        Readout("readout", ("layer.lif",), np.full((2, rows), -128, np.int8), np.zeros(2, np.int32)),
+    )
+    return Graph(1, 1, nodes)
+
+
+@st.composite
+def layers(draw, most_bits=8):
+    """Graphs of one layer of random shape, weights of 2 .. `most_bits` bits."""
+    bits = draw(st.integers(2, most_bits))
+    rows, columns = draw(st.integers(1, 5)), draw(st.integers(1, 9))
+    limit = 2 ** (bits - 1) - 1
+    numbers = draw(st.lists(st.integers(-limit, limit), min_size=rows * columns, max_size=rows * columns))
+    return one_layer(np.array(numbers, np.int8).reshape(rows, columns), bits)
+
+
+def as_schema_1(plain: PlainGraph, graph: Graph) -> PlainGraph:
+    """The same graph as schema 1 has it: every weight has a byte."""
+    weights = {f"{node.name}.weight": node.weight for node in graph if isinstance(node, Synapses)}
+    return PlainGraph(plain.structure | {"schema": 1}, plain.weights | weights, plain.encoder)
+
+
+@given(layers())
+def test_weights_of_any_width_and_shape_come_back(graph):
+    plain = graph_to_plain(graph)
+    layer = graph["layer"]
+    rows, columns = layer.weight.shape
+    stored = plain.weights["layer.weight"]
+    if layer.weight_bits <= 4:
+        assert stored.dtype == np.uint8 and stored.shape == (rows, (columns + 1) // 2)
+    else:
+        assert stored.dtype == np.int8 and stored.shape == (rows, columns)
+    assert plain.weights["readout.weight"].dtype == np.int8  # a readout has no width of its own
+    again = plain_to_graph(plain)
+    assert np.array_equal(again["layer"].weight, layer.weight)
+    assert again["layer"].weight.dtype == np.int8
+    json_schema()(plain.structure)
+
+
+@given(layers())
+def test_schema_1_is_read(graph):
+    old = as_schema_1(graph_to_plain(graph), graph)
+    assert old.weights["layer.weight"].dtype == np.int8
+    assert_same(graph_to_plain(plain_to_graph(old)), graph_to_plain(graph))
+    json_schema()(old.structure)
+
+
+@given(layers(most_bits=4))
+def test_the_schema_decides_how_weights_are_read(graph):
+    plain = graph_to_plain(graph)
+    old = as_schema_1(plain, graph)
+    with pytest.raises(SerialiseError, match=r"tensor 'layer\.weight' is uint8, not int8"):
+        plain_to_graph(PlainGraph(old.structure, plain.weights, plain.encoder))
+    with pytest.raises(SerialiseError, match=r"tensor 'layer\.weight' is int8, not uint8: weights of at most 4 bits"):
+        plain_to_graph(PlainGraph(plain.structure, old.weights, plain.encoder))
+
+
+PACKED = graph_to_plain(one_layer(np.array([[1, -2, 7], [0, 3, -7]], np.int8), 4))
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ([[0xE1, 0x07]], "layer"),  # a row too few
+        ([[0xE1], [0x30]], r"tensor 'layer\.weight': has shape \(2, 1\), rows of 3 weights take 2 bytes"),
+        ([[0xE1, 0x07, 0], [0x30, 0x09, 0]], r"tensor 'layer\.weight': has shape \(2, 3\)"),
+        ([0xE1, 0x07, 0x30, 0x09], r"tensor 'layer\.weight': has shape \(4,\)"),
+        ([[0xE1, 0x07], [0x30, 0x08]], r"tensor 'layer\.weight': the weight in row 1, column 2 is -8"),
+        ([[0xE1, 0x07], [0x30, 0x19]], r"tensor 'layer\.weight': the last half of row 1 belongs to no weight"),
+    ],
+)
+def test_damaged_packed_weights_are_refused_by_name(stored, message):
+    plain_to_graph(PACKED)
+    weights = PACKED.weights | {"layer.weight": np.array(stored, np.uint8)}
+    with pytest.raises((SerialiseError, GraphError), match=message):
+        plain_to_graph(PlainGraph(PACKED.structure, weights, PACKED.encoder))
+
+
+@pytest.mark.parametrize(("bits", "reach"), [(2, 2), (3, 4)])
+def test_a_packed_weight_beyond_its_own_width_is_refused(bits, reach):
+    structure = copy.deepcopy(PACKED.structure)
+    structure["nodes"][1]["weight_bits"] = bits
+    weights = PACKED.weights | {"layer.weight": np.array([[reach, 0], [0, 0]], np.uint8)}
+    with pytest.raises(GraphError, match=rf"node 'layer': \|weight\| reaches {reach}"):
+        plain_to_graph(PlainGraph(structure, weights, PACKED.encoder))
+
+
+@pytest.mark.parametrize("inputs", [[], ["nobody"], ["source", "source"]])
+def test_packed_weights_without_one_known_input_are_refused(inputs):
+    structure = copy.deepcopy(PACKED.structure)
+    structure["nodes"][1]["inputs"] = inputs
+    with pytest.raises(SerialiseError, match="node 'layer': synapses have one input"):
+        plain_to_graph(PlainGraph(structure, PACKED.weights, PACKED.encoder))
+
+
 @pytest.mark.parametrize("make", [random_graph, random_dag])
 def test_the_json_schema_takes_what_is_written(make):
     validate = json_schema()
@@ -59,6 +162,7 @@ BROKEN = {
     "missing top field": lambda s: s.pop("T"),
     "unknown top field": lambda s: s.__setitem__("comment", "x"),
     "unknown op": set_field("op", "softmax"),
+    "a list for an op": set_field("op", ["lif"]),
     "float for an integer": set_field("dv", 0.5),
     "true for an integer": set_field("dv", True),
     "text for an integer": set_field("threshold", "5"),
@@ -70,6 +174,10 @@ BROKEN = {
     "a node is a number": lambda s: s["nodes"].__setitem__(2, 7),
     "schema is text": lambda s: s.__setitem__("schema", "1"),
     "schema zero": lambda s: s.__setitem__("schema", 0),
+    "a newer schema": lambda s: s.__setitem__("schema", 3),
+    "T beyond 32 bits": lambda s: s.__setitem__("T", 2**31),
+    "n_max beyond 64 bits": lambda s: s.__setitem__("n_max", 10**400),
+    "scale beyond a double": lambda s: s["nodes"][-1].__setitem__("scale", 10**400),
 }
 
 
@@ -87,8 +195,8 @@ def test_broken_structure_is_refused_by_reader_and_schema(name):
 
 def test_a_newer_schema_is_named():
     plain = graph_to_plain(random_graph(np.random.default_rng(0), blocks=1))
-    with pytest.raises(SerialiseError, match="schema 2 is newer than 1"):
-        plain_to_graph(PlainGraph(plain.structure | {"schema": 2}, plain.weights, plain.encoder))
+    with pytest.raises(SerialiseError, match="schema 3 is newer than 2"):
+        plain_to_graph(PlainGraph(plain.structure | {"schema": 3}, plain.weights, plain.encoder))
 
 
 def test_tensors_must_be_exactly_those_of_the_nodes():
