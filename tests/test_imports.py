@@ -22,6 +22,12 @@ RULES: dict[str, set[str]] = {
     "converters.graph": set(),
     "converters.execution": {"converters.graph"},
     "converters.encoder": {"converters.graph", "converters.execution"},
+    "converters.ranges": {"converters.graph", "converters.encoder"},
+    "converters.graph_text": {"converters.graph"},
+    "converters.passes": {
+        *("converters.passes", "converters.ranges", "converters.graph_text"),
+        *("converters.graph", "converters.execution"),
+    },
     "converters.pipeline": {"converters", "sim.reference", "sim.verify"},
     "converters.from_torch": {"converters", "spikebert", "torch", "transformers"},
     "converters.torch_engine": {"converters", "spikebert", "torch"},

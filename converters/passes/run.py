@@ -52,9 +52,11 @@ def run_passes(
     batch the golden inputs; `run` executes a graph on them (the reference interpreter)
     save  a folder for the graph before the first and after each pass, numbered, as text, with its ranges
 
-    Raises CheckFailed where a pass refuses the graph, makes an illegal one, or changes a value.
+    Raises CheckFailed where a pass refuses the graph, makes an illegal one, or changes a value, and UserError where
+    `save` cannot be made.
     """
     if save is not None:
+        _make_folder(save)
         _save(save, 0, "before", graph)
     records = []
     before = run(graph, batch)
@@ -102,8 +104,14 @@ def _first_difference(node: str, old: np.ndarray, new: np.ndarray) -> str:
     )
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: no folder can be made there for the passes: {error.strerror}") from None
+
+
 def _save(folder: Path, number: int, name: str, graph: Graph) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     start = folder / f"{number:02}-{name}"
     start.with_suffix(".graph.txt").write_text(graph_text(graph), encoding="utf-8")
     start.with_suffix(".ranges.txt").write_text(ranges_table(graph, prove_ranges(graph)), encoding="utf-8")

@@ -27,7 +27,7 @@ from sim.fast.vectors import (
 )
 from spikebert.compiled import compiled
 
-TILE = 32  # tokens whose spikes wait while a block of weights is in the first-level cache
+TILE = 64  # tokens whose spikes wait while a block of weights is in the first-level cache
 SLACK = 8  # entries that `list_bits` may write past its end
 
 # Timesteps (bits) for which rows of weights may be summed up once, in the order in which they are tried; neurons with
