@@ -318,7 +318,8 @@ def _plain(planes: np.ndarray, width: int) -> np.ndarray:
 def _pack(ids: np.ndarray, mask: np.ndarray, observed: frozenset[str]) -> Share:
     real = mask.astype(bool)
     starts = np.concatenate([[0], np.cumsum(mask.sum(1))])
-    return Share(ids[real], np.nonzero(real)[1], starts, observed)
+    places = np.ascontiguousarray(np.nonzero(real)[1])  # or kernels would be compiled for another layout
+    return Share(ids[real], places, starts, observed)
 
 
 def _unpack(shares: list[np.ndarray], real: np.ndarray) -> np.ndarray:

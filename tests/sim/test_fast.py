@@ -13,6 +13,7 @@ from random_graphs import random_batch, random_dag, random_graph
 from converters.execution import TokenBatch
 from converters.graph import LIF, Add, Attention, Graph, Readout, Source, Synapses
 from sim.activity import count_activity
+from sim.fast import kernels
 from sim.fast.engine import FastEngine
 from sim.fast.plan import LIFStep, SynapsesStep, make_plan
 from sim.reference import ReferenceEngine
@@ -185,6 +186,17 @@ def test_a_current_read_twice_is_kept() -> None:
     graph = Graph(4, 2, nodes)
     assert sum(isinstance(step, LIFStep) for step in make_plan(graph)) == 2
     assert_equal(graph, BATCH)
+
+
+def test_all_is_compiled_when_the_engine_is_opened() -> None:
+    """A first sentence that waited for the compiler would be told as slow."""
+    rng = np.random.default_rng(0)
+    graph = random_graph(rng, blocks=2, n_max=12)
+    with closing(FastEngine(graph)) as engine:
+        compiled = [function for function in vars(kernels).values() if hasattr(function, "signatures")]
+        before = [len(function.signatures) for function in compiled]
+        engine.run(random_batch(rng, graph, 5))
+        assert [len(function.signatures) for function in compiled] == before
 
 
 def test_threads_share_nothing() -> None:
