@@ -1,5 +1,7 @@
 """The bundle: a folder with everything a host needs to run a network. Written whole or not at all, read with care.
 
+A zip of that folder can be read in its place.
+
 docs/bundle.md describes every file. No pickle anywhere: JSON, safetensors and text.
 """
 
@@ -7,15 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import tempfile
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import safetensors
@@ -23,6 +28,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from tokenizers import Tokenizer
 
+from converters.archive import ArchiveError, extract_zip
 from converters.execution import Execution, TokenBatch
 from converters.graph import LIF, Graph, GraphError, Source
 from converters.model_card import model_card
@@ -30,6 +36,7 @@ from converters.serialise import SCHEMA, PlainGraph, SerialiseError, check_schem
 from spikebert.commands import UserError
 
 GOLDEN_MAX = 8  # samples in golden.safetensors
+REAL_TOKENS_SINCE = 2  # from this schema on, golden spikes are recorded without padding, where all is silent
 TOKENIZER_FILES = (  # tokenizer.json must be there, the rest is for AutoTokenizer
     "tokenizer.json",
     "tokenizer_config.json",
@@ -109,7 +116,8 @@ class Bundle:
     manifest  manifest.json as it stands
     tokenizer set to cut at n_max and not to pad, whatever tokenizer.json says
     golden    recorded inputs and spikes
-    folder    where it was read from
+    folder    where its files are. For one that was read from a zip, a temporary folder, removed with this object
+    zip       what it was read from, if not from a folder
     """
 
     graph: Graph
@@ -117,6 +125,12 @@ class Bundle:
     tokenizer: Tokenizer
     golden: Golden
     folder: Path
+    zip: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """What a person knows it by: its zip or its folder."""
+        return self.zip or self.folder
 
     @property
     def config(self) -> dict[str, Any]:
@@ -216,28 +230,55 @@ def write_bundle(
     return replace(bundle, folder=folder)
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """Read a bundle and check it: schema, every hash, every shape, and that the parts fit together.
+def read_bundle(path: Path) -> Bundle:
+    """Read a bundle, a folder or a zip of one, and check it: schema, every hash, every shape, that the parts fit.
 
-    Each file is read once, and the bytes that were hashed are the bytes that are used. Raises BundleError.
+    Each file is read once, and the bytes that were hashed are the bytes that are used. A zip is unpacked into a
+    temporary folder of this user alone, which is removed when the `Bundle` is no longer used. Raises BundleError.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is not a folder. A bundle is a folder written by spikebert-export")
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    if path.is_file():
+        return _read_zip(path)
+    raise BundleError(f"{path} is not a folder and no zip. A bundle is a folder written by spikebert-export")
+
+
+def _read_folder(folder: Path) -> Bundle:
     if not (folder / "manifest.json").is_file():
         raise BundleError(f"{folder} has no manifest.json, so it is no bundle. Write one with spikebert-export")
     with _errors_name_files("reading", folder):
         manifest = _read_manifest(folder / "manifest.json")
         files = _read_files(folder, manifest["files"])
-        graph = _read_graph(folder, files)
-        bundle = Bundle(
-            graph, manifest, _read_tokenizer(folder, files, graph), _read_golden(folder, files, graph), folder
-        )
+        graph = _read_graph(folder, files, manifest["schema"])
+        tokenizer = _read_tokenizer(folder, files, graph)
+        golden = _read_golden(folder, files, graph, manifest["schema"])
     names = manifest["config"].get("labels")
     classes = graph.features[graph.output]
-    if names is not None and (not isinstance(names, list) or len(names) != classes):
+    if names is not None and not (isinstance(names, list) and len(names) == classes and all(map(_is_text, names))):
         raise BundleError(f"{folder / 'manifest.json'}: config.labels must name the {classes} classes, it is {names!r}")
+    return Bundle(graph, manifest, tokenizer, golden, folder)
+
+
+def _read_zip(path: Path) -> Bundle:
+    with _errors_name_files("unpacking", path), ExitStack() as undo:
+        folder = Path(tempfile.mkdtemp(prefix="spikebert-"))
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            extract_zip(path, folder)
+            bundle = replace(_read_folder(folder), zip=path)
+        except ArchiveError as error:
+            raise BundleError(f"{path}: {error}") from error
+        except BundleError as error:  # it names files of the temporary folder, which nobody knows
+            raise BundleError(str(error).replace(str(folder), str(path))) from error
+        weakref.finalize(bundle, _remove_folder, folder, os.getpid())  # at the latest when this process ends
+        undo.pop_all()
     return bundle
+
+
+def _remove_folder(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child has the object too, but not the folder
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # Writing
@@ -296,8 +337,9 @@ def _copy_tokenizer(source: Path, destination: Path) -> None:
 
 
 def _golden_to_tensors(golden: Golden) -> dict[str, np.ndarray]:
+    real = golden.batch.mask == 1
     tensors = {"ids": golden.batch.ids, "mask": golden.batch.mask, "logits": golden.logits}
-    return tensors | {f"spikes.{name}": np.packbits(spikes) for name, spikes in golden.spikes.items()}
+    return tensors | {f"spikes.{name}": np.packbits(spikes[:, real]) for name, spikes in golden.spikes.items()}
 
 
 def _manifest(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], target: str | None) -> bytes:
@@ -339,8 +381,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         check_schema(manifest, str(path))
     except SerialiseError as error:
         raise BundleError(str(error)) from None
-    if set(manifest) != MANIFEST_FIELDS or not all(
-        isinstance(manifest[field], dict) for field in ("files", "config", "provenance")
+    if (
+        set(manifest) != MANIFEST_FIELDS
+        or not all(isinstance(manifest[field], dict) for field in ("files", "config", "provenance"))
+        or not (manifest["target"] is None or _is_text(manifest["target"]))
     ):
         raise BundleError(f"{path}: its fields must be {', '.join(sorted(MANIFEST_FIELDS))}. Export the bundle again")
     if manifest["digest"] != manifest_digest(manifest):
@@ -375,16 +419,22 @@ def _read_files(folder: Path, hashes: dict[str, str]) -> dict[str, bytes]:
     return files
 
 
-def _read_graph(folder: Path, files: dict[str, bytes]) -> Graph:
+def _read_graph(folder: Path, files: dict[str, bytes], schema: int) -> Graph:
     plain = PlainGraph(
         _parse_json(files["graph.json"], folder / "graph.json"),
         _parse_tensors(files["weights.safetensors"], folder / "weights.safetensors"),
         _parse_tensors(files["encoder.safetensors"], folder / "encoder.safetensors"),
     )
     try:
-        return plain_to_graph(plain)
+        graph = plain_to_graph(plain)
     except (SerialiseError, GraphError) as error:
         raise BundleError(f"{folder}: not a legal graph: {error}. Export the bundle again") from error
+    if plain.structure["schema"] != schema:
+        raise BundleError(
+            f"{folder / 'graph.json'} has schema {plain.structure['schema']}, manifest.json has {schema}. "
+            "Export the bundle again"
+        )
+    return graph
 
 
 def _read_tokenizer(folder: Path, files: dict[str, bytes], graph: Graph) -> Tokenizer:
@@ -409,16 +459,16 @@ def _read_tokenizer(folder: Path, files: dict[str, bytes], graph: Graph) -> Toke
     return tokenizer
 
 
-def _read_golden(folder: Path, files: dict[str, bytes], graph: Graph) -> Golden:
+def _read_golden(folder: Path, files: dict[str, bytes], graph: Graph, schema: int) -> Golden:
     path = folder / "golden.safetensors"
     tensors = _parse_tensors(files["golden.safetensors"], path)
     try:
-        return _golden_from_tensors(tensors, graph)
+        return _golden_from_tensors(tensors, graph, schema)
     except ValueError as error:
         raise BundleError(f"{path}: {error}. Export the bundle again") from error
 
 
-def _golden_from_tensors(tensors: dict[str, np.ndarray], graph: Graph) -> Golden:
+def _golden_from_tensors(tensors: dict[str, np.ndarray], graph: Graph, schema: int) -> Golden:
     """Unpack and check shapes and dtypes. Raises ValueError."""
     nodes = golden_nodes(graph)
     expected = {"ids", "mask", "logits", *(f"spikes.{name}" for name in nodes)}
@@ -431,14 +481,20 @@ def _golden_from_tensors(tensors: dict[str, np.ndarray], graph: Graph) -> Golden
     logits = _typed(tensors, "logits", np.int64)
     if logits.shape != (len(batch), graph.features[graph.output]):
         raise ValueError(f"logits have shape {logits.shape}, not {(len(batch), graph.features[graph.output])}")
+    recorded = batch.mask == 1
+    if schema < REAL_TOKENS_SINCE:
+        recorded = np.ones_like(recorded)
+    elif not recorded[:, -1].any():  # padding takes no room in this file, but in memory
+        raise ValueError(f"{batch.ids.shape[1]} tokens, but no sample has as many")
     spikes = {}
     for name in nodes:
         packed = _typed(tensors, f"spikes.{name}", np.uint8)
-        shape = (graph.timesteps, *batch.ids.shape, graph.features[name])
-        count = int(np.prod(shape))
+        shape = (graph.timesteps, int(recorded.sum()), graph.features[name])  # [T, tokens, D]
+        count = math.prod(shape)
         if packed.shape != (-(-count // 8),):
             raise ValueError(f"spikes.{name} has shape {packed.shape}, {count} bits take {-(-count // 8)} bytes")
-        spikes[name] = np.unpackbits(packed, count=count).reshape(shape)
+        spikes[name] = np.zeros((graph.timesteps, *batch.ids.shape, graph.features[name]), np.uint8)
+        spikes[name][:, recorded] = np.unpackbits(packed, count=count).reshape(shape)
     return Golden(batch, logits, spikes)
 
 
@@ -448,11 +504,27 @@ def _typed(tensors: dict[str, np.ndarray], name: str, dtype: type) -> np.ndarray
     return tensors[name]
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _parse_json(content: bytes, path: Path) -> Any:
+    """JSON as the standard has it: no NaN, no infinity, no number that Python makes one of."""
     try:
-        return json.loads(content.decode())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return json.loads(content.decode(), parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8
         raise BundleError(f"{path} is not JSON: {error}. Export or copy the bundle again") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def _parse_tensors(content: bytes, path: Path) -> dict[str, np.ndarray]:

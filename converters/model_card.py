@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from converters.graph import LIF, Graph, Source, Synapses
+from converters.serialise import stored_weight
 
 
 def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, folder_name: str) -> str:
@@ -33,10 +34,10 @@ def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, fold
         "",
         "```",
         f"spikebert-run {folder_name} --text {example}",
-        f"spikebert-run {folder_name} --verify",
+        f"spikebert-run {folder_name} --check",
         "```",
         "",
-        "The first line classifies a text, the second checks this machine against the recorded spikes.",
+        "The first line classifies a text, the second checks every file, and this machine against the recorded spikes.",
         "What each file holds is described in docs/bundle.md of spikebert; manifest.json says how it was made.",
         "",
     ]
@@ -64,6 +65,6 @@ def _sizes(graph: Graph) -> dict[str, int]:
         "nodes in the graph": len(graph.nodes),
         "neurons for each token": neurons,
         "weights in synapses": sum(node.weight.size for node in layers),
-        "bytes of those weights": -(-sum(node.weight.size * node.weight_bits for node in layers) // 8),
+        "bytes of those weights": sum(stored_weight(node).nbytes for node in layers),
         "bytes of the encoder table": graph.source.table.size,
     }

@@ -2,18 +2,25 @@
 
 The layout is documented in docs/bundle.md and, for machines, in graph.schema.json beside this file. Reading is
 strict: a field too many, too few or of the wrong type is refused; the numbers are then checked by `Graph`.
+
+Schema 2 is written. Schema 1 is read too: there every weight takes a byte, however few bits it has.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from converters.graph import LIF, Add, Attention, Graph, GraphError, Node, Readout, Source, Synapses
+from converters.nibbles import NIBBLE_BITS, pack, unpack
 
-SCHEMA = 1
+SCHEMA = 2  # the one that is written; older ones are read
+PACKED_SINCE = 2  # from this schema on, weights of at most NIBBLE_BITS are stored two to a byte
+
+COUNT_MAX = 2**31 - 1  # of T and n_max: readers may hold them in 32 bits
 
 # op -> the fields a node has beside name, op, inputs and features, with their JSON types
 NULLABLE_INT = (int, type(None))
@@ -41,7 +48,8 @@ class PlainGraph:
     """The three parts a graph is stored as.
 
     structure the JSON object of graph.json
-    weights   "<node>.weight" int8, "<node>.bias" int32, "<node>.threshold" int32 where a vector
+    weights   "<node>.weight" int8, or uint8 where two weights share a byte (`converters.nibbles`); "<node>.bias" int32;
+              "<node>.threshold" int32 where a vector
     encoder   "table" int8, "position" int32 where the source has one
     """
 
@@ -64,6 +72,8 @@ def graph_to_plain(graph: Graph) -> PlainGraph:
         for field in ("weight", "bias", "threshold"):
             if isinstance(array := getattr(node, field, None), np.ndarray):
                 weights[f"{node.name}.{field}"] = array
+        if isinstance(node, Synapses):
+            weights[f"{node.name}.weight"] = stored_weight(node)
     encoder = {"table": graph.source.table}
     if graph.source.position is not None:
         encoder["position"] = graph.source.position
@@ -75,11 +85,16 @@ def plain_to_graph(plain: PlainGraph) -> Graph:
     structure = plain.structure
     check_schema(structure, "graph.json")
     _check_fields(structure, TOP, "graph.json")
+    for field in ("T", "n_max"):
+        if structure[field] > COUNT_MAX:
+            raise SerialiseError(f"graph.json: field '{field}' is {structure[field]}, the limit is {COUNT_MAX}")
+    places = [f"graph.json, nodes[{index}]" for index in range(len(structure["nodes"]))]
+    for entry, where in zip(structure["nodes"], places):
+        _check_entry(entry, where)
     weights, encoder = dict(plain.weights), dict(plain.encoder)
-    nodes = tuple(
-        _node_from_json(entry, f"graph.json, nodes[{index}]", weights, encoder)
-        for index, entry in enumerate(structure["nodes"])
-    )
+    if structure["schema"] >= PACKED_SINCE:
+        weights |= _unpacked(structure["nodes"], weights)
+    nodes = tuple(_node_from_json(entry, where, weights, encoder) for entry, where in zip(structure["nodes"], places))
     if left := [*weights, *encoder]:
         raise SerialiseError(f"tensors that no node uses: {', '.join(sorted(left))}")
     graph = Graph(structure["T"], structure["n_max"], nodes)
@@ -110,14 +125,46 @@ def _node_to_json(graph: Graph, node: Node) -> dict[str, Any]:
     return entry
 
 
-def _node_from_json(entry: object, where: str, weights: Arrays, encoder: Arrays) -> Node:
-    """Build one node; the arrays it uses are taken out of `weights` and `encoder`."""
-    if not isinstance(entry, dict) or entry.get("op") not in FIELDS:
+def stored_weight(node: Synapses) -> np.ndarray:
+    """The weights of a layer as stored: int8 [out, in], or uint8 [out, ceil(in / 2)] where two share a byte."""
+    return pack(node.weight) if node.weight_bits <= NIBBLE_BITS else node.weight
+
+
+def _unpacked(entries: list[dict[str, Any]], weights: Arrays) -> Arrays:
+    """Those of the weights that share a byte on disk, with a byte each. Raises SerialiseError where damaged."""
+    widths = {entry["name"]: entry["features"] for entry in entries}
+    found = {}
+    for entry in entries:
+        tensor = f"{entry['name']}.weight"
+        if entry["op"] != "synapses" or entry["weight_bits"] > NIBBLE_BITS or tensor not in weights:
+            continue
+        columns = [widths[producer] for producer in entry["inputs"] if producer in widths]
+        if len(columns) != 1:
+            raise SerialiseError(f"graph.json, node '{entry['name']}': synapses have one input, a node of the graph")
+        if weights[tensor].dtype != np.uint8:
+            raise SerialiseError(
+                f"tensor '{tensor}' is {weights[tensor].dtype}, not uint8: "
+                f"weights of at most {NIBBLE_BITS} bits are stored two to a byte"
+            )
+        try:
+            found[tensor] = unpack(weights[tensor], columns[0])
+        except ValueError as error:
+            raise SerialiseError(f"tensor '{tensor}': {error}") from None
+    return found
+
+
+def _check_entry(entry: object, where: str) -> None:
+    """Raises SerialiseError unless `entry` has exactly the fields of its op, each of the right type."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("op"), str) or entry["op"] not in FIELDS:
         raise SerialiseError(f"{where}: expected an object whose 'op' is one of {', '.join(FIELDS)}")
     _check_fields(entry, COMMON | FIELDS[entry["op"]], where)
-    name, inputs = entry["name"], tuple(entry["inputs"])
-    if not all(isinstance(producer, str) for producer in inputs):
+    if not all(isinstance(producer, str) for producer in entry["inputs"]):
         raise SerialiseError(f"{where}: 'inputs' must be names")
+
+
+def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder: Arrays) -> Node:
+    """Build one node; the arrays it uses are taken out of `weights` and `encoder`."""
+    name, inputs = entry["name"], tuple(entry["inputs"])
 
     def take(field: str, arrays: Arrays, tensor: str) -> np.ndarray:
         if tensor not in arrays:
@@ -145,6 +192,8 @@ def _node_from_json(entry: object, where: str, weights: Arrays, encoder: Arrays)
     weight, bias = take("weight", weights, f"{name}.weight"), take("bias", weights, f"{name}.bias")
     if op == "synapses":
         return Synapses(name, inputs, weight, bias, entry["weight_bits"])
+    if not abs(entry["scale"]) <= sys.float_info.max:
+        raise SerialiseError(f"{where}: 'scale' is no finite number")
     return Readout(name, inputs, weight, bias, float(entry["scale"]))
 
 
