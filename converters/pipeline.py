@@ -155,6 +155,8 @@ def export(
         graph = graph_from_model(model)
     except GraphError as error:
         raise CheckFailed(f"{model_folder}: the model makes no legal graph: {error}") from error
+    if target is not None:
+        check_legal(graph, target)  # before the long work; no pass makes a graph legal that is not
     batch = tokenise_golden(tokenizer, graph.n_max, tokenizer.pad_token_id or 0)
     comparison = check_against_torch(graph, TorchEngine(graph, model), batch)
     graph, execution, records = run_passes(graph, chosen, batch, run_reference, save_passes)
