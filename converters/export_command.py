@@ -83,7 +83,8 @@ def body(argv: Sequence[str]) -> int:
         compared = done.comparison.values_compared
         note(f"torch model and graph agree: {compared:,} values on the golden inputs, 0 mismatches")
         for record in done.passes:
-            note(f"{record.name}: {record.summary}; {record.values_compared:,} values as before")
+            same = f"; {record.values_compared:,} values as before" if record.values_compared else ""
+            note(f"{record.name}: {record.summary}{same}")
         write_output(f"{arguments.out}: {len(done.bundle.graph.nodes)} nodes, {size / 1e6:.1f} MB")
         note(f'try: spikebert-run {arguments.out} --text "a gripping , funny film"')
     return OK

@@ -59,6 +59,11 @@ def _freeze_array(node: object, field: str, ndim: int, dtype: type) -> None:
     object.__setattr__(node, field, frozen)
 
 
+def _largest(values: np.ndarray) -> int:
+    """The largest |value|."""
+    return max(-int(values.min()), int(values.max()))
+
+
 def _check_neuron(name: str, threshold: int | np.ndarray, dv: int, shift: int) -> None:
     levels = np.asarray(threshold)
     _require(
@@ -99,7 +104,7 @@ class Source:
         _require(self.kind in SOURCE_KINDS, self.name, f"kind '{self.kind}' is none of {SOURCE_KINDS}")
         _require(self.inputs == (), self.name, "a source has no inputs")
         _check_neuron(self.name, self.threshold, self.dv, self.shift)
-        reach = int(np.abs(self.table.astype(np.int64)).max())
+        reach = _largest(self.table)
         if self.position is not None:
             _freeze_array(self, "position", 2, np.int32)
             _require(
@@ -107,7 +112,7 @@ class Source:
                 self.name,
                 f"position has {self.position.shape[1]} features, table has {self.table.shape[1]}",
             )
-            reach += int(np.abs(self.position.astype(np.int64)).max())
+            reach += _largest(self.position)
         _require(reach <= ACCUMULATOR_MAX, self.name, f"|current| may reach {reach}, the limit is {ACCUMULATOR_MAX}")
 
 
@@ -134,7 +139,7 @@ class Synapses:
         _freeze_linear(self)
         limit = 2 ** (self.weight_bits - 1) - 1 if 2 <= self.weight_bits <= 8 else 0
         _require(limit > 0, self.name, f"weight_bits {self.weight_bits} is outside 2 .. 8")
-        reach = int(np.abs(self.weight.astype(np.int64)).max())
+        reach = _largest(self.weight)
         _require(reach <= limit, self.name, f"|weight| reaches {reach}, {self.weight_bits} bits hold {limit}")
 
 
