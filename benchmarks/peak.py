@@ -19,6 +19,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from benchmarks.timing import cpu_flags
+from sim.fast.vectors import aligned
 from spikebert.commands import processors
 
 Loop = Callable[[np.ndarray, np.ndarray, int], None]  # int8 [rows, width], int16 [width] added to, how many times
@@ -27,7 +28,6 @@ FIRST_LEVEL, SECOND_LEVEL = 16 << 10, 192 << 10  # bytes of weights a core goes 
 MEMORY = 128 << 20  # bytes a core reads from memory
 WIDTH = 1536  # features of the plain loop: those of the widest layer of our networks
 VECTORS, LANES = 12, 16  # sums of the other loop, all in registers: 12 vectors of 16
-LINE = 64  # bytes of a line of the cache
 TRIAL = 200  # how often weights are added to see how long that takes
 REPEATS = 5
 REPEAT_SECONDS = 0.1
@@ -136,9 +136,7 @@ def adds_per_second(loop: Loop, width: int, size: int) -> float:
 
 def aligned_weights(rows: int, width: int) -> np.ndarray:
     """Random int8 [rows, width] that begin with a line of the cache: no vector lies across two."""
-    room = np.empty(rows * width + LINE, np.int8)
-    first = -room.ctypes.data % LINE
-    weight = room[first : first + rows * width].reshape(rows, width)
+    weight = aligned((rows, width), np.int8)
     weight[:] = np.random.default_rng(0).integers(-127, 128, weight.shape)
     return weight
 

@@ -47,6 +47,11 @@ class Range:
         return bits_for(int(self.membrane_low.min()), int(self.membrane_high.max()))
 
     @property
+    def reach(self) -> int:
+        """The largest |value|."""
+        return max(-int(self.low.min()), int(self.high.max()))
+
+    @property
     def may_saturate(self) -> bool:
         """Whether a membrane may be cut at +-(2^23 - 1): part of the rule, but no longer what was trained."""
         if self.membrane_low is None or self.membrane_high is None:
@@ -93,6 +98,12 @@ def logit_range(graph: Graph, ranges: dict[str, Range]) -> Range:
         np.minimum(per_step.low * longest, per_step.low * shortest),
         np.maximum(per_step.high * longest, per_step.high * shortest),
     )
+
+
+def largest_current(graph: Graph, ranges: dict[str, Range]) -> tuple[str, int]:
+    """The node whose |current| may grow largest, and what it is proven not to pass, in accumulator units."""
+    reach = {node.name: ranges[node.name].reach for node in graph if isinstance(node, (Synapses, Attention, Readout))}
+    return max(reach.items(), key=lambda item: item[1])
 
 
 def reaching_inputs(graph: Graph, ranges: dict[str, Range], name: str) -> Reach:
@@ -181,7 +192,7 @@ def ranges_table(graph: Graph, ranges: dict[str, Range]) -> str:
     for node in graph:
         own = ranges[node.name]
         low, high = int(own.low.min()), int(own.high.max())
-        share = f"{max(-low, high) / ACCUMULATOR_MAX:.0%}" if isinstance(node, (Synapses, Attention, Readout)) else ""
+        share = f"{own.reach / ACCUMULATOR_MAX:.0%}" if isinstance(node, (Synapses, Attention, Readout)) else ""
         membrane = ""
         if own.membrane_low is not None and own.membrane_high is not None:
             membrane = f"{int(own.membrane_low.min())} .. {int(own.membrane_high.max())}"

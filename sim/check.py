@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from converters.bundle import Bundle, golden_nodes
 from converters.execution import Engine, Execution
-from converters.graph import ACCUMULATOR_MAX, Attention, Graph, Readout, Synapses
+from converters.graph import ACCUMULATOR_MAX, Graph
+from converters.ranges import largest_current, prove_ranges
 from sim.reference import ReferenceEngine
 from sim.verify import Comparison, compare
 from spikebert.commands import CheckFailed
@@ -65,14 +66,6 @@ def require_golden(bundle: Bundle, reference: Engine) -> None:
         raise CheckFailed(f"{bundle.place / 'golden.safetensors'}: {_difference(comparison)}")
 
 
-def largest_bound(graph: Graph) -> tuple[str, int]:
-    """The node whose accumulator may grow largest, and what it is proven not to pass."""
-    bounds = {
-        node.name: graph.value_max[node.name] for node in graph if isinstance(node, (Synapses, Attention, Readout))
-    }
-    return max(bounds.items(), key=lambda bound: bound[1])
-
-
 def _manifest(bundle: Bundle) -> Check:
     schema, digest = bundle.manifest["schema"], bundle.manifest["digest"]
     text = f"schema {schema}, digest {digest[:16]}... as computed"
@@ -95,7 +88,7 @@ def _graph(graph: Graph) -> Check:
 
 
 def _ranges(graph: Graph) -> Check:
-    node, bound = largest_bound(graph)
+    node, bound = largest_current(graph, prove_ranges(graph))
     text = f"no accumulator can pass {bound:,} of {ACCUMULATOR_MAX:,} for any text; the largest is '{node}'"
     return Check("ranges", text, {"largest": bound, "limit": ACCUMULATOR_MAX, "node": node})
 

@@ -26,14 +26,14 @@ RULES: dict[str, set[str]] = {
     "converters.graph_text": {"converters.graph"},
     "converters.passes": {
         *("converters.passes", "converters.ranges", "converters.graph_text"),
-        *("converters.graph", "converters.execution"),
+        *("converters.graph", "converters.execution", "sim.verify"),
     },
     "converters.pipeline": {"converters", "sim.reference", "sim.verify"},
     "converters.from_torch": {"converters", "spikebert", "torch", "transformers"},
     "converters.torch_engine": {"converters", "spikebert", "torch"},
     "converters.export_command": {"converters", "spikebert"},
     "targets": {"targets", *CONTRACT, "lava"},
-    "sim": {"sim", *CONTRACT, "converters.bundle", "recipes"},
+    "sim": {"sim", *CONTRACT, "converters.bundle", "converters.ranges", "recipes"},
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from converters.graph import ACCUMULATOR_MAX, Attention, Graph, GraphError, Readout, Synapses
 from converters.passes.rewrite import Rewrite
-from converters.ranges import Range, prove_ranges, reaching_inputs
+from converters.ranges import Range, largest_current, prove_ranges, reaching_inputs
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,19 @@ class ProveRanges:
         """Raises GraphError with every node whose current may pass the limit, and what would bring it there."""
         ranges = prove_ranges(graph)
         currents = [node.name for node in graph if isinstance(node, (Synapses, Attention, Readout))]
-        excess = [name for name in currents if largest(ranges[name]) > self.limit]
+        excess = [name for name in currents if ranges[name].reach > self.limit]
         if excess:
             raise GraphError("; ".join(self._reason(graph, ranges, name) for name in excess))
-        top = max(currents, key=lambda name: largest(ranges[name]))
+        top, reach = largest_current(graph, ranges)
         cut = [name for name, own in ranges.items() if own.may_saturate]
-        summary = f"largest current {largest(ranges[top]):,} of {self.limit:,}, at '{top}'"
+        summary = f"largest current {reach:,} of {self.limit:,}, at '{top}'"
         if cut:
             summary += f"; {len(cut)} membranes may saturate, first '{cut[0]}'"
         return Rewrite(graph, summary)
 
     def _reason(self, graph: Graph, ranges: dict[str, Range], name: str) -> str:
-        reason = f"node '{name}': a current may reach {largest(ranges[name])}, the limit is {self.limit}"
+        reason = f"node '{name}': a current may reach {ranges[name].reach}, the limit is {self.limit}"
         if isinstance(graph[name], Attention):
             return f"{reason}: use more heads, or fewer tokens"
         reach = reaching_inputs(graph, ranges, name)
         return f"{reason} (feature {reach.feature}, when {len(reach.inputs)} of its inputs spike): use smaller weights"
-
-
-def largest(own: Range) -> int:
-    """The largest |value| of a node."""
-    return max(-int(own.low.min()), int(own.high.max()))

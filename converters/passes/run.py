@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from converters.execution import Execution, TokenBatch
 from converters.graph import Graph, GraphError
 from converters.graph_text import graph_text
@@ -16,6 +14,7 @@ from converters.passes.remove_dead_neurons import RemoveDeadNeurons
 from converters.passes.remove_unread_nodes import RemoveUnreadNodes
 from converters.passes.rewrite import Pass, Rewrite
 from converters.ranges import prove_ranges, ranges_table
+from sim.verify import Comparison, compare
 from spikebert.commands import CheckFailed, UserError
 
 # In the order in which they run.
@@ -75,40 +74,20 @@ def run_passes(
 def _prove_same(name: str, graph: Graph, rewrite: Rewrite, batch: TokenBatch, run: Run) -> int:
     """How many values of both graphs were compared, one golden input after another: all at once would take gigabytes
     for a large network. Raises CheckFailed with the first that differs."""
-    samples = [(i, batch[i : i + 1]) for i in range(len(batch))]
-    return sum(_compare(name, rewrite, run(graph, one), run(rewrite.graph, one), i) for i, one in samples)
-
-
-def _compare(name: str, rewrite: Rewrite, before: Execution, after: Execution, sample: int) -> int:
-    """The same of one golden input."""
-    compared = 0
-    for node in rewrite.graph:
-        if node.name not in before.values:
-            continue
-        old, new = before.values[node.name], after.values[node.name]
-        kept = rewrite.origins.get(node.name, np.arange(old.shape[-1]))
-        if new.shape[-1] != len(kept):
-            raise CheckFailed(f"pass '{name}': node '{node.name}' has {new.shape[-1]} features, it says {len(kept)}")
-        old = old[..., kept]
-        compared += old.size
-        if not np.array_equal(old, new):
-            raise CheckFailed(f"pass '{name}' changed {_first_difference(node.name, old, new, sample)}")
-    if not np.array_equal(before.logits, after.logits):
-        raise CheckFailed(
-            f"pass '{name}' changed the logits of golden input {sample}: "
-            f"{before.logits[0].tolist()} before, {after.logits[0].tolist()} after"
-        )
-    return compared + before.logits.size
-
-
-def _first_difference(node: str, old: np.ndarray, new: np.ndarray, sample: int) -> str:
-    """Of values [T, 1, N, D]: the first in the order timestep, token, feature."""
-    place = np.unravel_index(int((old != new).argmax()), old.shape)
-    timestep, _, token, feature = map(int, place)
-    return (
-        f"golden input {sample}, timestep {timestep}, node '{node}', token {token}, feature {feature}: "
-        f"{int(old[place])} before, {int(new[place])} after"
-    )
+    comparison = Comparison()
+    for i in range(len(batch)):
+        before, after = run(graph, batch[i : i + 1]), run(rewrite.graph, batch[i : i + 1])
+        expected = {node: values for node, values in before.values.items() if node in after.values}
+        for node, kept in rewrite.origins.items():
+            expected[node] = expected[node][..., kept]
+        for node, values in expected.items():
+            if values.shape != after.values[node].shape:
+                features = f"{after.values[node].shape[-1]} features, it says {values.shape[-1]}"
+                raise CheckFailed(f"pass '{name}': node '{node}' has {features}")
+        comparison += compare(rewrite.graph, Execution(before.logits, expected), after, first_sample=i)
+    if comparison.mismatches:
+        raise CheckFailed(f"pass '{name}' changed the network: golden {comparison.first_mismatch}")
+    return comparison.values_compared
 
 
 def _make_folder(folder: Path) -> None:

@@ -173,7 +173,6 @@ class _Worker:
         rooms = [Room() for _ in set(numbers)]
         self.rooms = [rooms[number] for number in numbers]
         self.scratch, self.lists = Room(), Room()
-        self.events = [np.zeros(blocks_of(width) * BLOCK, np.int64) for width in map(self._width, steps)]
 
     def run(self, share: Share) -> tuple[np.ndarray, dict[str, np.ndarray], Activity]:
         """Logits int64 [B, classes], the observed values [R, T, D], and the activity."""
@@ -196,9 +195,6 @@ class _Worker:
                 for name in share.observed.intersection(nodes_of(step)):
                     kept[name] = self._observed(name, share)
         return logits, kept, self.counters.activity(len(share.ids))
-
-    def _width(self, step: Step) -> int:
-        return self.graph.features[nodes_of(step)[0]]
 
     def _observed(self, name: str, share: Share) -> np.ndarray:
         """What a node gave, as integers [R, T, D] of the caller's own."""
@@ -277,9 +273,9 @@ class _Worker:
     def _add(self, number: int, step: AddStep, share: Share) -> None:
         """The counts of a sum follow from those of its inputs, but for how many sums are not 0."""
         first, *others = (share.spikes[name] for name in step.node.inputs)
-        total, events = self._planes(number, share, step.node.name), self.events[number]
-        kernels.copy(first.planes, total)
-        payload = first.payload.copy()
+        total = self._planes(number, share, step.node.name)
+        total[: len(first.planes)], total[len(first.planes) :] = first.planes, 0
+        payload, events = first.payload.copy(), np.empty_like(first.events)
         for x in others:
             kernels.add(x.planes, total)
             payload += x.payload

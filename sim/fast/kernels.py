@@ -420,17 +420,6 @@ def attention(
 
 
 @compiled(nogil=True)
-def copy(x: np.ndarray, out: np.ndarray) -> None:
-    """out = x, [P, R, T, W] words each; planes that x has not are 0."""
-    for p in range(out.shape[0]):
-        words = out[p].reshape(-1)
-        if p < x.shape[0]:
-            words[:] = x[p].reshape(-1)
-        else:
-            words[:] = 0
-
-
-@compiled(nogil=True)
 def add(x: np.ndarray, out: np.ndarray) -> None:
     """out += x, both [P, R, T, W] words: each plane is added with its carries to those above."""
     words = out.reshape(out.shape[0], -1)

@@ -2,7 +2,7 @@
 
 numba compiles plain loops over arrays well, but it has to find out at every call whether the arrays overlap, and it
 keeps sums in memory. These loops are short and run millions of times: told to LLVM directly, sums stay in registers
-(measured on two cores: twice the speed, `benchmarks/engine_floor.py`). LLVM splits the vectors to what a processor has.
+(`benchmarks/engine_floor.py` measures both kinds). LLVM splits the vectors to what a processor has.
 
 `BLOCK` neurons are worked on together: their spikes are one machine word (neuron j is bit j), and the int8 weights
 from one input to them are one cache line. A *cell* is the currents of a block at one timestep, in one of two forms:
@@ -31,12 +31,17 @@ LOW_BYTE_OFFSET = 128  # the lower byte of a pair of weights is stored as weight
 GROUPS = (4, 1)  # rows that may be added up as bytes first, where weights are small enough (16 gain no more)
 LIST_MAX = 256  # rows that sums of 16 bits surely hold: 256 * 127 < 2^15, and 256 * 255 < 2^16
 
-# uint16 [256 * 8]: for each byte 64 times the places of its set bits, in order
-BIT_PLACES = np.zeros((256, 8), np.uint16)
-for _byte in range(256):
-    _places = [BLOCK * place for place in range(8) if _byte >> place & 1]
-    BIT_PLACES[_byte, : len(_places)] = _places
-BIT_PLACES = BIT_PLACES.reshape(-1)
+
+def _bit_places() -> np.ndarray:
+    """uint16 [256 * 8]: for each byte 64 times the places of its set bits, in order."""
+    table = np.zeros((256, 8), np.uint16)
+    for byte in range(256):
+        places = [BLOCK * place for place in range(8) if byte >> place & 1]
+        table[byte, : len(places)] = places
+    return table.reshape(-1)
+
+
+BIT_PLACES = _bit_places()
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 

@@ -15,6 +15,7 @@ from benchmarks.networks import full_batch, random_network
 from converters.execution import TokenBatch
 from converters.graph import LIF, Add, Attention, Readout, Source
 from sim.fast.engine import FastEngine
+from sim.fast.vectors import BLOCK
 from sim.reference import ReferenceEngine
 
 SENTENCES = ("a good film", "bad", "funny", "a dull dull film", "good")
@@ -175,7 +176,7 @@ def test_the_loops_of_the_peak_add_what_they_say():
 
     for loop, width in peak.loops().values():
         weight, sums = peak.aligned_weights(16, width), np.zeros(width, np.int16)
-        assert weight.ctypes.data % peak.LINE == 0
+        assert weight.ctypes.data % vectors.BLOCK == 0
         loop(weight, sums, 3)
         np.testing.assert_array_equal(np.sort(sums), np.sort(3 * weight.sum(0, dtype=np.int16)))
 

@@ -9,8 +9,18 @@ from hypothesis import strategies as st
 from random_graphs import random_batch, random_dag, random_graph
 
 from converters.execution import TokenBatch
-from converters.graph import LIF, Add, Attention, Graph, Readout, Source, Synapses
-from converters.ranges import bits_for, logit_range, prove_ranges, ranges_table, reaching_inputs
+from converters.graph import (
+    ACCUMULATOR_MAX,
+    LIF,
+    Add,
+    Attention,
+    Graph,
+    Readout,
+    Source,
+    Synapses,
+    accumulator_bounds,
+)
+from converters.ranges import bits_for, largest_current, logit_range, prove_ranges, ranges_table, reaching_inputs
 from sim.reference import ReferenceEngine
 
 
@@ -50,6 +60,22 @@ def test_nothing_lies_outside(seed, timesteps, dv, kind, firing, wired) -> None:
             assert (charged >= own.membrane_low).all() and (charged <= own.membrane_high).all(), node.name
     logits = logit_range(graph, ranges)
     assert (done.logits >= logits.low).all() and (done.logits <= logits.high).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_largest_current_is_no_larger_than_the_coarse_bound(seed: int) -> None:
+    """Recomputed from the weights alone."""
+    graph = random_graph(np.random.default_rng(seed), hidden=12, heads=(1, 2, 3, 4)[seed], n_max=200)
+    ranges = prove_ranges(graph)
+    coarse = {
+        node.name: int(accumulator_bounds(node, graph.value_max[node.inputs[0]]).max())
+        for node in graph
+        if isinstance(node, (Synapses, Readout))
+    }
+    coarse |= {node.name: 12 // node.heads * 200 for node in graph if isinstance(node, Attention)}
+    assert all(ranges[name].reach <= bound <= ACCUMULATOR_MAX for name, bound in coarse.items())
+    name, reach = largest_current(graph, ranges)
+    assert reach == ranges[name].reach == max(ranges[each].reach for each in coarse)
 
 
 def layer(weight, bias, threshold: int = 10, dv: int = 2048, timesteps: int = 4, table=None) -> Graph:

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 from small_bundles import rewrite_as_schema_1, sign_again, small_bundle, zip_bundle
 
 import sim.check
-from converters.graph import ACCUMULATOR_MAX, Attention, Readout, Synapses, accumulator_bounds
-from sim.check import largest_bound
+from converters.graph import ACCUMULATOR_MAX
+from converters.ranges import largest_current, prove_ranges
 from sim.find_bundle import shipped_bundles
 from sim.reference import ReferenceEngine
 from sim.run_command import main
@@ -86,21 +86,10 @@ def test_json_is_exactly_one_object(bundle, capfd):
     assert checks["manifest"]["schema"] == 2 and checks["manifest"]["digest"] == bundle.manifest["digest"]
     files = [bundle.folder / name for name in bundle.manifest["files"]]
     assert checks["files"]["bytes"] == sum(path.stat().st_size for path in files)
-    assert (checks["ranges"]["node"], checks["ranges"]["largest"]) == largest_bound(bundle.graph)
+    assert (checks["ranges"]["node"], checks["ranges"]["largest"]) == largest_current(
+        bundle.graph, prove_ranges(bundle.graph)
+    )
     assert checks["golden vectors"]["mismatches"] == 0 and checks["golden vectors"]["first_mismatch"] is None
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_largest_bound_is_that_of_the_graph(seed):
-    graph = random_graph(np.random.default_rng(seed), hidden=12, heads=(1, 2, 3, 4)[seed], n_max=200)
-    name, bound = largest_bound(graph)
-    bounds = {
-        node.name: int(accumulator_bounds(node, graph.value_max[node.inputs[0]]).max())
-        for node in graph
-        if isinstance(node, (Synapses, Readout))
-    }
-    bounds |= {node.name: 12 // node.heads * 200 for node in graph if isinstance(node, Attention)}
-    assert bounds[name] == bound == max(bounds.values()) <= ACCUMULATOR_MAX
 
 
 @pytest.mark.parametrize("name", sorted(shipped_bundles()))
