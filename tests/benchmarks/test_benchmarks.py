@@ -176,7 +176,7 @@ def test_the_loops_of_the_peak_add_what_they_say():
 
     for loop, width in peak.loops().values():
         weight, sums = peak.aligned_weights(16, width), np.zeros(width, np.int16)
-        assert weight.ctypes.data % vectors.BLOCK == 0
+        assert weight.ctypes.data % BLOCK == 0
         loop(weight, sums, 3)
         np.testing.assert_array_equal(np.sort(sums), np.sort(3 * weight.sum(0, dtype=np.int16)))
 
