@@ -32,7 +32,7 @@ from converters.archive import ArchiveError, extract_zip
 from converters.execution import Execution, TokenBatch
 from converters.graph import LIF, Graph, GraphError, Source
 from converters.model_card import model_card
-from converters.serialise import SCHEMA, PlainGraph, SerialiseError, check_schema, graph_to_plain, plain_to_graph
+from converters.serialise import PlainGraph, SerialiseError, check_schema, graph_to_plain, plain_to_graph
 from spikebert.commands import UserError
 
 GOLDEN_MAX = 8  # samples in golden.safetensors
@@ -197,6 +197,7 @@ def write_bundle(
     provenance: Mapping[str, Any],
     target: str | None = None,
     add_target: Callable[[Path], None] | None = None,
+    add_report: Callable[[Path], None] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle, read it back through every check, and put it in place by one rename.
@@ -207,6 +208,7 @@ def write_bundle(
                "accuracies" (what was measured -> fraction) and "example" (a text) by the model card
     provenance any JSON object: how the network was made
     target     name of the target; `add_target(path)` then writes its files into the empty folder `path`
+    add_report `add_report(path)` adds to the folder `path`, where all other files but the manifest stand already
 
     All is written into a hidden folder beside `folder`, so a run that is stopped leaves no half bundle. Raises
     BundleError where a file cannot be read or written or the parts do not fit together.
@@ -224,7 +226,10 @@ def write_bundle(
         if target is not None and add_target is not None:
             (partial / target).mkdir()
             add_target(partial / target)
-        (partial / "manifest.json").write_bytes(_manifest(partial, config, provenance, target))
+        if add_report is not None:
+            add_report(partial)
+        schema = plain.structure["schema"]
+        (partial / "manifest.json").write_bytes(_manifest(partial, schema, config, provenance, target))
         bundle = read_bundle(partial)  # what was written is what will be read, or it is not put in place
         _put_in_place(partial, folder)
     return replace(bundle, folder=folder)
@@ -342,9 +347,11 @@ def _golden_to_tensors(golden: Golden) -> dict[str, np.ndarray]:
     return tensors | {f"spikes.{name}": np.packbits(spikes[:, real]) for name, spikes in golden.spikes.items()}
 
 
-def _manifest(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], target: str | None) -> bytes:
+def _manifest(
+    folder: Path, schema: int, config: Mapping[str, Any], provenance: Mapping[str, Any], target: str | None
+) -> bytes:
     manifest = {
-        "schema": SCHEMA,
+        "schema": schema,
         "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _listing(folder)},
         "target": target,
         "config": dict(config),

@@ -18,22 +18,39 @@ def decay(membrane: np.ndarray, dv: int) -> np.ndarray:
 
 def lif(current: np.ndarray, threshold: int | np.ndarray, dv: int, shift: int) -> np.ndarray:
     """Spikes int64 [T, ...] of a LIF driven by `current` int64 [T, ...], from a membrane of 0."""
+    return _run_lif(current, threshold, dv, shift)[0]
+
+
+def count_saturations(current: np.ndarray, threshold: int | np.ndarray, dv: int, shift: int) -> int:
+    """How often the membranes of that LIF are cut: charges `decay(v) + a * 2^shift` outside +-(2^23 - 1)."""
+    return _run_lif(current, threshold, dv, shift)[1]
+
+
+def _run_lif(current: np.ndarray, threshold: int | np.ndarray, dv: int, shift: int) -> tuple[np.ndarray, int]:
     membrane = np.zeros(current.shape[1:], dtype=np.int64)
     level = np.asarray(threshold, dtype=np.int64) << shift
     spikes = np.empty(current.shape, dtype=np.int64)
+    cuts = 0
     for t, a in enumerate(current):
-        membrane = np.clip(decay(membrane, dv) + (a << shift), -MEMBRANE_MAX, MEMBRANE_MAX)
+        charged = decay(membrane, dv) + (a << shift)
+        membrane = np.clip(charged, -MEMBRANE_MAX, MEMBRANE_MAX)
+        cuts += int(np.count_nonzero(membrane != charged))
         spikes[t] = membrane > level
         membrane = np.where(spikes[t] == 1, 0, membrane)
-    return spikes
+    return spikes, cuts
+
+
+def source_current(node: Source, batch: TokenBatch) -> np.ndarray:
+    """`c = m * (table[id] + position)`, int64 [B, N, D], the same at every timestep."""
+    current = node.table[batch.ids].astype(np.int64)
+    if node.position is not None:
+        current += node.position[: batch.ids.shape[1]]
+    return batch.mask[:, :, None] * current
 
 
 def encode(node: Source, batch: TokenBatch, timesteps: int) -> np.ndarray:
     """Spikes int64 [T, B, N, D] of the source, as its docstring defines them."""
-    current = node.table[batch.ids].astype(np.int64)
-    if node.position is not None:
-        current += node.position[: batch.ids.shape[1]]
-    valid = batch.mask[:, :, None]
+    current = source_current(node, batch)
     if node.kind == "sign":
-        return np.repeat((valid * (current >= 0))[None], timesteps, axis=0)
-    return lif(np.repeat((valid * current)[None], timesteps, axis=0), node.threshold, node.dv, node.shift)
+        return np.repeat((batch.mask[:, :, None] * (current >= 0))[None], timesteps, axis=0)
+    return lif(np.repeat(current[None], timesteps, axis=0), node.threshold, node.dv, node.shift)

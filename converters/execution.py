@@ -54,15 +54,20 @@ class NodeActivity:
     spikes              fired by this node; 0 for a node that is no neuron (an add passes spikes on, it fires none)
     sites               timesteps x real tokens x features of a neuron: how many spikes there could have been
     synaptic_operations synapses and readout: over the nonzero inputs, the nonzero weights they reach (the bias
-                        lane apart); attention: nonzero products in q k^T, plus nonzero (score, v) pairs
+                        lane apart); attention: nonzero products in q k^T, plus nonzero (score, v) pairs;
+                        coincidence: n_max for each spike of q and k; product: d for each nonzero score, n_max for
+                        each spike of v
     weighted_operations the same with each operation counted as often as the value it carries (graded spikes and
                         scores); equal to synaptic_operations where all values are 0 and 1
+    saturations         of a neuron: how often a membrane was cut at +-(2^23 - 1), that is sites at which
+                        decay(v) + a * 2^shift lay outside
     """
 
     spikes: int = 0
     sites: int = 0
     synaptic_operations: int = 0
     weighted_operations: int = 0
+    saturations: int = 0
 
     @property
     def rate(self) -> float | None:
@@ -75,6 +80,7 @@ class NodeActivity:
             self.sites + other.sites,
             self.synaptic_operations + other.synaptic_operations,
             self.weighted_operations + other.weighted_operations,
+            self.saturations + other.saturations,
         )
 
 

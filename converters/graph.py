@@ -1,8 +1,11 @@
 """The integer LIF graph: what a spiking network computes, in integers, in logical time.
 
-Everything else in this project either makes such a graph or runs one. There are six kinds of node, each
+Everything else in this project either makes such a graph or runs one. There are twelve kinds of node, each
 a frozen dataclass whose docstring is its definition. At timestep `t` every node sees its inputs of the
 same `t`; the delays of a real machine are the business of a target.
+
+Six of them say what a trained network is: Source, Synapses, Attention, LIF, Add, Readout. The other six are for
+passes that bring it nearer to a machine: Slice, Concat, ValidLane, Coincidence, Relay, Product.
 
 Letters: `T` timesteps, `B` samples, `N` tokens, `D` features, `H` heads. A value of a node has shape
 `[T, B, N, D]`. `m [B, N]` is the attention mask, called the *valid lane*: 1 for every real token
@@ -28,6 +31,7 @@ DECAY_BITS = 12
 DV_MAX = 2**DECAY_BITS - 1
 MEMBRANE_MAX = 2**23 - 1  # the membrane saturates at +- this
 THRESHOLD_MAX = 65535  # accumulator units
+GRADED_MAX = 2**31 - 1  # of a sum of spikes, which engines hold in 32 bits
 ACCUMULATOR_MAX = 65535  # |a| of every row, proven; a real machine's current wraps beyond it
 SOURCE_KINDS = ("lif", "sign")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
@@ -207,6 +211,97 @@ class Add:
 
 
 @dataclass(frozen=True, eq=False)
+class Slice:
+    """Features `start .. stop - 1` of its input. Spikes, no state."""
+
+    op: ClassVar[str] = "slice"
+    name: str
+    inputs: tuple[str, ...]
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) == 1, self.name, f"a slice has one input, not {len(self.inputs)}")
+        _require(0 <= self.start < self.stop, self.name, f"features {self.start} .. {self.stop - 1} are none")
+
+
+@dataclass(frozen=True, eq=False)
+class Concat:
+    """The features of its inputs side by side, in their order. Spikes, no state."""
+
+    op: ClassVar[str] = "concat"
+    name: str
+    inputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) >= 2, self.name, f"a concat has two or more inputs, not {len(self.inputs)}")
+
+
+@dataclass(frozen=True, eq=False)
+class ValidLane:
+    """The valid lane as spikes: `m[n]` at every `t`, on `lanes` features alike. The host sends it beside the source.
+
+    Synapses from it carry a bias where a machine has none that is silent on padding.
+    """
+
+    op: ClassVar[str] = "valid_lane"
+    name: str
+    lanes: int
+    inputs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.inputs == (), self.name, "a valid lane has no inputs")
+        _require(self.lanes >= 1, self.name, f"lanes is {self.lanes}, it must be 1 or more")
+
+
+@dataclass(frozen=True, eq=False)
+class Coincidence:
+    """Neurons that fire where a query and a key both do: `s[n, m*D + j] = q[n, j] * k[m, j]`, m = 0 .. n_max - 1.
+
+    inputs are q and k, each {0, 1} of D features; the value has n_max * D. A stock LIF does it: both spikes reach it
+    with weight 1, its threshold is 1, and its `dv` of 4095 forgets a single one. Part of an attention made of stock
+    neurons, with Relay and Product.
+    """
+
+    op: ClassVar[str] = "coincidence"
+    name: str
+    inputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) == 2, self.name, f"a coincidence takes q and k, not {len(self.inputs)} inputs")
+
+
+@dataclass(frozen=True, eq=False)
+class Relay:
+    """Sends a current on as graded spikes, `x = a`. No state. Legal where the current is never negative."""
+
+    op: ClassVar[str] = "relay"
+    name: str
+    inputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) == 1, self.name, f"a relay has one input, not {len(self.inputs)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """What each key brings to each query: `x[n, m*D + e] = score[n, m*H + e // d] * v[m, e]`, m = 0 .. n_max - 1.
+
+    inputs are the scores (graded, n_max * H features) and v ({0, 1}, D features); `d = D / heads`. Graded spikes of
+    n_max * D features, no state.
+    """
+
+    op: ClassVar[str] = "product"
+    name: str
+    inputs: tuple[str, ...]
+    heads: int
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) == 2, self.name, f"a product takes scores and v, not {len(self.inputs)} inputs")
+        _require(self.heads >= 1, self.name, f"heads is {self.heads}")
+
+
+@dataclass(frozen=True, eq=False)
 class Readout:
     """The classifier: `a = W x + bias * m` for each token, summed on the host in int64 over `t` and tokens.
 
@@ -236,8 +331,11 @@ def _freeze_linear(node: Synapses | Readout) -> None:
     _require(rows == biases, node.name, f"weight has {rows} rows, bias has {biases} entries")
 
 
-Node = Union[Source, Synapses, Attention, LIF, Add, Readout]
-SPIKING = (Source, LIF, Add)  # nodes whose values are spikes; the others give currents
+Node = Union[
+    Source, Synapses, Attention, LIF, Add, Slice, Concat, ValidLane, Coincidence, Relay, Product, Readout
+]  # fmt: skip
+CURRENTS = (Synapses, Attention, Readout)  # nodes whose values are currents; the others give spikes
+NEURONS = (Source, LIF, Coincidence)  # nodes that fire; the other spiking ones pass on what others fired
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,6 +361,7 @@ class Graph:
         _check_structure(self)
         for node in self.nodes:
             _check_node(self, node)
+        _check_accumulators(self)  # only now, for it computes with all widths
 
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
@@ -285,7 +384,7 @@ class Graph:
     @cached_property
     def spiking(self) -> tuple[str, ...]:
         """The nodes whose values are spikes, in graph order: what activity is counted from."""
-        return tuple(node.name for node in self.nodes if isinstance(node, SPIKING))
+        return tuple(node.name for node in self.nodes if not isinstance(node, CURRENTS))
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:
@@ -314,35 +413,61 @@ class Graph:
                 width[node.name] = node.table.shape[1]
             elif isinstance(node, (Synapses, Readout)):
                 width[node.name] = node.weight.shape[0]
+            elif isinstance(node, ValidLane):
+                width[node.name] = node.lanes
+            elif isinstance(node, Slice):
+                width[node.name] = node.stop - node.start
+            elif isinstance(node, Concat):
+                width[node.name] = sum(width[name] for name in node.inputs)
+            elif isinstance(node, (Coincidence, Product)):
+                width[node.name] = self.n_max * width[node.inputs[-1]]
             else:
                 width[node.name] = width[node.inputs[0]]
         return width
 
     @cached_property
-    def value_max(self) -> dict[str, int]:
-        """The largest |value| each node can give: 1 for spikes, more for graded ones, proven for currents.
+    def feature_max(self) -> dict[str, np.ndarray]:
+        """The largest |value| of each feature of a node, int64 [D]: 1 for spikes, more for graded ones, proven for
+        currents.
 
-        Synapses and readout: `max over rows of max(sum of positive w, sum of negative w) * x_max + |bias|`.
-        Attention: `d * n_max` (at most d matches with each of n_max tokens).
+        Synapses and readout: `max(positive w @ x_max, negative w @ x_max) + |bias|` of each row. Attention: `d * n_max`
+        (at most d matches with each of n_max tokens).
         """
-        bound: dict[str, int] = {}
+        bound: dict[str, np.ndarray] = {}
         for node in self.nodes:
+            inputs = [bound[name] for name in node.inputs]
             if isinstance(node, Add):
-                bound[node.name] = sum(bound[name] for name in node.inputs)
+                bound[node.name] = np.sum(inputs, axis=0)
             elif isinstance(node, (Synapses, Readout)):
-                bound[node.name] = int(accumulator_bounds(node, bound[node.inputs[0]]).max())
+                bound[node.name] = accumulator_bounds(node, inputs[0])
             elif isinstance(node, Attention):
-                bound[node.name] = self.features[node.name] // node.heads * self.n_max
+                bound[node.name] = np.full(len(inputs[0]), len(inputs[0]) // node.heads * self.n_max)
+            elif isinstance(node, Slice):
+                bound[node.name] = inputs[0][node.start : node.stop]
+            elif isinstance(node, Concat):
+                bound[node.name] = np.concatenate(inputs)
+            elif isinstance(node, Product):
+                bound[node.name] = np.repeat(inputs[0], len(inputs[1]) // node.heads)
+            elif isinstance(node, Relay):
+                bound[node.name] = inputs[0]
             else:
-                bound[node.name] = 1
+                bound[node.name] = np.ones(self.features[node.name], np.int64)
+            if not isinstance(node, CURRENTS):  # before the next sum of such sums can pass 64 bits
+                largest = int(bound[node.name].max())
+                _require(largest <= GRADED_MAX, node.name, f"a value may reach {largest}, the limit is {GRADED_MAX}")
         return bound
 
+    @cached_property
+    def value_max(self) -> dict[str, int]:
+        """The largest |value| each node can give: the largest of `feature_max`."""
+        return {name: int(bound.max()) for name, bound in self.feature_max.items()}
 
-def accumulator_bounds(node: Synapses | Readout, input_max: int) -> np.ndarray:
+
+def accumulator_bounds(node: Synapses | Readout, input_max: int | np.ndarray) -> np.ndarray:
     """The largest |a| of each row, int64 [out], for inputs `0 .. input_max`. Partial sums stay within it too."""
-    weight = node.weight.astype(np.int64)
-    positive, negative = np.maximum(weight, 0).sum(axis=1), np.maximum(-weight, 0).sum(axis=1)
-    return np.maximum(positive, negative) * input_max + np.abs(node.bias.astype(np.int64))
+    weight, reach = node.weight.astype(np.float64), np.broadcast_to(input_max, node.weight.shape[1]).astype(np.float64)
+    positive, negative = np.maximum(weight, 0) @ reach, np.maximum(-weight, 0) @ reach  # exact: far below 2^53
+    return np.maximum(positive, negative).astype(np.int64) + np.abs(node.bias.astype(np.int64))
 
 
 def _check_structure(graph: Graph) -> None:
@@ -361,33 +486,60 @@ def _check_structure(graph: Graph) -> None:
 
 
 def _check_node(graph: Graph, node: Node) -> None:
+    """Widths and kinds of value."""
     widths = [graph.features[name] for name in node.inputs]
-    spiking = [isinstance(graph[name], SPIKING) for name in node.inputs]
-    if isinstance(node, Source):
-        if node.position is not None:
-            rows = node.position.shape[0]
-            _require(rows == graph.n_max, node.name, f"position has {rows} rows, n_max is {graph.n_max}")
-    elif isinstance(node, LIF):
-        _require(not spiking[0], node.name, f"a LIF takes a current, '{node.inputs[0]}' gives spikes")
-        if isinstance(node.threshold, np.ndarray):
-            levels = node.threshold.shape[0]
-            _require(levels == widths[0], node.name, f"{levels} thresholds for {widths[0]} features")
+    currents = [name for name in node.inputs if isinstance(graph[name], CURRENTS)]
+    if isinstance(node, (LIF, Relay)):
+        _require(bool(currents), node.name, f"a {node.op} takes a current, '{node.inputs[0]}' gives spikes")
     else:
-        currents = [name for name, ok in zip(node.inputs, spiking) if not ok]
         _require(not currents, node.name, f"takes spikes, {currents} give currents")
+    if isinstance(node, Source) and node.position is not None:
+        rows = node.position.shape[0]
+        _require(rows == graph.n_max, node.name, f"position has {rows} rows, n_max is {graph.n_max}")
+    if isinstance(node, LIF) and isinstance(node.threshold, np.ndarray):
+        levels = node.threshold.shape[0]
+        _require(levels == widths[0], node.name, f"{levels} thresholds for {widths[0]} features")
     if isinstance(node, (Synapses, Readout)):
         columns = node.weight.shape[1]
         _require(columns == widths[0], node.name, f"weight has {columns} columns, the input has {widths[0]} features")
-    if isinstance(node, (Add, Attention)):
+    if isinstance(node, Slice):
+        _require(node.stop <= widths[0], node.name, f"feature {node.stop - 1} of an input that has {widths[0]}")
+    if isinstance(node, (Add, Attention, Coincidence)):
         _require(len(set(widths)) == 1, node.name, f"its inputs have different widths: {widths}")
-    if isinstance(node, Attention):
-        _require(widths[0] % node.heads == 0, node.name, f"{widths[0]} features do not divide into {node.heads} heads")
-        others = [name for name in node.inputs if not isinstance(graph[name], LIF)]
+    if isinstance(node, (Attention, Product)):
+        width = widths[-1]
+        _require(width % node.heads == 0, node.name, f"{width} features do not divide into {node.heads} heads")
+    if isinstance(node, (Attention, Coincidence, Product)):
+        spikes = node.inputs[-1:] if isinstance(node, Product) else node.inputs
+        others = [name for name in spikes if not _fires(graph, name)]
         _require(not others, node.name, f"q, k and v are outputs of LIF nodes, {others} are not")
-    if isinstance(node, (Synapses, Readout, Attention)):
-        reach = graph.value_max[node.name]
-        _require(
-            reach <= ACCUMULATOR_MAX,
-            node.name,
-            f"an accumulator may reach {reach}, the limit is {ACCUMULATOR_MAX}: use smaller or fewer weights",
-        )
+    if isinstance(node, Product):
+        scores = graph.n_max * node.heads
+        _require(widths[0] == scores, node.name, f"its scores have {widths[0]} features, not n_max * heads = {scores}")
+    if isinstance(node, Relay):
+        _require(_never_negative(graph[node.inputs[0]]), node.name, f"the current '{node.inputs[0]}' may be negative")
+
+
+def _fires(graph: Graph, name: str) -> bool:
+    """Whether a value is 0 or 1, made by LIF nodes alone."""
+    node = graph[name]
+    return isinstance(node, LIF) or (
+        isinstance(node, (Slice, Concat)) and all(_fires(graph, producer) for producer in node.inputs)
+    )
+
+
+def _never_negative(node: Node) -> bool:
+    if isinstance(node, Synapses):
+        return bool(node.weight.min() >= 0 and node.bias.min() >= 0)
+    return isinstance(node, Attention)
+
+
+def _check_accumulators(graph: Graph) -> None:
+    for node in graph:
+        if isinstance(node, CURRENTS):
+            reach = graph.value_max[node.name]
+            _require(
+                reach <= ACCUMULATOR_MAX,
+                node.name,
+                f"an accumulator may reach {reach}, the limit is {ACCUMULATOR_MAX}: use smaller or fewer weights",
+            )

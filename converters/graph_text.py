@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from converters.graph import LIF, Attention, Graph, Node, Readout, Source, Synapses
+from converters.graph import LIF, Attention, Graph, Node, Product, Readout, Slice, Source, Synapses
 
 
 def graph_text(graph: Graph) -> str:
@@ -27,8 +27,10 @@ def _line(graph: Graph, node: Node) -> str:
     elif isinstance(node, (Synapses, Readout)):
         words += [f"weight_bits={node.weight_bits}"] if isinstance(node, Synapses) else [f"scale={node.scale!r}"]
         words += [_array("weight", node.weight), _array("bias", node.bias)]
-    elif isinstance(node, Attention):
+    elif isinstance(node, (Attention, Product)):
         words.append(f"heads={node.heads}")
+    elif isinstance(node, Slice):
+        words.append(f"from={node.start}")
     elif isinstance(node, LIF):
         vector = isinstance(node.threshold, np.ndarray)
         words.append(_array("threshold", np.asarray(node.threshold)) if vector else f"threshold={node.threshold}")

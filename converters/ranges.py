@@ -15,7 +15,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from converters.encoder import decay
-from converters.graph import ACCUMULATOR_MAX, LIF, MEMBRANE_MAX, Attention, Graph, Node, Readout, Source, Synapses
+from converters.graph import (
+    ACCUMULATOR_MAX,
+    LIF,
+    MEMBRANE_MAX,
+    Add,
+    Attention,
+    Coincidence,
+    Concat,
+    Graph,
+    Node,
+    Product,
+    Readout,
+    Relay,
+    Slice,
+    Source,
+    Synapses,
+)
 
 INT64_MAX = 2**63 - 1
 
@@ -52,11 +68,18 @@ class Range:
         return max(-int(self.low.min()), int(self.high.max()))
 
     @property
-    def may_saturate(self) -> bool:
-        """Whether a membrane may be cut at +-(2^23 - 1): part of the rule, but no longer what was trained."""
+    def saturable(self) -> np.ndarray:
+        """bool [D]: features whose membrane may be cut at +-(2^23 - 1): part of the rule, but no longer what was
+        trained."""
         if self.membrane_low is None or self.membrane_high is None:
-            return False
-        return bool(self.membrane_low.min() < -MEMBRANE_MAX or self.membrane_high.max() > MEMBRANE_MAX)
+            return np.zeros(self.low.shape, bool)
+        saturable: np.ndarray = (self.membrane_low < -MEMBRANE_MAX) | (self.membrane_high > MEMBRANE_MAX)
+        return saturable
+
+    @property
+    def may_saturate(self) -> bool:
+        """Whether a membrane of any feature may be cut."""
+        return bool(self.saturable.any())
 
     @property
     def silent(self) -> np.ndarray:
@@ -131,8 +154,25 @@ def _range(graph: Graph, node: Node, inputs: list[Range]) -> Range:
         return _attention(graph, node, *inputs)
     if isinstance(node, LIF):
         return _lif(inputs[0], node.threshold, node.dv, node.shift, graph.timesteps)
-    low = np.sum([x.low for x in inputs], axis=0)
-    return Range(low, np.sum([x.high for x in inputs], axis=0))
+    if isinstance(node, Add):
+        return Range(np.sum([x.low for x in inputs], axis=0), np.sum([x.high for x in inputs], axis=0))
+    if isinstance(node, Concat):
+        return Range(np.concatenate([x.low for x in inputs]), np.concatenate([x.high for x in inputs]))
+    if isinstance(node, Slice):
+        return Range(inputs[0].low[node.start : node.stop], inputs[0].high[node.start : node.stop])
+    if isinstance(node, Relay):
+        return inputs[0]
+    if isinstance(node, Coincidence):  # of a key that may be padding: 0 is always possible
+        return _from_zero(np.tile(inputs[0].high * inputs[1].high, graph.n_max))
+    if isinstance(node, Product):
+        of_feature = np.repeat(inputs[0].high, len(inputs[1].high) // node.heads)
+        return _from_zero(of_feature * np.tile(inputs[1].high, graph.n_max))
+    ones = np.ones(graph.features[node.name], np.int64)
+    return Range(ones, ones)  # the valid lane
+
+
+def _from_zero(high: np.ndarray) -> Range:
+    return Range(np.zeros_like(high), high)
 
 
 def _source(graph: Graph, node: Source) -> Range:
@@ -157,8 +197,7 @@ def _attention(graph: Graph, node: Attention, q: Range, k: Range, v: Range) -> R
     """A score counts the features of a head at which both q and k may spike; each of n_max tokens may bring it."""
     matches = (q.high * k.high).reshape(node.heads, -1).sum(axis=1)  # [H]
     size = len(q.high) // node.heads
-    high = graph.n_max * np.repeat(matches, size) * v.high
-    return Range(np.zeros_like(high), high)
+    return _from_zero(graph.n_max * np.repeat(matches, size) * v.high)
 
 
 def _lif(a: Range, threshold: int | np.ndarray, dv: int, shift: int, timesteps: int) -> Range:

@@ -3,22 +3,42 @@
 The layout is documented in docs/bundle.md and, for machines, in graph.schema.json beside this file. Reading is
 strict: a field too many, too few or of the wrong type is refused; the numbers are then checked by `Graph`.
 
-Schema 2 is written. Schema 1 is read too: there every weight takes a byte, however few bits it has.
+Written is the oldest schema that can say it: 2, or 3 where a graph has one of the nodes that only passes make
+(`SINCE`). Schema 1 is read too: there every weight takes a byte, however few bits it has.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from converters.graph import LIF, Add, Attention, Graph, GraphError, Node, Readout, Source, Synapses
+from converters.graph import (
+    LIF,
+    Add,
+    Attention,
+    Coincidence,
+    Concat,
+    Graph,
+    GraphError,
+    Node,
+    Product,
+    Readout,
+    Relay,
+    Slice,
+    Source,
+    Synapses,
+    ValidLane,
+)
 from converters.nibbles import NIBBLE_BITS, pack, unpack
 
-SCHEMA = 2  # the one that is written; older ones are read
-PACKED_SINCE = 2  # from this schema on, weights of at most NIBBLE_BITS are stored two to a byte
+SCHEMA = 3  # the newest; older ones are read
+PACKED_SINCE = (
+    2  # the oldest that is written: from this schema on, weights of at most NIBBLE_BITS are stored two to a byte
+)
 
 COUNT_MAX = 2**31 - 1  # of T and n_max: readers may hold them in 32 bits
 
@@ -30,7 +50,20 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "attention": {"heads": int},
     "lif": {"threshold": NULLABLE_INT, "dv": int, "shift": int},
     "add": {},
+    "slice": {"start": int, "stop": int},
+    "concat": {},
+    "valid_lane": {"lanes": int},
+    "coincidence": {},
+    "relay": {},
+    "product": {"heads": int},
     "readout": {"classes": int, "scale": (int, float)},
+}
+SINCE = dict.fromkeys(("slice", "concat", "valid_lane", "coincidence", "relay", "product"), 3)  # the others: 1
+PLAIN_NODES: dict[str, Callable[[str, tuple[str, ...]], Node]] = {  # those that are a name and inputs
+    "add": Add,
+    "concat": Concat,
+    "coincidence": Coincidence,
+    "relay": Relay,
 }
 COMMON: dict[str, type | tuple[type, ...]] = {"name": str, "op": str, "inputs": list, "features": int}
 TOP: dict[str, type | tuple[type, ...]] = {"schema": int, "T": int, "n_max": int, "nodes": list, "output": str}
@@ -61,7 +94,7 @@ class PlainGraph:
 def graph_to_plain(graph: Graph) -> PlainGraph:
     """Take a graph apart. Exact: `plain_to_graph` gives the same graph back."""
     structure = {
-        "schema": SCHEMA,
+        "schema": schema_of(graph),
         "T": graph.timesteps,
         "n_max": graph.n_max,
         "nodes": [_node_to_json(graph, node) for node in graph],
@@ -80,6 +113,11 @@ def graph_to_plain(graph: Graph) -> PlainGraph:
     return PlainGraph(structure, weights, encoder)
 
 
+def schema_of(graph: Graph) -> int:
+    """The schema a graph is written in."""
+    return max([PACKED_SINCE, *(SINCE.get(node.op, 1) for node in graph)])
+
+
 def plain_to_graph(plain: PlainGraph) -> Graph:
     """Put a graph together. Raises SerialiseError on a wrong layout and GraphError on an illegal graph."""
     structure = plain.structure
@@ -91,6 +129,8 @@ def plain_to_graph(plain: PlainGraph) -> Graph:
     places = [f"graph.json, nodes[{index}]" for index in range(len(structure["nodes"]))]
     for entry, where in zip(structure["nodes"], places):
         _check_entry(entry, where)
+        if SINCE.get(entry["op"], 1) > structure["schema"]:
+            raise SerialiseError(f"{where}: op '{entry['op']}' exists since schema {SINCE[entry['op']]}")
     weights, encoder = dict(plain.weights), dict(plain.encoder)
     if structure["schema"] >= PACKED_SINCE:
         weights |= _unpacked(structure["nodes"], weights)
@@ -182,8 +222,14 @@ def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder:
         return Source(name, table, position, entry["kind"], *neuron, inputs=inputs)
     if op == "attention":
         return Attention(name, inputs, entry["heads"])
-    if op == "add":
-        return Add(name, inputs)
+    if op in PLAIN_NODES:
+        return PLAIN_NODES[op](name, inputs)
+    if op == "slice":
+        return Slice(name, inputs, entry["start"], entry["stop"])
+    if op == "valid_lane":
+        return ValidLane(name, entry["lanes"], inputs)
+    if op == "product":
+        return Product(name, inputs, entry["heads"])
     if op == "lif":
         threshold = entry["threshold"]
         if threshold is None:

@@ -1,27 +1,54 @@
 """Activity: how many spikes a network fired and how much work they caused. The same counts on every engine.
 
-All of it follows from the values of the spiking nodes, so an engine need not count anything itself (it may:
-`Engine.counts_activity`).
+All of it follows from the values of the spiking nodes, how often a membrane was cut too, so an engine need not count
+anything itself (it may: `Engine.counts_activity`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from converters.execution import Activity, NodeActivity
-from converters.graph import LIF, Attention, Graph, Node, Readout, Source, Synapses
+from converters.encoder import count_saturations, source_current
+from converters.execution import Activity, NodeActivity, TokenBatch
+from converters.graph import LIF, Attention, Coincidence, Graph, Node, Product, Readout, Source, Synapses
+from sim.reference import evaluate
+from sim.saturation import Saturable, saturable_neurons
 
 
-def count_activity(graph: Graph, values: Mapping[str, np.ndarray], mask: np.ndarray) -> Activity:
+def count_activity(
+    graph: Graph,
+    values: Mapping[str, np.ndarray],
+    batch: TokenBatch,
+    saturable: Sequence[Saturable] | None = None,
+) -> Activity:
     """Count what happened in one batch.
 
-    values the value [T, B, N, D] of every node in `graph.spiking`
-    mask   [B, N]; padding is silent, so it adds nothing to the counts, and it is left out of `sites`
+    values    the value [T, B, N, D] of every node in `graph.spiking`; others may be there too
+    batch     padding is silent, so it adds nothing to the counts, and it is left out of `sites`
+    saturable from `saturable_neurons`, of a caller who counts more than one batch; found here where None
     """
-    real_tokens = int(mask.sum())
-    return Activity(graph.timesteps, {node.name: _count_node(graph, node, values, real_tokens) for node in graph})
+    real_tokens = int(batch.mask.sum())
+    neurons = saturable_neurons(graph) if saturable is None else saturable
+    cuts = {each.node.name: _count_cuts(graph, each, values, batch) for each in neurons}
+    per_node = {}
+    for node in graph:
+        counts = _count_node(graph, node, values, real_tokens)
+        per_node[node.name] = replace(counts, saturations=cuts[node.name]) if node.name in cuts else counts
+    return Activity(graph.timesteps, per_node)
+
+
+def _count_cuts(graph: Graph, neuron: Saturable, values: Mapping[str, np.ndarray], batch: TokenBatch) -> int:
+    """The neuron is run once more on its current, which follows from the spikes before it."""
+    node = neuron.node
+    if isinstance(node, Source):
+        current = np.repeat(source_current(node, batch)[None], graph.timesteps, axis=0)
+    else:
+        producer = graph[node.inputs[0]]
+        current = evaluate(producer, [values[name] for name in producer.inputs], batch, graph.timesteps, graph.n_max)
+    return count_saturations(current[..., neuron.features], neuron.threshold, node.dv, node.shift)
 
 
 def _count_node(graph: Graph, node: Node, values: Mapping[str, np.ndarray], real_tokens: int) -> NodeActivity:
@@ -33,6 +60,13 @@ def _count_node(graph: Graph, node: Node, values: Mapping[str, np.ndarray], real
     if isinstance(node, Attention):
         q, k, v = (values[name] for name in node.inputs)
         return _count_attention(q, k, v, node.heads)
+    if isinstance(node, Coincidence):
+        sites = graph.timesteps * real_tokens * graph.features[node.name]
+        reached = graph.n_max * sum(int(np.count_nonzero(values[name])) for name in node.inputs)
+        return NodeActivity(int(np.count_nonzero(values[node.name])), sites, reached, reached)
+    if isinstance(node, Product):
+        scores, v = (values[name] for name in node.inputs)
+        return _count_product(scores, v, node.heads, graph.n_max)
     return NodeActivity()
 
 
@@ -54,6 +88,13 @@ def _count_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) ->
         operations += products + int(np.count_nonzero(scores, axis=1).ravel() @ targets.ravel())
         weighted += products + int(scores.sum(axis=1).ravel() @ targets.ravel())
     return NodeActivity(synaptic_operations=operations, weighted_operations=weighted)
+
+
+def _count_product(scores: np.ndarray, v: np.ndarray, heads: int, n_max: int) -> NodeActivity:
+    """A score reaches the d features of its head, a spike of v one neuron of each of n_max queries."""
+    size, reached = v.shape[-1] // heads, n_max * int(v.sum())
+    operations = size * int(np.count_nonzero(scores)) + reached
+    return NodeActivity(synaptic_operations=operations, weighted_operations=size * int(scores.sum()) + reached)
 
 
 def _heads(x: np.ndarray, heads: int) -> np.ndarray:

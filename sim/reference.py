@@ -13,7 +13,20 @@ import numpy as np
 
 from converters.encoder import encode, lif
 from converters.execution import Execution, TokenBatch, check_observed
-from converters.graph import LIF, Add, Attention, Graph, Node, Source
+from converters.graph import (
+    LIF,
+    Add,
+    Attention,
+    Coincidence,
+    Concat,
+    Graph,
+    Node,
+    Product,
+    Relay,
+    Slice,
+    Source,
+    ValidLane,
+)
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -32,16 +45,45 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.nda
     return (scores @ split(v)).swapaxes(2, 3).reshape(q.shape).astype(np.int64)
 
 
-def evaluate(graph: Graph, node: Node, inputs: list[np.ndarray], batch: TokenBatch) -> np.ndarray:
+def coincidence(q: np.ndarray, k: np.ndarray, n_max: int) -> np.ndarray:
+    """`s[n, m*D + j] = q[n, j] * k[m, j]`: int64 [T, B, N, D], twice -> int64 [T, B, N, n_max * D]."""
+    met = q[..., :, None, :] * _every_key(k, n_max)[..., None, :, :]  # [T, B, N, n_max, D]
+    return met.reshape(*q.shape[:3], -1)
+
+
+def product(scores: np.ndarray, v: np.ndarray, heads: int, n_max: int) -> np.ndarray:
+    """`x[n, m*D + e] = score[n, m*H + e // d] * v[m, e]`: [T, B, N, n_max*H] and [T, B, N, D] -> [T, B, N, n_max*D]."""
+    of_feature = np.repeat(scores, v.shape[-1] // heads, axis=-1).reshape(*v.shape[:3], n_max, -1)
+    return (of_feature * _every_key(v, n_max)[..., None, :, :]).reshape(*v.shape[:3], -1)
+
+
+def _every_key(x: np.ndarray, n_max: int) -> np.ndarray:
+    """[T, B, N, D] -> [T, B, n_max, D]: tokens beyond the batch's are silent."""
+    return np.pad(x, ((0, 0), (0, 0), (0, n_max - x.shape[2]), (0, 0)))
+
+
+def evaluate(node: Node, inputs: list[np.ndarray], batch: TokenBatch, timesteps: int, n_max: int) -> np.ndarray:
     """The value int64 [T, B, N, D] of one node, given the values of its inputs."""
     if isinstance(node, Source):
-        return encode(node, batch, graph.timesteps)
+        return encode(node, batch, timesteps)
     if isinstance(node, LIF):
         return lif(inputs[0], node.threshold, node.dv, node.shift)
     if isinstance(node, Attention):
         return attention(inputs[0], inputs[1], inputs[2], node.heads)
     if isinstance(node, Add):
         return np.sum(inputs, axis=0)
+    if isinstance(node, Slice):
+        return inputs[0][..., node.start : node.stop]
+    if isinstance(node, Concat):
+        return np.concatenate(inputs, axis=-1)
+    if isinstance(node, ValidLane):
+        return np.tile(batch.mask[:, :, None], (timesteps, 1, 1, node.lanes))
+    if isinstance(node, Coincidence):
+        return coincidence(inputs[0], inputs[1], n_max)
+    if isinstance(node, Relay):
+        return inputs[0]
+    if isinstance(node, Product):
+        return product(inputs[0], inputs[1], node.heads, n_max)
     return linear(inputs[0], node.weight, node.bias, batch.mask)
 
 
@@ -60,7 +102,8 @@ class ReferenceEngine:
         values: dict[str, np.ndarray] = {}
         last_use = {name: node.name for node in self.graph for name in node.inputs}
         for node in self.graph:
-            values[node.name] = evaluate(self.graph, node, [values[name] for name in node.inputs], batch)
+            inputs = [values[name] for name in node.inputs]
+            values[node.name] = evaluate(node, inputs, batch, self.graph.timesteps, self.graph.n_max)
             for name in set(node.inputs) - set(observe):
                 if last_use[name] == node.name:
                     del values[name]

@@ -75,6 +75,8 @@ def human_report(bundle: Bundle, summary: Summary) -> str:
     lines.append(
         f"synaptic operations  {total.synaptic_operations:,} ({total.synaptic_operations / samples:,.0f} a sample)"
     )
+    if total.saturations:
+        lines.append(f"membranes cut        {total.saturations:,} times at 2^23 - 1, to either side")
     lines.append(f"speed                {summary.samples_per_second:,.2f} samples/s, {samples:,} on '{summary.engine}'")
     lines += ["", *_parts(summary.activity, samples)]
     if summary.comparison is not None:
@@ -107,12 +109,14 @@ def _parts(activity: Activity, samples: int) -> list[str]:
         parts[part] = parts.get(part, NodeActivity()) + counts
     if len(parts) > PARTS_MAX:
         return [f"{len(activity.per_node)} nodes; --json tells what each did"]
-    width = max(20, *map(len, parts))
+    width, any_cut = max(20, *map(len, parts)), activity.total.saturations > 0
     return [
-        f"{'part':<{width}} {'firing rate':>11} {'spikes a sample':>18} {'operations a sample':>21}",
+        f"{'part':<{width}} {'firing rate':>11} {'spikes a sample':>18} {'operations a sample':>21}"
+        + (f" {'membranes cut':>15}" if any_cut else ""),
         *(
             f"{name:<{width}} {'' if counts.rate is None else f'{counts.rate:.4f}':>11} "
             f"{counts.spikes / samples:>18,.0f} {counts.synaptic_operations / samples:>21,.0f}"
+            + (f" {counts.saturations:>15,}" if counts.saturations else "")
             for name, counts in parts.items()
         ),
     ]

@@ -106,6 +106,7 @@ class Summary:
                 "spikes": total.spikes,
                 "synaptic_operations": total.synaptic_operations,
                 "weighted_operations": total.weighted_operations,
+                "saturations": total.saturations,
                 "per_node": per_node,
             },
             "bad_rows": {"count": self.bad, "first": [asdict(row) for row in self.first_bad]},

@@ -15,6 +15,7 @@ from converters.execution import Activity, Engine, EngineOptions
 from sim.activity import count_activity
 from sim.check import require_golden
 from sim.engines import open_engine
+from sim.saturation import saturable_neurons
 from sim.verify import Comparison, compare
 
 
@@ -81,6 +82,7 @@ class ShardRunner:
                 self.reference = opened.enter_context(closing(open_engine("reference", self.graph)))
                 require_golden(self.bundle, self.reference)
             self.opened = opened.pop_all()
+        self.saturable = () if self.engine.counts_activity else saturable_neurons(self.graph)
 
     def close(self) -> None:
         self.opened.close()
@@ -94,7 +96,7 @@ class ShardRunner:
         start = time.perf_counter()
         execution = self.engine.run(batch, observe)
         seconds = time.perf_counter() - start
-        activity = execution.activity or count_activity(self.graph, execution.values, batch.mask)
+        activity = execution.activity or count_activity(self.graph, execution.values, batch, self.saturable)
         comparison = None
         if self.reference is not None:
             comparison = compare(self.graph, self.reference.run(batch, observe), execution, first_sample=shard.first)

@@ -16,9 +16,9 @@ LIMIT = 2**23 - 1
 def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """ids, mask int64 [B, N] -> logits int64 [B, classes], and the values [T, B, N, D] of every node."""
     graph = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
-    assert graph["schema"] in (1, 2)
+    assert graph["schema"] in (1, 2, 3)
     weights = load_file(folder / "weights.safetensors")
-    if graph["schema"] == 2:
+    if graph["schema"] >= 2:
         features = {node["name"]: node["features"] for node in graph["nodes"]}
         for node in graph["nodes"]:
             if node["op"] == "synapses" and node["weight_bits"] <= 4:
@@ -31,7 +31,7 @@ def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarr
         now: dict[str, np.ndarray] = {}
         for node in graph["nodes"]:
             inputs = [now[name] for name in node["inputs"]]
-            now[node["name"]] = one_step(node, inputs, mask, ids, weights, encoder, membranes)
+            now[node["name"]] = one_step(node, inputs, mask, ids, weights, encoder, membranes, graph["n_max"])
         steps.append(now)
     logits = sum(now[graph["output"]].sum(axis=1) for now in steps)
     return logits, {node["name"]: np.stack([now[node["name"]] for now in steps]) for node in graph["nodes"]}
@@ -71,7 +71,7 @@ def two_to_a_byte(packed: np.ndarray, inputs: int) -> np.ndarray:
     return weight
 
 
-def one_step(node, inputs, mask, ids, weights, encoder, membranes) -> np.ndarray:
+def one_step(node, inputs, mask, ids, weights, encoder, membranes, n_max) -> np.ndarray:
     """The value [B, N, D] of one node at one timestep."""
     name, op = node["name"], node["op"]
     valid = mask[:, :, None]
@@ -91,8 +91,28 @@ def one_step(node, inputs, mask, ids, weights, encoder, membranes) -> np.ndarray
         return sum(inputs[1:], inputs[0])
     if op == "attention":
         return attention(*inputs, node["heads"])
+    if op == "slice":
+        return inputs[0][..., node["start"] : node["stop"]]
+    if op == "concat":
+        return np.concatenate(inputs, axis=-1)
+    if op == "valid_lane":
+        return valid * np.ones(node["lanes"], np.int64)
+    if op == "relay":
+        return inputs[0]
+    if op in ("coincidence", "product"):
+        return pairs(*inputs, n_max, node.get("heads"))
     weight, bias = weights[f"{name}.weight"].astype(np.int64), weights[f"{name}.bias"].astype(np.int64)
     return np.einsum("oi,bni->bno", weight, inputs[0]) + bias * valid
+
+
+def pairs(first, second, n_max, heads) -> np.ndarray:
+    """Coincidence (heads is None) and product: [B, N, n_max * D]; keys that are not in the batch give 0."""
+    samples, tokens, width = second.shape
+    out = np.zeros((samples, tokens, n_max * width), np.int64)
+    for n, m, j in np.ndindex(tokens, tokens, width):
+        left = first[:, n, j if heads is None else m * heads + j // (width // heads)]
+        out[:, n, m * width + j] = left * second[:, m, j]
+    return out
 
 
 def neuron(name, a, threshold, node, membranes) -> np.ndarray:

@@ -11,12 +11,29 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.execution import TokenBatch
-from converters.graph import LIF, Add, Attention, Graph, Node, Readout, Source, Synapses
+from converters.graph import (
+    LIF,
+    Add,
+    Attention,
+    Coincidence,
+    Concat,
+    Graph,
+    Node,
+    Product,
+    Readout,
+    Relay,
+    Slice,
+    Source,
+    Synapses,
+    ValidLane,
+)
 from sim.reference import evaluate
 
 DECAYS = (0, 410, 2048, 4095)
 CLASSES = 3
 REACH = 60_000  # accumulators stay below this; a graph allows 65535
+WIDEST = 1200  # features of a node of `random_machine_dag`
+MACHINE_KINDS = ("slice", "concat", "valid_lane", "coincidence", "relay", "product")
 
 
 def random_batch(rng: np.random.Generator, graph: Graph, samples: int, tokens: int | None = None) -> TokenBatch:
@@ -89,6 +106,110 @@ def random_dag(
     return builder.graph(spiking[-1])
 
 
+def random_machine_dag(
+    rng: np.random.Generator,
+    nodes: int = 6,
+    hidden: int = 6,
+    n_max: int = 3,
+    timesteps: int = 4,
+    dv: int | Sequence[int] = DECAYS,
+    weight_bits: int = 8,
+    bias_max: int = 300,
+    source_kind: str = "lif",
+    vocabulary: int = 20,
+    firing: float = 0.3,
+) -> Graph:
+    """Every kind of node that only passes make at least once, in random order, and `nodes` more of any kind.
+
+    Slices begin anywhere, concats join values of different widths and sizes, relays send on the currents of synapses
+    and of attention, scores come from a relay or from anywhere; whatever is legal. Layers have up to `hidden` features.
+    The readout reads the last nodes side by side.
+    """
+    builder = _Builder(rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing)
+    source = builder.source(hidden, source_kind)
+    builder.layer("first", source, hidden)
+    kinds = [*rng.permutation(MACHINE_KINDS), *rng.choice([*MACHINE_KINDS, "layer", "add", "attention"], nodes)]
+    for index, kind in enumerate(kinds):
+        getattr(_Wiring(builder, hidden), str(kind))(f"n{index}")
+    last = [node.name for node in builder.nodes if not isinstance(node, (Synapses, Attention))][-3:]
+    return builder.graph(builder.concat("all", tuple(last)))
+
+
+class _Wiring:
+    """Adds a node of each kind to what a builder has, with random inputs. Each takes the name of the new node."""
+
+    def __init__(self, builder: _Builder, hidden: int) -> None:
+        self.builder, self.hidden, self.rng = builder, hidden, builder.rng
+        self.spiking = [node.name for node in builder.nodes if not isinstance(node, (Synapses, Attention))]
+        self.firing = [name for name in self.spiking if builder.fires(name)]
+
+    def layer(self, name: str) -> None:
+        self.builder.layer(name, self._any(self.spiking), int(self.rng.integers(1, self.hidden + 1)))
+
+    def add(self, name: str) -> None:
+        self.builder.add(name, self._alike(self.spiking, int(self.rng.integers(2, 5))))
+
+    def slice(self, name: str) -> None:
+        producer = self._any(self.spiking)
+        start, stop = np.sort(self.rng.choice(self.builder.width(producer) + 1, 2, replace=False))
+        self.builder.slice(name, producer, int(start), int(stop))
+
+    def concat(self, name: str) -> None:
+        few = self.rng.random() < 0.5  # of q, k, v, so that there are some to choose from
+        inputs = [self._any(self.firing if few else self.spiking) for _ in range(self.rng.integers(2, 5))]
+        while sum(map(self.builder.width, inputs)) > WIDEST and len(inputs) > 2:
+            inputs.pop()
+        if sum(map(self.builder.width, inputs)) <= WIDEST:
+            self.builder.concat(name, tuple(inputs))
+
+    def valid_lane(self, name: str) -> None:
+        self.builder.valid_lane(name, int(self.rng.integers(1, self.hidden + 1)))
+
+    def coincidence(self, name: str) -> None:
+        self.builder.coincidence(name, self._alike(self._short(), 2))
+
+    def relay(self, name: str) -> None:
+        if self.rng.random() < 0.5:
+            self._attended(name)
+            self.builder.relay(name, f"{name}.attention")
+        else:
+            width = int(self.rng.integers(1, self.hidden + 1))
+            self.builder.relayed(name, self._any(self.spiking), width)
+
+    def product(self, name: str) -> None:
+        v = self._any(self._short())
+        heads = self._heads(v)
+        width = self.builder.n_max * heads
+        scores = [each for each in self.spiking if self.builder.width(each) == width]
+        if not scores or self.rng.random() < 0.5:
+            scores = [self.builder.relayed(f"{name}.scores", self._any(self.spiking), width)]
+        self.builder.product(name, (self._any(scores), v), heads)
+
+    def attention(self, name: str) -> None:
+        self._attended(name)
+        self.builder.neuron(name, f"{name}.attention")
+
+    def _attended(self, name: str) -> None:
+        inputs = self._alike(self.firing, 3)
+        self.builder.attention(f"{name}.attention", inputs, self._heads(inputs[0]))
+
+    def _any(self, names: list[str]) -> str:
+        return str(self.rng.choice(names))
+
+    def _alike(self, names: list[str], count: int) -> tuple[str, ...]:
+        """Of one width."""
+        width = self.builder.width(self._any(names))
+        return tuple(self._any([name for name in names if self.builder.width(name) == width]) for _ in range(count))
+
+    def _short(self) -> list[str]:
+        """Those that fire and may stand n_max times in one node."""
+        return [name for name in self.firing if self.builder.width(name) * self.builder.n_max <= WIDEST]
+
+    def _heads(self, name: str) -> int:
+        width = self.builder.width(name)
+        return int(self.rng.choice([heads for heads in range(1, width + 1) if width % heads == 0]))
+
+
 class _Builder:
     """Adds nodes one by one and evaluates each on one batch, to know which thresholds make it fire."""
 
@@ -131,26 +252,65 @@ class _Builder:
     def add(self, name: str, inputs: tuple[str, ...]) -> str:
         return self._append(Add(name, inputs))
 
+    def slice(self, name: str, producer: str, start: int, stop: int) -> str:
+        return self._append(Slice(name, (producer,), start, stop))
+
+    def concat(self, name: str, inputs: tuple[str, ...]) -> str:
+        return self._append(Concat(name, inputs))
+
+    def valid_lane(self, name: str, lanes: int) -> str:
+        return self._append(ValidLane(name, lanes))
+
+    def coincidence(self, name: str, inputs: tuple[str, ...]) -> str:
+        return self._append(Coincidence(name, inputs))
+
+    def relay(self, name: str, current: str) -> str:
+        return self._append(Relay(name, (current,)))
+
+    def relayed(self, name: str, producer: str, width: int) -> str:
+        """Synapses that excite, few or many, and their relay; the name of the relay."""
+        weight, bias = (np.abs(numbers) for numbers in self._linear(producer, width))
+        weight[self.rng.random(weight.shape) < self.rng.choice([0.0, 0.7, 0.95])] = 0
+        self._append(Synapses(f"{name}.synapses", (producer,), weight, bias, self.weight_bits))
+        return self.relay(name, f"{name}.synapses")
+
+    def product(self, name: str, inputs: tuple[str, ...], heads: int) -> str:
+        return self._append(Product(name, inputs, heads))
+
+    def width(self, name: str) -> int:
+        return int(self.values[name].shape[-1])
+
+    def fires(self, name: str) -> bool:
+        """Whether it is made of the spikes of LIF nodes alone: it may be q, k or v."""
+        node = next(node for node in self.nodes if node.name == name)
+        return isinstance(node, LIF) or (isinstance(node, (Slice, Concat)) and all(map(self.fires, node.inputs)))
+
     def graph(self, producer: str) -> Graph:
         weight, bias = self._linear(producer, CLASSES)
-        return Graph(self.timesteps, self.n_max, (*self.nodes, Readout("readout", (producer,), weight, bias)))
+        return self._ended(Readout("readout", (producer,), weight, bias))
 
     def _linear(self, producer: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        columns, largest = self.values[producer].shape[-1], self._value_max(producer)
-        limit = min(2 ** (self.weight_bits - 1) - 1, REACH // (columns * largest))
-        if limit < 1:
-            raise ValueError(f"'{producer}' has {columns} features of up to {largest}: no weight keeps to {REACH}")
+        """Weights as large as accumulators allow; of inputs that reach too high together, some have none."""
+        bound = self._feature_max(producer)
+        read = np.ones(len(bound), bool)
+        if bound.sum() > REACH:
+            order = self.rng.permutation(len(bound))
+            read[order] = np.cumsum(bound[order]) <= REACH
+        limit = min(2 ** (self.weight_bits - 1) - 1, REACH // max(1, int(bound[read].sum())))
         bias = self.rng.integers(-self.bias_max, self.bias_max + 1, rows)
-        return self.rng.integers(-limit, limit + 1, (rows, columns)), bias
+        return self.rng.integers(-limit, limit + 1, (rows, len(bound))) * read, bias
 
-    def _value_max(self, name: str) -> int:
-        node = next(node for node in self.nodes if node.name == name)
-        return sum(self._value_max(producer) for producer in node.inputs) if isinstance(node, Add) else 1
+    def _feature_max(self, name: str) -> np.ndarray:
+        silent = Readout("readout", (name,), np.zeros((1, self.width(name)), int), [0])
+        return self._ended(silent).feature_max[name]
+
+    def _ended(self, readout: Readout) -> Graph:
+        return Graph(self.timesteps, self.n_max, (*self.nodes, readout))
 
     def _append(self, node: Node) -> str:
         self.nodes.append(node)
         inputs = [self.values[name] for name in node.inputs]
-        self.values[node.name] = evaluate(self, node, inputs, self.batch)  # it reads only `timesteps` of a graph
+        self.values[node.name] = evaluate(node, inputs, self.batch, self.timesteps, self.n_max)
         return node.name
 
 

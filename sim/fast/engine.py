@@ -15,8 +15,8 @@ from threading import Timer
 import numpy as np
 
 from converters.execution import Activity, EngineOptions, Execution, NodeActivity, TokenBatch, check_observed
-from converters.graph import Graph
-from sim.fast import kernels
+from converters.graph import Coincidence, Concat, Graph, Product, Relay, Slice, ValidLane
+from sim.fast import kernels, wiring
 from sim.fast.plan import (
     AddStep,
     AttentionStep,
@@ -25,6 +25,7 @@ from sim.fast.plan import (
     ReadoutStep,
     Step,
     SynapsesStep,
+    WiringStep,
     assign_rooms,
     blocks_of,
     layers_of,
@@ -61,6 +62,7 @@ class Counters:
 
     fired      for each step int64 [neurons of all its layers, in whole words]: how often each fired
     operations for each step int64 [its layers, 2]: synaptic operations, plain and weighted
+    cuts       for each step int64 [words of all its neurons]: how often membranes were cut
     """
 
     def __init__(self, graph: Graph, steps: Sequence[Step]) -> None:
@@ -71,8 +73,10 @@ class Counters:
         ends = np.cumsum([0, *(width for step in widths for width in step)])
         self._starts, self._fired = ends[:-1], np.zeros(ends[-1], np.int64)
         self._operations = np.zeros((len(self._layers), 2), np.int64)
+        self._cuts = np.zeros(ends[-1] // BLOCK, np.int64)
         step_ends = np.cumsum([0, *map(sum, widths)])
         self.fired = [self._fired[low:high] for low, high in pairwise(step_ends)]
+        self.cuts = [self._cuts[low // BLOCK : high // BLOCK] for low, high in pairwise(step_ends)]
         layer_ends = np.cumsum([0, *(len(layers_of(step)) for step in steps)])
         self.operations = [self._operations[low:high] for low, high in pairwise(layer_ends)]
 
@@ -80,15 +84,15 @@ class Counters:
         """The counts of a run over so many real tokens, by node."""
         sites = self.graph.timesteps * tokens
         spikes = dict(zip(self._neurons, np.add.reduceat(self._fired, self._starts).tolist()))
+        cuts = dict(zip(self._neurons, np.add.reduceat(self._cuts, self._starts // BLOCK).tolist()))
         operations = dict(zip(self._layers, self._operations.tolist()))
         per_node: dict[str, NodeActivity] = {}
         for name, width in self.graph.features.items():
-            if name in spikes:
-                per_node[name] = NodeActivity(spikes[name], sites * width)
-            elif name in operations:
-                per_node[name] = NodeActivity(0, 0, *operations[name])
-            else:
-                per_node[name] = NodeActivity()
+            plain, weighted = operations.get(name, (0, 0))
+            fires = name in spikes
+            per_node[name] = NodeActivity(
+                spikes.get(name, 0), sites * width if fires else 0, plain, weighted, cuts.get(name, 0)
+            )
         return Activity(self.graph.timesteps, per_node)
 
 
@@ -189,8 +193,10 @@ class _Worker:
                 self._encode(number, step, share)
             elif isinstance(step, LIFStep):
                 self._lif(number, step, share)
-            else:
+            elif isinstance(step, ReadoutStep):
                 logits = self._read_out(number, step, share)
+            else:
+                self._wire(number, step, share)
             if share.observed:
                 for name in share.observed.intersection(nodes_of(step)):
                     kept[name] = self._observed(name, share)
@@ -207,14 +213,15 @@ class _Worker:
         planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
         kernels.encode(
             share.ids, share.places, step.table, step.position, step.node.kind == "sign", neurons.free, neurons.level,
-            neurons.keep, planes[0], fired,
+            neurons.keep, planes[0], fired, self.counters.cuts[number],
         )  # fmt: skip
         share.spikes[step.node.name] = Spikes(planes, fired, fired)
 
     def _lif(self, number: int, step: LIFStep, share: Share) -> None:
         planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
         currents = share.currents[step.node.inputs[0]]
-        kernels.lif(currents, neurons.free, neurons.level, neurons.keep, planes[0], fired)
+        cuts = self.counters.cuts[number]
+        kernels.lif(currents, neurons.free, neurons.level, neurons.keep, planes[0], fired, cuts)
         share.spikes[step.node.name] = Spikes(planes, fired, fired)
 
     def _synapses(self, number: int, step: SynapsesStep, share: Share) -> None:
@@ -234,7 +241,7 @@ class _Worker:
         fired = self.counters.fired[number]
         kernels.synapses(
             x.planes, step.weight, step.group, step.bias, step.wide, bool(step.lifs), neurons.free, neurons.level,
-            neurons.keep, step.places, spikes, currents, index, lists, fired,
+            neurons.keep, step.places, spikes, currents, index, lists, fired, self.counters.cuts[number],
         )  # fmt: skip
         kernels.count_operations(x.payload, x.events, step.fan_out, self.counters.operations[number])
         first = 0
@@ -264,6 +271,7 @@ class _Worker:
         kernels.attention(
             q, k, v, share.starts, width, node.heads, np.empty(longest, step.sums), step.lif is not None, neurons.free,
             neurons.level, neurons.keep, planes[0], currents, cells, self.counters.operations[number][0], fired,
+            self.counters.cuts[number],
         )  # fmt: skip
         if kept:
             share.currents[node.name] = currents
@@ -281,6 +289,61 @@ class _Worker:
             payload += x.payload
         kernels.count_sums(total, self.scratch.array(total.shape[1:], np.uint64), events)
         share.spikes[step.node.name] = Spikes(total, payload, events)
+
+    def _wire(self, number: int, step: WiringStep, share: Share) -> None:
+        node, planes = step.node, self._planes(number, share, step.node.name)
+        if isinstance(node, (Slice, Concat)):
+            spikes = self._gather(node, planes, share)
+        elif isinstance(node, ValidLane):
+            spikes = self._valid_lane(node, planes)
+        elif isinstance(node, Coincidence):
+            spikes = self._coincidence(number, node, planes, share)
+        elif isinstance(node, Relay):
+            wiring.relay(share.currents[node.inputs[0]], self.graph.features[node.name], planes)
+            spikes = self._counted(planes)
+        else:
+            spikes = self._product(number, node, planes, share)
+        share.spikes[node.name] = spikes
+
+    def _gather(self, node: Slice | Concat, planes: np.ndarray, share: Share) -> Spikes:
+        payload, events = np.zeros((2, planes.shape[-1] * BLOCK), np.int64)
+        planes[:], at = 0, 0
+        for name in node.inputs:
+            x, width = share.spikes[name], self.graph.features[name]
+            start, stop = (node.start, node.stop) if isinstance(node, Slice) else (0, width)
+            end = at + stop - start
+            wiring.copy_features(x.planes, start, stop - start, planes, at)
+            payload[at:end], events[at:end] = x.payload[start:stop], x.events[start:stop]
+            at = end
+        return Spikes(planes, payload, events)
+
+    def _valid_lane(self, node: ValidLane, planes: np.ndarray) -> Spikes:
+        """Only real tokens are here."""
+        lanes = np.arange(planes.shape[-1] * BLOCK) < node.lanes
+        planes[:] = np.packbits(lanes, bitorder="little").view("<u8")
+        counts = lanes * (planes.shape[1] * planes.shape[2])
+        return Spikes(planes, counts, counts)
+
+    def _coincidence(self, number: int, node: Coincidence, planes: np.ndarray, share: Share) -> Spikes:
+        (q, k), fired = (share.spikes[name] for name in node.inputs), self.counters.fired[number]
+        wiring.coincidence(q.planes[0], k.planes[0], share.starts, self.graph.features[node.inputs[0]], planes[0])
+        kernels.count_bits(planes[0].reshape(-1, planes.shape[-1]), fired)
+        self.counters.operations[number][0] = self.graph.n_max * (q.payload.sum() + k.payload.sum())
+        return Spikes(planes, fired, fired)
+
+    def _product(self, number: int, node: Product, planes: np.ndarray, share: Share) -> Spikes:
+        (scores, v), width = (share.spikes[name] for name in node.inputs), self.graph.features[node.inputs[1]]
+        wiring.product(scores.planes, v.planes[0], share.starts, width, node.heads, planes)
+        size, reached = width // node.heads, self.graph.n_max * v.payload.sum()
+        counts = (size * scores.events.sum() + reached, size * scores.payload.sum() + reached)
+        self.counters.operations[number][0] = counts
+        return self._counted(planes)
+
+    def _counted(self, planes: np.ndarray) -> Spikes:
+        payload, events = np.zeros((2, planes.shape[-1] * BLOCK), np.int64)
+        kernels.sum_samples(planes, np.array([0, planes.shape[1]]), payload[None])
+        kernels.count_sums(planes, self.scratch.array(planes.shape[1:], np.uint64), events)
+        return Spikes(planes, payload, events)
 
     def _read_out(self, number: int, step: ReadoutStep, share: Share) -> np.ndarray:
         """The sums over tokens and timesteps are made first: `sum(W x + b) = W sum(x) + T * tokens * b`."""

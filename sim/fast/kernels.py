@@ -41,13 +41,18 @@ PLANE_COST = 40  # the same for a plane of few spikes
 
 def tile_entries(inputs: int, planes: int, timesteps: int) -> int:
     """The most entries that the lists of a tile of tokens can have."""
-    return TILE * (inputs * timesteps * planes + PLANE_COST * 2**planes) + SLACK
+    return TILE * _token_entries(inputs, planes, timesteps) + SLACK
 
 
 def tile_lists(inputs: int, planes: int, timesteps: int) -> int:
-    """The most lists of a tile of tokens."""
-    pieces = 1 + 2**planes * inputs // LIST_MAX
-    return TILE * planes * ((timesteps + 3) // 4) * (len(TOGETHER) + 4) * pieces
+    """The most lists of a tile of tokens, with those that go on beyond LIST_MAX."""
+    begun = planes * ((timesteps + 3) // 4) * (len(TOGETHER) + 4)
+    return TILE * (begun + _token_entries(inputs, planes, timesteps) // LIST_MAX)
+
+
+def _token_entries(inputs: int, planes: int, timesteps: int) -> int:
+    """Of one token: every spike once, and those of a plane that goes with another so often (`_bases`)."""
+    return planes * (inputs * timesteps + 2 * PLANE_COST)
 
 
 def attention_cells(tokens: int, timesteps: int, width: int, heads: int) -> int:
@@ -59,12 +64,12 @@ def attention_cells(tokens: int, timesteps: int, width: int, heads: int) -> int:
 @compiled(nogil=True, inline="always")
 def _fire(
     cells: np.ndarray, at: int, stride: int, steps: int, free: bool, level: np.ndarray, level_at: int, keep: float,
-    words: np.ndarray, word_at: int, word_stride: int,
+    words: np.ndarray, word_at: int, word_stride: int, cuts: np.ndarray, cuts_at: int,
 ) -> None:  # fmt: skip
     if free:
-        fire_free(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride)
+        fire_free(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at)
     else:
-        fire(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride)
+        fire(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at)
 
 
 @compiled(nogil=True, inline="always")
@@ -193,10 +198,12 @@ def _list_spikes(
                     for w in range(words):
                         at = _list_word(rest[i, w], w * BLOCK * BLOCK, index, at)
                     for thin in range(p + 1, planes):
-                        if base[thin] == p:
-                            for _ in range(1 << (thin - p)):
-                                for w in range(words):
-                                    word = x[thin, first + r, t + i, w]
+                        if base[thin] != p:
+                            continue
+                        for w in range(words):
+                            word = x[thin, first + r, t + i, w]
+                            if word != 0:  # a high plane may be empty
+                                for _ in range(1 << (thin - p)):
                                     at = _list_word(word, w * BLOCK * BLOCK, index, at)
                     count = _end_list(lists, count, start, at, t, 1 << i, p, longest)
         ends[r] = count
@@ -217,7 +224,7 @@ def _add_rows(
 def synapses(
     x: np.ndarray, weight: np.ndarray, group: int, bias: np.ndarray, wide: bool, fires: bool, free: bool,
     level: np.ndarray, keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray, index: np.ndarray,
-    lists: np.ndarray, fired: np.ndarray,
+    lists: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
 ) -> None:  # fmt: skip
     """`a = W x + b` of every token and timestep, then a LIF where `fires`, for layers that read the same x.
 
@@ -230,7 +237,9 @@ def synapses(
     currents int32 [R, T, blocks * 64], written where it is not empty
     index    uint32, room for `tile_entries`; lists int64 [`tile_lists`, 5]
     fired    int64 [blocks * 64]: how often each neuron fired, set where `fires`
+    cuts     int64 [blocks]: how often membranes of each block were cut, set where `fires`
     """
+    cuts[:] = 0
     tokens, steps = x.shape[1], x.shape[2]
     blocks, inputs = weight.shape[0], weight.shape[1]
     flat, flat_currents = weight.reshape(-1), currents.reshape(-1)
@@ -260,7 +269,8 @@ def synapses(
                         _copy_cell(cells, t * BLOCK, wide, flat_currents, ((at + t) * blocks + block) * BLOCK)
                 if fires:
                     _fire(
-                        cells, 0, BLOCK, steps, free, level, block * BLOCK, keep, spikes, place + at * stride, stride
+                        cells, 0, BLOCK, steps, free, level, block * BLOCK, keep, spikes, place + at * stride, stride,
+                        cuts, block,
                     )  # fmt: skip
     if fires:
         first = 0
@@ -286,14 +296,15 @@ def _copy_cell(cells: np.ndarray, at: int, wide: bool, out: np.ndarray, to: int)
 @compiled(nogil=True)
 def encode(
     ids: np.ndarray, places: np.ndarray, table: np.ndarray, position: np.ndarray, sign: bool, free: bool,
-    level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray,
+    level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
 ) -> None:  # fmt: skip
     """The source: a constant current for each token, then a LIF, or `>= 0` where `sign`.
 
     ids, places int64 [R]: token ids, and where in its sample a token stands
     table int8 [vocabulary, D]; position int32 [n_max, D], of no rows where there is none
-    level [W * 64]; spikes uint64 [R, T, W]; fired int64 [W * 64], set
+    level [W * 64]; spikes uint64 [R, T, W]; fired int64 [W * 64], set; cuts int64 [W], set
     """
+    cuts[:] = 0
     tokens, steps, words = spikes.shape
     width = table.shape[1]
     out, current = spikes.reshape(-1), np.zeros(words * BLOCK, np.int32)
@@ -308,7 +319,8 @@ def encode(
         for w in range(words):
             if not sign:
                 _fire(
-                    current, w * BLOCK, 0, steps, free, level, w * BLOCK, keep, out, r * steps * words + w, words
+                    current, w * BLOCK, 0, steps, free, level, w * BLOCK, keep, out, r * steps * words + w, words,
+                    cuts, w,
                 )  # fmt: skip
                 continue
             word = np.uint64(0)
@@ -320,20 +332,23 @@ def encode(
 
 @compiled(nogil=True)
 def lif(
-    currents: np.ndarray, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray
-) -> None:
-    """A LIF on stored currents int32 [R, T, W * 64] -> spikes uint64 [R, T, W], and how many: fired int64 [W * 64]."""
+    currents: np.ndarray, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray,
+    cuts: np.ndarray,
+) -> None:  # fmt: skip
+    """A LIF on stored currents int32 [R, T, W * 64] -> spikes uint64 [R, T, W], and how many: fired int64 [W * 64], and
+    cuts int64 [W]."""
+    cuts[:] = 0
     tokens, steps, words = spikes.shape
     flat, out = currents.reshape(-1), spikes.reshape(-1)
     for r in range(tokens):
         for w in range(words):
             place = r * steps * words + w
-            _fire(flat, place * BLOCK, words * BLOCK, steps, free, level, w * BLOCK, keep, out, place, words)
+            _fire(flat, place * BLOCK, words * BLOCK, steps, free, level, w * BLOCK, keep, out, place, words, cuts, w)
     count_bits(spikes.reshape(tokens * steps, words), fired)
 
 
 @compiled(nogil=True, inline="always")
-def _head_bits(x: np.ndarray, low: int, count: int) -> int:
+def bits_at(x: np.ndarray, low: int, count: int) -> int:
     """Bits low .. low + count - 1 of x uint64 [W], at most 64, as a word."""
     w, bit = low // BLOCK, low % BLOCK
     word = x[w] >> np.uint64(bit)
@@ -346,7 +361,7 @@ def _head_bits(x: np.ndarray, low: int, count: int) -> int:
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, starts: np.ndarray, width: int, heads: int, scores: np.ndarray,
     fires: bool, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray,
-    currents: np.ndarray, cells: np.ndarray, operations: np.ndarray, fired: np.ndarray,
+    currents: np.ndarray, cells: np.ndarray, operations: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
 ) -> None:  # fmt: skip
     """`a = (q k^T) v` for each head of each sample, then a LIF where `fires`.
 
@@ -357,8 +372,9 @@ def attention(
     currents   int32 [R, T, W * 64], written where it is not empty
     cells      int32, room for `attention_cells`
     operations int64 [2], set: synaptic, weighted
-    fired      int64 [W * 64], set where `fires`
+    fired      int64 [W * 64], cuts int64 [W], set where `fires`
     """
+    cuts[:] = 0
     steps, words = q.shape[2], q.shape[3]
     size = width // heads  # of a head
     slices = (size + BLOCK - 1) // BLOCK
@@ -379,9 +395,9 @@ def attention(
                 for s in range(slices):
                     low, bits = h * size + s * BLOCK, min(BLOCK, size - s * BLOCK)
                     for m in range(count):
-                        queries[m, s] = _head_bits(q[0, first + m, t], low, bits)
-                        keys[m, s] = _head_bits(k[0, first + m, t], low, bits)
-                        value = _head_bits(v[0, first + m, t], low, bits)
+                        queries[m, s] = bits_at(q[0, first + m, t], low, bits)
+                        keys[m, s] = bits_at(k[0, first + m, t], low, bits)
+                        value = bits_at(v[0, first + m, t], low, bits)
                         targets[m] += popcount(value)
                         spread_bits(value, masks, (s * longest + m) * BLOCK)
                 for n in range(count):
@@ -412,7 +428,7 @@ def attention(
                 for w in range(words):
                     _fire(
                         cells, n * steps * stride + w * BLOCK, stride, steps, free, level, w * BLOCK, keep, out,
-                        r * steps * words + w, words,
+                        r * steps * words + w, words, cuts, w,
                     )  # fmt: skip
     operations[0], operations[1] = plain, weighted
     if fires:

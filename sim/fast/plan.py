@@ -21,11 +21,17 @@ from converters.graph import (
     SHIFT,
     Add,
     Attention,
+    Coincidence,
+    Concat,
     Graph,
     Node,
+    Product,
     Readout,
+    Relay,
+    Slice,
     Source,
     Synapses,
+    ValidLane,
 )
 from sim.fast.vectors import BLOCK, group_of, pack_cells, pack_weight
 
@@ -126,7 +132,14 @@ class ReadoutStep:
     fan_out: np.ndarray
 
 
-Step = Union[EncodeStep, SynapsesStep, AttentionStep, LIFStep, AddStep, ReadoutStep]
+@dataclass(frozen=True, eq=False)
+class WiringStep:
+    """A node that only passes make. It runs alone."""
+
+    node: Slice | Concat | ValidLane | Coincidence | Relay | Product
+
+
+Step = Union[EncodeStep, SynapsesStep, AttentionStep, LIFStep, AddStep, ReadoutStep, WiringStep]
 
 
 def make_plan(graph: Graph) -> tuple[Step, ...]:
@@ -179,12 +192,14 @@ def assign_rooms(steps: Sequence[Step]) -> list[int]:
     return rooms
 
 
-def neurons_of(step: Step) -> tuple[Source | LIF, ...]:
+def neurons_of(step: Step) -> tuple[Source | LIF | Coincidence, ...]:
     """The neurons of a step, in the order of their layers."""
     if isinstance(step, SynapsesStep):
         return step.lifs
     if isinstance(step, AttentionStep):
         return (step.lif,) if step.lif else ()
+    if isinstance(step, WiringStep):
+        return (step.node,) if isinstance(step.node, Coincidence) else ()
     return (step.node,) if isinstance(step, (EncodeStep, LIFStep)) else ()
 
 
@@ -192,7 +207,8 @@ def layers_of(step: Step) -> tuple[str, ...]:
     """The nodes of a step that cause synaptic operations."""
     if isinstance(step, SynapsesStep):
         return tuple(layer.name for layer in step.layers)
-    return (step.node.name,) if isinstance(step, (AttentionStep, ReadoutStep)) else ()
+    works = isinstance(step, (AttentionStep, ReadoutStep)) or isinstance(step.node, (Coincidence, Product))
+    return (step.node.name,) if works else ()
 
 
 def reads_of(step: Step) -> tuple[str, ...]:
@@ -217,6 +233,8 @@ def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
         return LIFStep(node, Neurons.of([node], [width], graph.value_max[node.inputs[0]], graph.timesteps))
     if isinstance(node, Add):
         return AddStep(node)
+    if not isinstance(node, Readout):
+        return WiringStep(node)
     fan_out = np.count_nonzero(node.weight, axis=0, keepdims=True).astype(np.int64)
     return ReadoutStep(node, np.ascontiguousarray(node.weight.T.astype(np.int64)), node.bias.astype(np.int64), fan_out)
 

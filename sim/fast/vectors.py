@@ -343,16 +343,20 @@ def _fire(free: bool) -> Any:
 
     def fire(
         _: Any, cells: Any, at: Any, stride: Any, steps: Any, level: Any, level_at: Any, keep: Any, words: Any,
-        word_at: Any, word_stride: Any,
+        word_at: Any, word_stride: Any, cuts: Any, cuts_at: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
             code = _Code(context, builder, signature, arguments)
-            currents, first, step, timesteps, levels, block, kept, spikes, word, next_word = code.arguments
+            currents, first, step, timesteps, levels, block, kept, spikes, word, next_word, counts, count = (
+                code.arguments
+            )
             element = code.elements[4]
             numbers = ir.VectorType(code.elements[0], HALF)
             real = ir.VectorType(element, HALF)
             places = [builder.add(block, code.number(half * HALF)) for half in range(2)]
             thresholds = [code.load(levels, place, real, align=4) for place in places]
+            endless = code.constant(real, float("inf"))  # the threshold of padding, whose currents may be anything
+            counted = [builder.fcmp_ordered("<", level, endless) for level in thresholds]
             keeps, gain = code.splat(kept, HALF), code.constant(real, 2**SHIFT)
             truncate = cgutils.get_or_insert_function(
                 builder.module, ir.FunctionType(real, [real]), f"llvm.trunc.v{HALF}{element.intrinsic_name}"
@@ -361,13 +365,19 @@ def _fire(free: bool) -> Any:
             def charge(v: ir.Value, a: ir.Value) -> ir.Value:
                 if free:
                     return builder.fadd(builder.fmul(v, keeps, flags=["contract"]), a, flags=["contract"])
-                v = builder.fadd(builder.call(truncate, [builder.fmul(v, keeps)]), builder.fmul(a, gain))
+                return builder.fadd(builder.call(truncate, [builder.fmul(v, keeps)]), builder.fmul(a, gain))
+
+            def saturate(charged: ir.Value, neurons: ir.Value, so_far: ir.Value) -> tuple[ir.Value, ir.Value]:
+                """The membranes, and how many of these neurons' were cut."""
+                v = charged
                 for sign, limit in (("<", MEMBRANE_MAX), (">", -MEMBRANE_MAX)):
                     bound = code.constant(real, limit)
                     v = builder.select(builder.fcmp_ordered(sign, v, bound), v, bound)
-                return v
+                cut = builder.and_(builder.fcmp_ordered("!=", v, charged), neurons)
+                return v, builder.add(so_far, builder.zext(builder.ctpop(builder.bitcast(cut, I32)), I64))
 
-            def timestep(t: ir.Value, membranes: list[ir.Value]) -> list[ir.Value]:
+            def timestep(t: ir.Value, state: list[ir.Value]) -> list[ir.Value]:
+                *membranes, cut = state
                 place = builder.add(first, builder.mul(t, step))
                 low = code.load(currents, place, numbers, align=2)
                 high = code.load(currents, builder.add(place, code.number(HALF)), numbers, align=2)
@@ -376,19 +386,24 @@ def _fire(free: bool) -> Any:
                 bits, after = [], []
                 for half, (v, a) in enumerate(zip(membranes, (low, high))):
                     v = charge(v, builder.sitofp(a, real))
+                    if not free:
+                        v, cut = saturate(v, counted[half], cut)
                     fired = builder.fcmp_ordered(">", v, thresholds[half])
                     bits.append(builder.zext(builder.bitcast(fired, I32), I64))
                     after.append(builder.select(fired, ir.Constant(real, None), v))
                 both = builder.or_(bits[0], builder.shl(bits[1], code.number(HALF)))
                 code.store(both, spikes, builder.add(word, builder.mul(t, next_word)), align=8)
-                return after
+                return [*after, cut]
 
-            code.loop(code.number(0), timesteps, [ir.Constant(real, None)] * 2, timestep)
+            begin = [*[ir.Constant(real, None)] * 2, code.number(0)]
+            *_, cut = code.loop(code.number(0), timesteps, begin, timestep)
+            if not free:
+                code.store(builder.add(code.load(counts, count, I64, align=8), cut), counts, count, align=8)
             return context.get_dummy_value()
 
         number = types.int64
         signature = types.void(
-            cells, number, number, number, level, number, level.dtype, words, number, number
+            cells, number, number, number, level, number, level.dtype, words, number, number, cuts, number
         )  # fmt: skip
         return signature, codegen
 
@@ -396,10 +411,11 @@ def _fire(free: bool) -> Any:
 
 
 # The LIF rule of a block over all its timesteps, from a membrane of 0:
-#     fire(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride)
+#     fire(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at)
 # cells   the currents at timestep t begin at element `at + t * stride`
 # level   float32 or float64, the thresholds from element `level_at`; keep, the share of a membrane that stays
 # words   uint64; the spikes at timestep t are written to element `word_at + t * word_stride`
+# cuts    int64; to element `cuts_at` is added how often a membrane was cut at +-(2^23 - 1)
 # `fire` is the rule as it stands, in membrane units. `fire_free` leaves out what is proven never to happen, rounding
 # and saturation (`Neurons.free`), and counts membranes and levels in accumulator units.
 fire, fire_free = _fire(free=False), _fire(free=True)

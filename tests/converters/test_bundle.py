@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from independent_interpreter import golden as read_golden
 from independent_interpreter import interpret
-from random_graphs import random_batch, random_dag, random_graph
+from random_graphs import random_batch, random_dag, random_graph, random_machine_dag
 from safetensors.numpy import load_file, save_file
 from small_bundles import (
     rewrite_as_schema_1,
@@ -84,9 +84,11 @@ def test_two_writes_give_the_same_bytes(tmp_path):
         assert path.read_bytes() == (other.folder / path.relative_to(one.folder)).read_bytes()
 
 
-@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "schema"),
+    [(random_graph, 1), (random_graph, 2), (random_dag, 1), (random_dag, 2), (random_machine_dag, 3)],
+)
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("make", [random_graph, random_dag])
 def test_an_interpreter_written_from_the_documentation_agrees(tmp_path, make, seed, schema):
     rng = np.random.default_rng(seed)
     sizes = {
@@ -99,6 +101,7 @@ def test_an_interpreter_written_from_the_documentation_agrees(tmp_path, make, se
     bundle = small_bundle(tmp_path / "bundle", make(rng, **sizes, **heads))
     if schema == 1:
         bundle = rewrite_as_schema_1(bundle)
+    assert bundle.manifest["schema"] == schema
     ids, mask, logits, spikes = read_golden(bundle.folder)
     assert np.array_equal(ids, bundle.golden.batch.ids) and np.array_equal(mask, bundle.golden.batch.mask)
     assert np.array_equal(logits, bundle.golden.logits)
@@ -150,21 +153,31 @@ def test_a_file_that_is_not_listed_is_refused_and_a_hidden_one_ignored(bundle):
 
 
 def test_a_newer_schema_is_refused(bundle):
-    change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 3))
-    with pytest.raises(BundleError, match=r"manifest\.json: schema 3 is newer than 2"):
+    change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 4))
+    with pytest.raises(BundleError, match=r"manifest\.json: schema 4 is newer than 3"):
         read_bundle(bundle.folder)
 
 
 def test_a_newer_graph_schema_is_refused(bundle):
-    structure = graph_to_plain(bundle.graph).structure | {"schema": 3}
+    structure = graph_to_plain(bundle.graph).structure | {"schema": 4}
     change_file(bundle.folder, "graph.json", json.dumps(structure).encode())
-    with pytest.raises(BundleError, match=r"graph\.json: schema 3 is newer than 2"):
+    with pytest.raises(BundleError, match=r"graph\.json: schema 4 is newer than 3"):
         read_bundle(bundle.folder)
 
 
 def test_manifest_and_graph_have_one_schema(bundle):
     change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 1))
     with pytest.raises(BundleError, match=r"graph\.json has schema 2, manifest\.json has 1"):
+        read_bundle(bundle.folder)
+
+
+def test_a_bundle_of_what_passes_make_is_of_schema_3(tmp_path):
+    bundle = small_bundle(tmp_path / "bundle", random_machine_dag(np.random.default_rng(0)))
+    structure = json.loads((bundle.folder / "graph.json").read_text())
+    assert structure["schema"] == bundle.manifest["schema"] == 3
+    change_file(bundle.folder, "graph.json", json.dumps(structure | {"schema": 2}).encode())
+    change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 2))
+    with pytest.raises(BundleError, match="exists since schema 3"):
         read_bundle(bundle.folder)
 
 

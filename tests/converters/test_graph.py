@@ -6,7 +6,23 @@ import numpy as np
 import pytest
 from random_graphs import random_graph
 
-from converters.graph import LIF, Add, Attention, Graph, GraphError, Readout, Source, Synapses, accumulator_bounds
+from converters.graph import (
+    LIF,
+    Add,
+    Attention,
+    Coincidence,
+    Concat,
+    Graph,
+    GraphError,
+    Product,
+    Readout,
+    Relay,
+    Slice,
+    Source,
+    Synapses,
+    ValidLane,
+    accumulator_bounds,
+)
 
 TABLE = np.ones((5, 4), dtype=np.int8)
 SQUARE = np.ones((4, 4), dtype=np.int8)
@@ -73,6 +89,17 @@ def test_a_node_may_feed_another_more_than_once():
         (lambda: LIF("s", ("a",), 0, dv=-1), "dv"),
         (lambda: LIF("s", ("a",), 0, shift=6), "shift"),
         (lambda: Add("s", ("a",)), "two or more"),
+        (lambda: Slice("s", ("a", "b"), 0, 1), "a slice has one input, not 2"),
+        (lambda: Slice("s", ("a",), -1, 1), r"features -1 \.\. 0 are none"),
+        (lambda: Slice("s", ("a",), 2, 2), r"features 2 \.\. 1 are none"),
+        (lambda: Concat("s", ("a",)), "two or more inputs, not 1"),
+        (lambda: ValidLane("s", 0), "lanes is 0, it must be 1 or more"),
+        (lambda: ValidLane("s", 1, inputs=("a",)), "no inputs"),
+        (lambda: Coincidence("s", ("q",)), "q and k, not 1 inputs"),
+        (lambda: Coincidence("s", ("q", "k", "v")), "q and k, not 3 inputs"),
+        (lambda: Relay("s", ("a", "b")), "a relay has one input, not 2"),
+        (lambda: Product("s", ("a",), 1), "scores and v, not 1 inputs"),
+        (lambda: Product("s", ("a", "b"), 0), "heads is 0"),
         (lambda: Readout("s", ("a", "b"), SQUARE, BIAS), "one input"),
         (lambda: Readout("s", ("a",), SQUARE, BIAS, scale=0.0), "scale"),
     ],
@@ -137,6 +164,15 @@ def test_attention_is_bounded_by_width_and_length():
         graph_of(long, LINEAR, NEURON, Attention("x", ("neuron",) * 3, 1), LIF("y", ("x",), 0), READOUT, n_max=20000)
 
 
+def test_sums_of_sums_that_pass_32_bits_are_refused():
+    """Not by a bound that has wrapped to something small: 4^32 is 0 in 64 bits."""
+    nodes = [Source("x0", np.ones((2, 1), dtype=np.int8))]
+    nodes += [Add(f"x{i + 1}", (f"x{i}",) * 4) for i in range(32)]
+    eye = np.zeros((1, 1), dtype=np.int8)
+    with pytest.raises(GraphError, match=r"'x16': a value may reach 4294967296, the limit is 2147483647"):
+        Graph(1, 1, (*nodes, Readout("y", ("x32",), eye, np.zeros(1, dtype=np.int32))))
+
+
 def test_accumulator_bounds_take_the_larger_sign():
     weight = np.array([[3, -5, 1], [7, 0, -1]], dtype=np.int8)
     node = Synapses("s", ("a",), weight, np.array([-10, 4], dtype=np.int32))
@@ -155,3 +191,116 @@ def test_arrays_are_copied_and_read_only():
 def test_graded_spikes_add_up():
     graph = random_graph(np.random.default_rng(0), blocks=2)
     assert graph.value_max["block1.add2"] == 5
+
+
+# What only passes make. n_max is 3, the source, `linear` and `neuron` have 4 features.
+SCORES = Synapses("scores", ("match",), np.ones((6, 12), dtype=np.int8), np.zeros(6, dtype=np.int32))
+STOCK_ATTENTION = (
+    Coincidence("match", ("neuron", "neuron")),  # 3 * 4 features
+    SCORES,  # 3 keys x 2 heads
+    Relay("relay", ("scores",)),
+    Product("product", ("relay", "neuron"), 2),
+)
+
+
+def graph_with(*nodes, n_max=3):
+    """These nodes behind `neuron`; the readout reads `neuron`, so that they may have any width."""
+    return graph_of(SOURCE, LINEAR, NEURON, *nodes, READOUT, n_max=n_max)
+
+
+def test_what_passes_make_has_widths_and_bounds():
+    graph = graph_with(
+        Add("sum", ("neuron", "source", "neuron")),
+        Slice("some", ("sum",), 1, 3),
+        ValidLane("lane", 2),
+        Concat("wide", ("neuron", "some", "lane")),
+        Slice("edge", ("wide",), 3, 5),
+        replace(SCORES, name="positive", inputs=("sum",), weight=[[0, 1, 2, 3], [5, 0, 0, 0]], bias=[0, 7]),
+        Relay("sent", ("positive",)),
+        *STOCK_ATTENTION,
+    )
+    features = {"some": 2, "lane": 2, "wide": 8, "edge": 2, "sent": 2, "match": 12, "relay": 6, "product": 12}
+    assert {name: graph.features[name] for name in features} == features
+    bounds = {
+        "sum": [3, 3, 3, 3],
+        "some": [3, 3],
+        "lane": [1, 1],
+        "wide": [1, 1, 1, 1, 3, 3, 1, 1],
+        "edge": [1, 3],
+        "positive": [18, 22],
+        "sent": [18, 22],
+        "match": [1] * 12,
+        "relay": [12] * 6,
+        "product": [12] * 12,
+    }
+    for name, bound in bounds.items():
+        assert graph.feature_max[name].tolist() == bound, name
+        assert graph.value_max[name] == max(bound)
+    assert graph.spiking == (
+        "source", "neuron", "sum", "some", "lane", "wide", "edge", "sent", "match", "relay", "product",
+    )  # fmt: skip
+
+
+def test_each_feature_of_a_product_has_the_bound_of_its_score():
+    scores = replace(SCORES, inputs=("neuron",), weight=np.eye(6, 4, dtype=np.int8), bias=[0, 1, 2, 3, 4, 5])
+    graph = graph_with(scores, Relay("relay", ("scores",)), Product("product", ("relay", "neuron"), 2))
+    assert graph.feature_max["relay"].tolist() == [1, 2, 3, 4, 4, 5]
+    assert graph.feature_max["product"].tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 5, 5]
+
+
+def test_a_row_counts_each_input_at_its_own_bound():
+    """Of a concat of spikes and sums of them: 65535 - 4 * 127 is what the bias may be, though a sum reaches 3."""
+    nodes = (Add("sum", ("neuron", "source", "neuron")), Concat("wide", ("neuron", "sum")))
+    row = np.array([[127, 127, 127, 127, 0, 0, 0, 0]])
+    graph_with(*nodes, Synapses("row", ("wide",), row, [65535 - 4 * 127]))
+    with pytest.raises(GraphError, match=r"node 'row': an accumulator may reach 65536"):
+        graph_with(*nodes, Synapses("row", ("wide",), row, [65536 - 4 * 127]))
+    with pytest.raises(GraphError, match=r"node 'row': an accumulator may reach 65536"):
+        graph_with(*nodes, Synapses("row", ("wide",), row[:, ::-1], [65536 - 3 * 4 * 127]))
+
+
+def test_queries_keys_and_values_may_be_cut_and_joined():
+    graph_with(
+        Concat("both", ("neuron", "neuron")),
+        Slice("q", ("both",), 0, 4),
+        Slice("inner", ("both",), 1, 7),
+        Slice("k", ("inner",), 1, 5),
+        Attention("attention", ("q", "k", "neuron"), 2),
+        Relay("attended", ("attention",)),
+        Coincidence("match", ("q", "k")),
+        Product("product", ("match", "k"), 4),  # scores may be any spikes of n_max * heads features
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([Slice("x", ("neuron",), 3, 5)], "node 'x': feature 4 of an input that has 4"),
+        ([Slice("x", ("linear",), 0, 1)], r"node 'x': takes spikes, \['linear'\] give currents"),
+        ([Concat("x", ("neuron", "linear"))], r"node 'x': takes spikes, \['linear'\] give currents"),
+        ([Coincidence("x", ("neuron", "linear"))], r"node 'x': takes spikes, \['linear'\] give currents"),
+        ([*STOCK_ATTENTION[:2], Product("x", ("scores", "neuron"), 2)], r"takes spikes, \['scores'\] give currents"),
+        ([Relay("x", ("neuron",))], "node 'x': a relay takes a current, 'neuron' gives spikes"),
+        ([replace(LINEAR, name="l", bias=[0, 0, -1, 0]), Relay("x", ("l",))], "node 'x': the current 'l' may be neg"),
+        ([replace(LINEAR, name="l", weight=-np.eye(4, dtype=int)), Relay("x", ("l",))], "'l' may be negative"),
+        ([Slice("q", ("neuron",), 0, 3), Coincidence("x", ("q", "neuron"))], r"different widths: \[3, 4\]"),
+        ([Coincidence("x", ("source", "neuron"))], r"'x': q, k and v are outputs of LIF nodes, \['source'\] are not"),
+        ([ValidLane("lane", 4), Coincidence("x", ("neuron", "lane"))], r"\['lane'\] are not"),
+        ([Add("sum", ("neuron", "neuron")), Coincidence("x", ("sum", "neuron"))], r"\['sum'\] are not"),
+        ([Coincidence("match", ("neuron", "neuron")), Coincidence("x", ("match", "match"))], r"'match'\] are not"),
+        (
+            [Concat("part", ("neuron", "source")), Slice("q", ("part",), 4, 8), Coincidence("x", ("neuron", "q"))],
+            r"\['q'\] are not",
+        ),
+        ([Slice("q", ("source",), 0, 4), Attention("x", ("q", "neuron", "neuron"), 2)], r"\['q'\] are not"),
+        ([*STOCK_ATTENTION[:3], Product("x", ("relay", "relay"), 2)], r"\['relay'\] are not"),
+        ([*STOCK_ATTENTION[:3], Product("x", ("relay", "neuron"), 3)], "4 features do not divide into 3 heads"),
+        (
+            [*STOCK_ATTENTION[:3], Product("x", ("relay", "neuron"), 4)],
+            r"node 'x': its scores have 6 features, not n_max \* heads = 12",
+        ),
+    ],
+)
+def test_what_passes_make_is_refused_where_it_is_not_legal(nodes, message):
+    with pytest.raises(GraphError, match=message):
+        graph_with(*nodes)

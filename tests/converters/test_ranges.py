@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_graphs import random_batch, random_dag, random_graph
+from machine_graphs import machine_graph
+from random_graphs import random_batch, random_dag, random_graph, random_machine_dag
 
 from converters.execution import TokenBatch
 from converters.graph import (
@@ -14,7 +15,9 @@ from converters.graph import (
     LIF,
     Add,
     Attention,
+    Coincidence,
     Graph,
+    Product,
     Readout,
     Source,
     Synapses,
@@ -36,18 +39,17 @@ def membranes(current: np.ndarray, node: LIF) -> np.ndarray:
     return np.stack(charged)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=90)
 @given(
     seed=st.integers(0, 10**6),
     timesteps=st.sampled_from([1, 2, 4, 9]),
     dv=st.sampled_from([0, 410, 2048, 4095]),
     kind=st.sampled_from(["lif", "sign"]),
     firing=st.sampled_from([0.02, 0.3, 0.95]),
-    wired=st.booleans(),
+    make=st.sampled_from([random_graph, random_dag, random_machine_dag]),
 )
-def test_nothing_lies_outside(seed, timesteps, dv, kind, firing, wired) -> None:
+def test_nothing_lies_outside(seed, timesteps, dv, kind, firing, make) -> None:
     rng = np.random.default_rng(seed)
-    make = random_dag if wired else random_graph
     graph = make(rng, timesteps=timesteps, dv=dv, source_kind=kind, firing=firing)
     batch = random_batch(rng, graph, 6)
     done = ReferenceEngine(graph).run(batch, [node.name for node in graph])
@@ -152,6 +154,33 @@ def test_attention_counts_what_can_meet() -> None:
     ranges = prove_ranges(Graph(2, 5, tuple(nodes)))
     assert ranges["attention"].high.tolist() == [5 * 1, 5 * 1, 5 * 2, 0]
     assert ranges["add"].high.tolist() == [2, 2, 2, 1]
+
+
+def test_what_passes_make_counts_feature_by_feature() -> None:
+    """`neuron` can spike at any feature; 5 of the third score comes from its bias."""
+    ranges = prove_ranges(machine_graph())
+    assert ranges["valid"].low.tolist() == ranges["valid"].high.tolist() == [1, 1]
+    assert ranges["second"].high.tolist() == [3] and ranges["side_by_side"].high.tolist() == [3, 1, 1, 1, 1]
+    assert ranges["side_by_side"].low.tolist() == [0, 0, 0, 1, 1]
+    assert ranges["match"].high.tolist() == [1] * 6
+    for name in ("scores", "relay"):
+        assert ranges[name].low.tolist() == [0, 0, 5] and ranges[name].high.tolist() == [2, 2, 7]
+    assert ranges["product"].low.tolist() == [0] * 6 and ranges["product"].high.tolist() == [2, 2, 2, 2, 7, 7]
+    assert ranges["attended"].high.tolist() == [11, 11]
+    assert ranges["readout"].low.tolist() == [0, 101]  # of a valid lane that is 1 at every real token
+
+
+@pytest.mark.parametrize("silent", ["query", "key"])
+def test_what_never_spikes_meets_nothing(silent: str) -> None:
+    one, bias = np.eye(2, dtype=int) * 9, np.zeros(2, int)
+    nodes: list = [Source("source", [[1, 1]], kind="sign")]
+    for name in ("query", "key"):
+        weight = one * [0, 1] if name == silent else one
+        nodes += [Synapses(f"{name}.a", ("source",), weight, bias), LIF(name, (f"{name}.a",), 5)]
+    nodes += [Coincidence("match", ("query", "key")), Product("product", ("match", "key"), 2)]
+    graph = Graph(2, 3, (*nodes, Readout("readout", ("product",), np.ones((1, 6), int), [0])))
+    ranges = prove_ranges(graph)
+    assert ranges["match"].high.tolist() == ranges["product"].high.tolist() == [0, 1] * 3
 
 
 @pytest.mark.parametrize(

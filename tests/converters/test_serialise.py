@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_graphs import random_dag, random_graph
+from machine_graphs import machine_graph
+from random_graphs import MACHINE_KINDS, random_dag, random_graph, random_machine_dag
 
 from converters.graph import LIF, Graph, GraphError, Readout, Source, Synapses
 from converters.serialise import PlainGraph, SerialiseError, graph_to_plain, plain_to_graph
@@ -34,7 +35,7 @@ def assert_same(one: PlainGraph, other: PlainGraph) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("change", [lambda graph: graph, with_vector_thresholds])
-@pytest.mark.parametrize("make", [random_graph, random_dag])
+@pytest.mark.parametrize("make", [random_graph, random_dag, random_machine_dag])
 def test_round_trip(make, change, seed):
     graph = change(make(np.random.default_rng(seed)))
     plain = graph_to_plain(graph)
@@ -143,7 +144,7 @@ def test_packed_weights_without_one_known_input_are_refused(inputs):
         plain_to_graph(PlainGraph(structure, PACKED.weights, PACKED.encoder))
 
 
-@pytest.mark.parametrize("make", [random_graph, random_dag])
+@pytest.mark.parametrize("make", [random_graph, random_dag, random_machine_dag])
 def test_the_json_schema_takes_what_is_written(make):
     validate = json_schema()
     for seed in range(5):
@@ -174,7 +175,7 @@ BROKEN = {
     "a node is a number": lambda s: s["nodes"].__setitem__(2, 7),
     "schema is text": lambda s: s.__setitem__("schema", "1"),
     "schema zero": lambda s: s.__setitem__("schema", 0),
-    "a newer schema": lambda s: s.__setitem__("schema", 3),
+    "a newer schema": lambda s: s.__setitem__("schema", 4),
     "T beyond 32 bits": lambda s: s.__setitem__("T", 2**31),
     "n_max beyond 64 bits": lambda s: s.__setitem__("n_max", 10**400),
     "scale beyond a double": lambda s: s["nodes"][-1].__setitem__("scale", 10**400),
@@ -195,8 +196,87 @@ def test_broken_structure_is_refused_by_reader_and_schema(name):
 
 def test_a_newer_schema_is_named():
     plain = graph_to_plain(random_graph(np.random.default_rng(0), blocks=1))
-    with pytest.raises(SerialiseError, match="schema 3 is newer than 2"):
-        plain_to_graph(PlainGraph(plain.structure | {"schema": 3}, plain.weights, plain.encoder))
+    with pytest.raises(SerialiseError, match="schema 4 is newer than 3"):
+        plain_to_graph(PlainGraph(plain.structure | {"schema": 4}, plain.weights, plain.encoder))
+
+
+@pytest.mark.parametrize(("make", "schema"), [(random_graph, 2), (random_dag, 2), (random_machine_dag, 3)])
+def test_the_oldest_schema_that_can_say_it_is_written(make, schema):
+    for seed in range(3):
+        assert graph_to_plain(make(np.random.default_rng(seed))).structure["schema"] == schema
+
+
+def test_schema_3_of_an_ordinary_graph_is_read():
+    plain = graph_to_plain(random_graph(np.random.default_rng(0), blocks=1, weight_bits=4))
+    newer = PlainGraph(plain.structure | {"schema": 3}, plain.weights, plain.encoder)
+    assert_same(graph_to_plain(plain_to_graph(newer)), plain)
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("op", MACHINE_KINDS)
+def test_an_older_schema_has_no_nodes_that_only_passes_make(op, schema):
+    plain = graph_to_plain(machine_graph())
+    nodes = [node for node in plain.structure["nodes"] if node["op"] not in MACHINE_KINDS or node["op"] == op]
+    structure = plain.structure | {"schema": schema, "nodes": nodes}
+    place = [node["op"] for node in nodes].index(op)
+    message = rf"graph\.json, nodes\[{place}\]: op '{op}' exists since schema 3"
+    with pytest.raises(SerialiseError, match=message):
+        plain_to_graph(PlainGraph(structure, plain.weights, plain.encoder))
+
+
+def change(name, field, value):
+    """Changes a node of `machine_graph`; a field whose value is None is left out."""
+
+    def apply(structure):
+        node = next(node for node in structure["nodes"] if node["name"] == name)
+        if value is None:
+            del node[field]
+        else:
+            node[field] = value
+
+    return apply
+
+
+BROKEN_MACHINE = {
+    "a slice without its start": change("second", "start", None),
+    "a slice that starts before all": change("second", "start", -1),
+    "a slice that stops at nothing": change("second", "stop", 0),
+    "a slice of half a feature": change("second", "stop", 1.5),
+    "a slice of two inputs": change("second", "inputs", ["sum", "sum"]),
+    "a concat of one input": change("side_by_side", "inputs", ["second"]),
+    "a concat with heads": change("side_by_side", "heads", 1),
+    "a valid lane without lanes": change("valid", "lanes", None),
+    "a valid lane of none": change("valid", "lanes", 0),
+    "a valid lane with an input": change("valid", "inputs", ["neuron"]),
+    "a coincidence of one input": change("match", "inputs", ["neuron"]),
+    "a coincidence with heads": change("match", "heads", 1),
+    "a relay of two inputs": change("relay", "inputs", ["scores", "scores"]),
+    "a relay with a threshold": change("relay", "threshold", 1),
+    "a product without heads": change("product", "heads", None),
+    "a product of no heads": change("product", "heads", 0),
+    "a product of true heads": change("product", "heads", True),
+    "a product of one input": change("product", "inputs", ["relay"]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_MACHINE)
+def test_broken_nodes_that_only_passes_make_are_refused_by_reader_and_schema(name):
+    plain = graph_to_plain(machine_graph())
+    json_schema()(plain.structure)
+    structure = copy.deepcopy(plain.structure)
+    BROKEN_MACHINE[name](structure)
+    with pytest.raises((SerialiseError, GraphError)):
+        plain_to_graph(PlainGraph(structure, plain.weights, plain.encoder))
+    with pytest.raises(fastjsonschema.JsonSchemaValueException):
+        json_schema()(structure)
+
+
+@pytest.mark.parametrize("name", ["second", "side_by_side", "valid", "match", "relay", "product"])
+def test_stated_widths_of_what_passes_make_must_agree(name):
+    plain = graph_to_plain(machine_graph())
+    change(name, "features", 99)(plain.structure)
+    with pytest.raises(GraphError, match=f"node '{name}': features 99, the arrays say"):
+        plain_to_graph(plain)
 
 
 def test_tensors_must_be_exactly_those_of_the_nodes():

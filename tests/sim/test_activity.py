@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from random_graphs import random_batch, random_dag, random_graph
+from machine_graphs import BATCH, machine_graph
+from random_graphs import random_batch, random_dag, random_graph, random_machine_dag
 
-from converters.graph import LIF, Attention, Graph, Readout, Source, Synapses
+from converters.execution import NodeActivity
+from converters.graph import NEURONS, Attention, Coincidence, Graph, Product, Readout, Synapses
 from sim.activity import count_activity
 from sim.reference import ReferenceEngine
 
@@ -33,14 +35,32 @@ def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> 
     return operations, weighted
 
 
+def naive_coincidence(q: np.ndarray, k: np.ndarray, n_max: int) -> tuple[int, int]:
+    """A spike of a query meets every key, one of a key every query: also those that no sample has."""
+    operations = sum(n_max for x in (q, k) for index in np.ndindex(x.shape) if x[index] != 0)
+    return operations, operations
+
+
+def naive_product(scores: np.ndarray, v: np.ndarray, heads: int, n_max: int) -> tuple[int, int]:
+    operations = weighted = 0
+    for index in np.ndindex(scores.shape):
+        for _ in range(v.shape[-1] // heads):
+            operations += int(scores[index] != 0)
+            weighted += int(scores[index])
+    for index in np.ndindex(v.shape):
+        operations += n_max * int(v[index])
+        weighted += n_max * int(v[index])
+    return operations, weighted
+
+
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("make", [random_graph, random_dag])
+@pytest.mark.parametrize("make", [random_graph, random_dag, random_machine_dag])
 def test_counts_are_those_of_loops(make, seed):
     rng = np.random.default_rng(seed)
     graph: Graph = make(rng, hidden=6, n_max=3, timesteps=2, weight_bits=2)
     batch = random_batch(rng, graph, 2)
     values = ReferenceEngine(graph).run(batch, graph.spiking).values
-    activity = count_activity(graph, values, batch.mask)
+    activity = count_activity(graph, values, batch)
     for node in graph:
         counts = activity.per_node[node.name]
         inputs = [values[name] for name in node.inputs if name in values]
@@ -49,13 +69,34 @@ def test_counts_are_those_of_loops(make, seed):
             operations = naive_linear(inputs[0], node.weight)
         elif isinstance(node, Attention):
             operations = naive_attention(*inputs, node.heads)
-        elif isinstance(node, (Source, LIF)):
+        elif isinstance(node, Coincidence):
+            operations = naive_coincidence(*inputs, graph.n_max)
+        elif isinstance(node, Product):
+            operations = naive_product(*inputs, node.heads, graph.n_max)
+        if isinstance(node, NEURONS):
             spikes = sum(int(value) for value in values[node.name].ravel())
             sites = graph.timesteps * int(batch.mask.sum()) * graph.features[node.name]
             assert counts.rate == spikes / sites
         assert (counts.synaptic_operations, counts.weighted_operations) == operations
         assert counts.spikes == spikes
-        assert (counts.rate is None) == (not isinstance(node, (Source, LIF)))
+        assert (counts.rate is None) == (not isinstance(node, NEURONS))
+
+
+def test_what_passes_make_is_counted():
+    """By hand, from the values of `machine_graphs`: two timesteps, three real tokens."""
+    graph = machine_graph()
+    values = ReferenceEngine(graph).run(BATCH, graph.spiking).values
+    counted = count_activity(graph, values, BATCH).per_node
+    assert counted["match"] == NodeActivity(
+        spikes=2 * 6, sites=2 * 3 * 6, synaptic_operations=2 * 3 * (4 + 4), weighted_operations=2 * 3 * (4 + 4)
+    )
+    product = (2 * (2 * 8 + 3 * 4), 2 * (2 * 21 + 3 * 4))  # 8 scores that are not 0, 21 in all; 4 spikes of v
+    assert counted["product"] == NodeActivity(0, 0, *product)
+    assert counted["scores"] == NodeActivity(0, 0, 2 * 6, 2 * 6)
+    assert counted["attended"] == NodeActivity(0, 0, 2 * 7, 2 * 9)  # two of the seven products are 2
+    assert counted["readout"] == NodeActivity(0, 0, 2 * 4, 2 * 4)  # the first valid lane, and one spike of `last`
+    for name in ("second", "valid", "side_by_side", "relay", "all"):
+        assert counted[name] == NodeActivity(), name
 
 
 def test_padding_counts_for_nothing():
@@ -64,8 +105,7 @@ def test_padding_counts_for_nothing():
     batch = random_batch(rng, graph, 1, tokens=2)
     wide = type(batch)(np.pad(batch.ids, ((0, 0), (0, 4))), np.pad(batch.mask, ((0, 0), (0, 4))))
     one, other = (
-        count_activity(graph, ReferenceEngine(graph).run(each, graph.spiking).values, each.mask)
-        for each in (batch, wide)
+        count_activity(graph, ReferenceEngine(graph).run(each, graph.spiking).values, each) for each in (batch, wide)
     )
     assert one == other
 
@@ -76,7 +116,7 @@ def test_two_batches_add_up():
     batch = random_batch(rng, graph, 5)
     parts = (batch[:2], batch[2:], batch)
     one, other, both = (
-        count_activity(graph, ReferenceEngine(graph).run(part, graph.spiking).values, part.mask) for part in parts
+        count_activity(graph, ReferenceEngine(graph).run(part, graph.spiking).values, part) for part in parts
     )
     assert one + other == both
     assert both.total.spikes == sum(counts.spikes for counts in both.per_node.values())

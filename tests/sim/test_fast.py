@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_graphs import random_batch, random_dag, random_graph
+from machine_graphs import BATCH as MACHINE_BATCH
+from machine_graphs import machine_graph
+from random_graphs import random_batch, random_dag, random_graph, random_machine_dag
 
 from converters.execution import TokenBatch
-from converters.graph import LIF, Add, Attention, Graph, Readout, Source, Synapses
+from converters.graph import LIF, Add, Attention, Concat, Graph, Readout, Relay, Slice, Source, Synapses
 from sim.activity import count_activity
-from sim.fast import kernels
+from sim.fast import kernels, wiring
 from sim.fast.engine import FastEngine
 from sim.fast.plan import LIFStep, SynapsesStep, make_plan
 from sim.reference import ReferenceEngine
@@ -32,7 +34,7 @@ def assert_equal(graph: Graph, batch: TokenBatch, threads: int = 2) -> None:
     assert comparison.mismatches == 0, str(comparison.first_mismatch)
     assert np.array_equal(nothing.logits, expected.logits)
     assert nothing.values == {}
-    counted = count_activity(graph, expected.values, batch.mask)
+    counted = count_activity(graph, expected.values, batch)
     assert everything.activity == counted
     assert nothing.activity == counted
 
@@ -70,6 +72,75 @@ def test_random_wirings(seed: int, nodes: int, timesteps: int) -> None:
     rng = np.random.default_rng(seed)
     graph = random_dag(rng, nodes=nodes, timesteps=timesteps)
     assert_equal(graph, random_batch(rng, graph, 3))
+
+
+def test_what_passes_make_worked_out_by_hand() -> None:
+    assert_equal(machine_graph(), MACHINE_BATCH)
+
+
+@pytest.mark.parametrize("start", [0, 1, 63, 64, 65, 128])
+@pytest.mark.parametrize("width", [1, 63, 64, 65, 127])
+def test_slices_of_sums_anywhere(start: int, width: int) -> None:
+    """Out of two and three planes, read by a layer, by a concat of one plane and of several, and cut again."""
+    rng = np.random.default_rng(start + width)
+    nodes = (
+        Source("source", rng.integers(-60, 60, (9, 260)), threshold=20, dv=2048),
+        Add("few", ("source",) * 2),
+        Add("many", ("few", "few", "source")),
+        Slice("part", ("many",), start, start + width),
+        Concat("joined", ("part", "source", "few")),
+        Slice("again", ("joined",), width // 2, width + 200),
+        Synapses("a", ("again",), rng.integers(-20, 20, (70, width + 200 - width // 2)), rng.integers(-9, 9, 70)),
+        LIF("s", ("a",), 30, 410),
+        Readout("readout", ("s",), np.eye(2, 70, dtype=int), [0, 1]),
+    )
+    assert_equal(Graph(5, 3, nodes), TokenBatch(rng.integers(0, 9, (3, 2)), [[1, 1], [1, 0], [1, 1]]))
+
+
+def test_currents_that_a_relay_and_a_neuron_read() -> None:
+    """Of a layer and of attention; one of the relays stands behind a layer that gives nothing."""
+    rng = np.random.default_rng(0)
+    width, nothing = 70, np.zeros((3, 70), int)
+    nodes = (
+        Source("source", rng.integers(-60, 60, (9, width)), threshold=20, dv=2048),
+        Synapses("a", ("source",), rng.integers(0, 9, (width, width)), rng.integers(0, 9, width)),
+        LIF("s", ("a",), 130, 410),
+        Relay("sent", ("a",)),
+        Attention("attention", ("s", "s", "s"), 7),
+        Relay("attended", ("attention",)),
+        LIF("o", ("attention",), 3),
+        Synapses("silent", ("o",), nothing, [0, 0, 0]),
+        Relay("quiet", ("silent",)),
+        Synapses("b", ("quiet",), np.ones((4, 3), int), [0, 5, -5, 9]),
+        LIF("biased", ("b",), 5, 410),
+        Concat("all", ("sent", "attended", "o", "quiet", "biased")),
+        Readout("readout", ("all",), rng.integers(0, 2, (2, 3 * width + 7)), [0, 1]),
+    )
+    assert_equal(Graph(4, 9, nodes), TokenBatch(rng.integers(0, 9, (3, 5)), np.tri(3, 5, 2, int)))
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    seed=st.integers(0, 10**6),
+    nodes=st.integers(0, 12),
+    hidden=st.integers(1, 130),
+    n_max=st.integers(1, 9),
+    timesteps=st.integers(1, 16),
+    firing=st.sampled_from([0.02, 0.3, 0.9]),
+    kind=st.sampled_from(["lif", "sign"]),
+    samples=st.integers(1, 5),
+    tokens=st.integers(1, 9),
+    threads=st.integers(1, 3),
+)
+def test_random_wirings_of_what_passes_make(
+    seed, nodes, hidden, n_max, timesteps, firing, kind, samples, tokens, threads
+) -> None:
+    """Nodes of all twelve kinds, of any width, and batches of fewer tokens than n_max."""
+    rng = np.random.default_rng(seed)
+    graph = random_machine_dag(
+        rng, nodes=nodes, hidden=hidden, n_max=n_max, timesteps=timesteps, source_kind=kind, firing=firing
+    )  # fmt: skip
+    assert_equal(graph, random_batch(rng, graph, samples, min(tokens, n_max)), threads)
 
 
 @settings(deadline=None, max_examples=25)
@@ -188,12 +259,14 @@ def test_a_current_read_twice_is_kept() -> None:
     assert_equal(graph, BATCH)
 
 
-def test_all_is_compiled_when_the_engine_is_opened() -> None:
+@pytest.mark.parametrize("make", [random_graph, random_machine_dag])
+def test_all_is_compiled_when_the_engine_is_opened(make) -> None:
     """A first sentence that waited for the compiler would be told as slow."""
     rng = np.random.default_rng(0)
-    graph = random_graph(rng, blocks=2, n_max=12)
+    graph = make(rng, n_max=12)
     with closing(FastEngine(graph)) as engine:
-        compiled = [function for function in vars(kernels).values() if hasattr(function, "signatures")]
+        functions = [*vars(kernels).values(), *vars(wiring).values()]
+        compiled = [function for function in functions if hasattr(function, "signatures")]
         before = [len(function.signatures) for function in compiled]
         engine.run(random_batch(rng, graph, 5))
         assert [len(function.signatures) for function in compiled] == before

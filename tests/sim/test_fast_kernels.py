@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
-from random_graphs import random_dag
+from random_graphs import random_dag, random_machine_dag
 
-from sim.fast import kernels, vectors
+from sim.fast import kernels, vectors, wiring
 from sim.fast.plan import assign_rooms, make_plan, nodes_of, reads_of
 
 WORDS = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**63, 2**64 - 1]))
@@ -137,9 +137,59 @@ def test_the_room_that_lists_are_given_suffices() -> None:
         assert lists[: ends[-1], 1].max() + kernels.SLACK <= len(index)
 
 
+def test_the_room_of_lists_suffices_for_planes_of_few_spikes() -> None:
+    """Every input spikes in the lowest plane; each plane above has as many spikes as still go with that one."""
+    planes, inputs = 6, kernels.PLANE_COST - 1
+    bits = np.zeros((planes, kernels.TILE, 1, 64), bool)
+    bits[0, ..., :inputs] = True
+    for p in range(1, planes):
+        bits[p, ..., : (kernels.PLANE_COST - 1) // (2**p - 1)] = True
+    index = np.zeros(kernels.tile_entries(inputs, planes, 1), np.uint32)
+    lists = np.zeros((kernels.tile_lists(inputs, planes, 1), 5), np.int64)
+    ends = np.zeros(kernels.TILE, np.int64)
+    kernels._list_spikes(words_of(bits), 0, kernels.TILE, vectors.LIST_MAX, index, lists, ends)
+    assert set(lists[: ends[-1], 4]) == {0}, "all go with the lowest plane"
+    assert (lists[: ends[-1], 1] - lists[: ends[-1], 0]).sum() > kernels.TILE * inputs * planes
+    assert ends[-1] <= len(lists)
+    assert lists[: ends[-1], 1].max() + kernels.SLACK <= len(index)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6), width=st.integers(1, 200), to_width=st.integers(1, 300), planes=st.integers(1, 3),
+    to_planes=st.integers(1, 3), data=st.data(),
+)  # fmt: skip
+def test_copy_features(seed: int, width: int, to_width: int, planes: int, to_planes: int, data: st.DataObject) -> None:
+    """From anywhere to anywhere: of what was there before nothing is lost, and nothing else is set."""
+    rng = np.random.default_rng(seed)
+    count = data.draw(st.integers(1, min(width, to_width)))
+    start, at = data.draw(st.integers(0, width - count)), data.draw(st.integers(0, to_width - count))
+    x = np.zeros((planes, 2, 3, 64 * -(-width // 64)), bool)
+    out = np.zeros((to_planes, 2, 3, 64 * -(-to_width // 64)), bool)
+    x[..., :width], out[..., :to_width] = rng.random((*x.shape[:3], width)) < 0.5, rng.random(to_width) < 0.5
+    out[..., at : at + count] = False
+    words, shared = np.ascontiguousarray(words_of(out)), min(planes, to_planes)
+    wiring.copy_features(np.ascontiguousarray(words_of(x)), start, count, words, at)
+    out[:shared, ..., at : at + count] = x[:shared, ..., start : start + count]
+    assert np.array_equal(bits_of(words), out)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), width=st.integers(1, 130), largest=st.sampled_from([0, 1, 6, 65535]))
+def test_relay(seed: int, width: int, largest: int) -> None:
+    """What stands behind the currents of a layer is left alone."""
+    currents = np.random.default_rng(seed).integers(0, largest + 1, (2, 3, 64 * -(-width // 64))).astype(np.int32)
+    out = np.ones((16, 2, 3, currents.shape[-1] // 64), np.uint64)
+    wiring.relay(currents, width, out)
+    values = (bits_of(out).astype(np.int64) << np.arange(16)[:, None, None, None]).sum(0)
+    assert np.array_equal(values[..., :width], currents[..., :width])
+    assert not values[..., width:].any()
+
+
+@pytest.mark.parametrize("make", [random_dag, random_machine_dag])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_room_is_used_again_only_when_nobody_reads_on(seed: int) -> None:
-    steps = make_plan(random_dag(np.random.default_rng(seed), nodes=12))
+def test_a_room_is_used_again_only_when_nobody_reads_on(make, seed: int) -> None:
+    steps = make_plan(make(np.random.default_rng(seed), nodes=12))
     rooms = assign_rooms(steps)
     assert len(set(rooms)) < len(rooms)
     for index, step in enumerate(steps):

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from independent_interpreter import interpret
-from random_graphs import random_batch, random_dag, random_graph
+from machine_graphs import BATCH, LOGITS, VALUES, machine_graph
+from random_graphs import MACHINE_KINDS, random_batch, random_dag, random_graph, random_machine_dag
 
 from converters.encoder import decay, encode, lif
 from converters.execution import TokenBatch
 from converters.graph import LIF, MEMBRANE_MAX, Add, Attention, Graph, Readout, Source, Synapses
-from sim.reference import ReferenceEngine, attention, linear
+from sim.reference import ReferenceEngine, attention, coincidence, linear, product
 
 DECAYS = (0, 410, 2048, 4095)
 TIMESTEPS = (1, 4, 8, 16)
@@ -112,6 +113,58 @@ def test_attention_is_the_sum_it_says(heads):
         assert out[t, b, n, j] == total
 
 
+def test_a_coincidence_is_the_product_it_says():
+    rng = np.random.default_rng(0)
+    q, k = rng.integers(0, 2, (2, 2, 2, 3, 5))
+    out = coincidence(q, k, 4)
+    assert out.shape == (2, 2, 3, 4 * 5)
+    for t, b, n, m, j in np.ndindex(2, 2, 3, 4, 5):
+        assert out[t, b, n, m * 5 + j] == (q[t, b, n, j] * k[t, b, m, j] if m < 3 else 0)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6])
+def test_a_product_is_the_product_it_says(heads):
+    rng = np.random.default_rng(heads)
+    scores, v = rng.integers(0, 9, (2, 2, 3, 4 * heads)), rng.integers(0, 2, (2, 2, 3, 6))
+    out, size = product(scores, v, heads, 4), 6 // heads
+    assert out.shape == (2, 2, 3, 4 * 6)
+    for t, b, n, m, e in np.ndindex(2, 2, 3, 4, 6):
+        score = scores[t, b, n, m * heads + e // size]
+        assert out[t, b, n, m * 6 + e] == (score * v[t, b, m, e] if m < 3 else 0)
+
+
+def test_what_passes_make_is_what_is_worked_out_by_hand():
+    graph = machine_graph()
+    execution = ReferenceEngine(graph).run(BATCH, VALUES)
+    for name, values in VALUES.items():
+        assert execution.values[name].tolist() == [values] * graph.timesteps, name
+    assert execution.logits.tolist() == LOGITS
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), heads=st.sampled_from([1, 2, 3, 6]), n_max=st.integers(3, 5))
+def test_attention_can_be_made_of_what_passes_make(seed, heads, n_max):
+    """Sums over a coincidence are scores, sums over a product are the attention: with keys to spare, too."""
+    q, k, v = np.random.default_rng(seed).integers(0, 2, (3, 2, 2, 3, 6))
+    size = 6 // heads
+    scores = coincidence(q, k, n_max).reshape(2, 2, 3, n_max * heads, size).sum(-1)
+    attended = product(scores, v, heads, n_max).reshape(2, 2, 3, n_max, 6).sum(-2)
+    assert np.array_equal(attended, attention(q, k, v, heads))
+
+
+def test_random_graphs_of_what_passes_make_are_alive():
+    """Each kind is in each of them, and nearly always gives something; products and relays more than 0 and 1."""
+    alive, graded = dict.fromkeys(MACHINE_KINDS, 0), 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        graph = random_machine_dag(rng)
+        values = ReferenceEngine(graph).run(random_batch(rng, graph, 4), graph.spiking).values
+        for kind in MACHINE_KINDS:
+            alive[kind] += any(values[node.name].any() for node in graph if node.op == kind)
+        graded += any(values[node.name].max() > 1 for node in graph if node.op == "product")
+    assert min(alive.values()) >= 19 and graded >= 15
+
+
 @pytest.mark.parametrize("kind", ["lif", "sign"])
 @pytest.mark.parametrize("with_position", [False, True])
 def test_the_source_is_what_it_says(kind, with_position):
@@ -158,12 +211,15 @@ def test_of_equal_logits_the_lowest_class_wins():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 10**6), st.sampled_from(TIMESTEPS), st.sampled_from(DECAYS), st.sampled_from(["lif", "sign"]))
-def test_padding_changes_nothing_and_is_silent(seed, timesteps, dv, kind):
+@given(
+    st.integers(0, 10**6), st.sampled_from(TIMESTEPS), st.sampled_from(DECAYS), st.sampled_from(["lif", "sign"]),
+    st.sampled_from([random_graph, random_machine_dag]),
+)  # fmt: skip
+def test_padding_changes_nothing_and_is_silent(seed, timesteps, dv, kind, make):
     rng = np.random.default_rng(seed)
-    graph = random_graph(rng, blocks=1, n_max=6, timesteps=timesteps, dv=dv, source_kind=kind)
+    graph = make(rng, n_max=6, timesteps=timesteps, dv=dv, source_kind=kind)
     short = random_batch(rng, graph, 3, tokens=3)
-    padding = rng.integers(0, 40, (3, 3))
+    padding = rng.integers(0, len(graph.source.table), (3, 3))
     long = TokenBatch(np.concatenate([short.ids, padding], axis=1), np.pad(short.mask, ((0, 0), (0, 3))))
     names = [node.name for node in graph]
     one, other = (ReferenceEngine(graph).run(batch, names) for batch in (short, long))
@@ -173,7 +229,7 @@ def test_padding_changes_nothing_and_is_silent(seed, timesteps, dv, kind):
         assert not other.values[name][:, long.mask == 0].any()
 
 
-@pytest.mark.parametrize("make", [random_graph, random_dag])
+@pytest.mark.parametrize("make", [random_graph, random_dag, random_machine_dag])
 def test_samples_do_not_meet(make):
     rng = np.random.default_rng(5)
     graph = make(rng)

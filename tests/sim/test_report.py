@@ -34,6 +34,14 @@ def test_a_block_is_one_line_of_the_table_of_parts():
     ]
 
 
+def test_cut_membranes_are_told_where_there_are_any():
+    counts = {"encoder": NodeActivity(8, 80), "blocks.0.up.lif": NodeActivity(8, 80, saturations=4321)}
+    lines = _parts(Activity(4, counts), samples=2)
+    assert [line.split()[-1] for line in lines] == ["cut", "0", "4,321"]
+    counts["blocks.0.up.lif"] = NodeActivity(8, 80)
+    assert "cut" not in _parts(Activity(4, counts), samples=2)[0]
+
+
 def test_a_network_of_very_many_parts_is_not_printed_whole():
     names = [f"n{i}" for i in range(PARTS_MAX + 1)]
     (line,) = _parts(Activity(4, dict.fromkeys(names, NodeActivity())), samples=1)

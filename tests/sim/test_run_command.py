@@ -101,7 +101,9 @@ def test_json_is_exactly_one_object(bundle, data, capsys):
     per_token = sum(bundle.graph.features.values()) * bundle.graph.timesteps
     assert result["verify"]["values_compared"] == 4 * (per_token * bundle.graph.n_max + 3)
     assert set(result["activity"]["per_node"]) == {node.name for node in bundle.graph}
-    assert {"rate", "spikes", "synaptic_operations"} <= set(result["activity"]["per_node"]["source"])
+    counted = ["spikes", "synaptic_operations", "weighted_operations", "saturations"]
+    assert list(result["activity"]) == ["timesteps", *counted, "per_node"]
+    assert all(list(node) == [*counted, "rate"] for node in result["activity"]["per_node"].values())
     for total in ("spikes", "synaptic_operations"):
         assert result["activity"][total] == sum(node[total] for node in result["activity"]["per_node"].values()) > 0
 
@@ -468,7 +470,9 @@ def test_a_graph_that_lava_cannot_hold_exits_1(tmp_path, capsys, engine):
     bundle = small_bundle(tmp_path / "bundle", Graph(graph.timesteps, graph.n_max, tuple(nodes)))
     assert main([str(bundle.folder), "--text", "a", "--engine", engine]) == 1
     captured = capsys.readouterr()
-    assert captured.err.count("scalar-threshold: 2, the limit is 1") == sum(isinstance(node, LIF) for node in graph)
+    assert captured.err.count("scalar-threshold: 2 thresholds in one LIF, the limit is 1") == sum(
+        isinstance(node, LIF) for node in graph
+    )
 
 
 @pytest.fixture
