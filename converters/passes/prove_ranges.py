@@ -22,6 +22,8 @@ class ProveRanges:
 
     def rewrite(self, graph: Graph) -> Rewrite:
         """Raises GraphError with every node whose current may pass the limit, and what would bring it there."""
+        if self.limit > ACCUMULATOR_MAX:
+            raise GraphError(f"limit is {self.limit}, no graph may have currents above {ACCUMULATOR_MAX}")
         ranges = prove_ranges(graph)
         currents = [node.name for node in graph if isinstance(node, (Synapses, Attention, Readout))]
         excess = [name for name in currents if ranges[name].reach > self.limit]
