@@ -1,8 +1,9 @@
 """Lava: lowers an integer LIF graph to Lava processes and runs it, bit for bit.
 
-schedule    graph -> latencies, residual delays, reset offsets           no Lava needed
 lowering    graph -> plan of processes as plain data                     no Lava needed
-target      legality rules and `lava/schedule.json` of a bundle          no Lava needed
+limits      the table of what Lava holds, each number with its source    no Lava needed
+rules       what a graph asks for, held against those limits             no Lava needed
+target      legality and `lava/schedule.json` of a bundle                no Lava needed
 processes/  the Process classes and ProcessModels that stock Lava lacks
 network     plan -> connected Lava processes
 inline      runs the ProcessModels in one Python process

@@ -16,7 +16,7 @@ import numpy as np
 from converters.execution import EngineOptions, Execution, TokenBatch, check_observed
 from converters.graph import Graph
 from targets.lava.lowering import Plan
-from targets.lava.records import RecordLayout, feed_rows, feed_width, make_layout, read_values
+from targets.lava.records import RecordLayout, feed_rows, feed_width, layout_of, make_layout, read_values
 from targets.lava.stepfile import ITEM_BYTES, StepFile
 from targets.lava.supervisor import SupervisedProgram
 from targets.lava.target import LavaTarget, lower_legal, require_schedule
@@ -133,20 +133,20 @@ class StreamingEngine:
         return (batch[start : start + size] for start in range(0, len(batch), size))
 
     def _run_part(self, batch: TokenBatch, observe: Collection[str], layout: RecordLayout) -> dict[str, np.ndarray]:
-        session = self._session_for(observe, layout)
+        session = self._session_for(layout)
         rows = feed_rows(self.graph, self.plan, batch)
         records = session.stream(rows, self.plan.schedule.drain_steps)
-        columns = session.layout.columns
         return {
-            name: read_values(self.graph, self.plan, name, records[:, columns[name]], batch) for name in layout.names
+            name: read_values(self.graph, self.plan, session.layout, name, records, batch)
+            for name in {*observe, self.graph.output}
         }
 
-    def _session_for(self, observe: Collection[str], layout: RecordLayout) -> _Session:
+    def _session_for(self, layout: RecordLayout) -> _Session:
         """The running session if it records enough, else a new one that records what both did."""
         if self._session is not None and set(layout.names) <= set(self._session.layout.names):
             return self._session
         if self._session is not None:
-            layout = make_layout(self.graph, self.plan, {*observe, *self._session.layout.names})
+            layout = layout_of(self.plan, {*layout.names, *self._session.layout.names})
             self._end_session()
         self._session = _Session(self._open_program, self.plan, layout, self._models)
         return self._session

@@ -1,30 +1,66 @@
 """Lowering: an integer LIF graph becomes a plan, a list of Lava processes as plain data.
 
-Two things change on the way down, and neither changes a spike:
+Two passes come first, and neither changes a spike: `lay_out_bias_lanes` turns biases into synapses from valid lanes,
+and `balance_delays` finds what must wait for what. What is left is nearly one process a node:
 
-Doubling     `8 bits with a sign` are even numbers on Lava and on the chip, so a weight `w` becomes `2w`, a
-             threshold `2 * threshold`, and Lava shifts by 6 where the graph shifts by 7. Currents are doubled.
-Valid lanes  a bias is a synapse from "this is a real token". So every token carries K more channels after its D
-             features, 1 where the token is real, and the network carries them along with the data:
-             `[[2W | 2b split over the K lanes], [0 | lane weights]]`. A lane neuron has its layer's threshold,
-             and its lane weights sum to `2 * (threshold + 1)`, so it fires at each step of a real token.
+Doubling  `8 bits with a sign` are even numbers on Lava and on the chip, so a weight `w` becomes `2w`, a threshold
+          `2 * threshold`, and Lava shifts by 6 where the graph shifts by 7. Currents are doubled.
+Homes     slices and concats are no processes: a value stands in some channels of one process or of several, and who
+          reads it picks them (`Segment`). A concat of an add and of what is there earlier widens the add's process.
+Routes    what must wait goes through a delay line, and so does what leads into an add.
 
 Channels of a token: features first, then lanes. Lava is not imported here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Union
 
+import networkx as nx
 import numpy as np
 
-from converters.graph import LIF, Add, Attention, Graph, Node, Readout, Source, Synapses
-from targets.lava.schedule import Schedule, make_schedule
+from converters.graph import (
+    CURRENTS,
+    LIF,
+    Add,
+    Attention,
+    Coincidence,
+    Concat,
+    Graph,
+    Node,
+    Product,
+    Readout,
+    Relay,
+    Slice,
+    Source,
+    Synapses,
+    ValidLane,
+)
+from converters.passes.balance_delays import balance_delays
+from converters.passes.lay_out_bias_lanes import LayOutBiasLanes
+from converters.schedule import LatencyTable, Schedule
 
-WEIGHT_MAX = 127  # half of the largest even 8-bit weight with a sign, 254
 DOUBLING = 2  # currents on Lava are twice those of the graph
+LATENCIES = LatencyTable()  # its defaults are Lava's
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Channels `start .. stop - 1` of what a process sends for a token."""
+
+    process: str
+    start: int
+    stop: int
+
+    @property
+    def width(self) -> int:
+        return self.stop - self.start
+
+
+Home = tuple[Segment, ...]  # where a value stands: side by side for spikes; for currents, parts to be added up
 
 
 @dataclass(frozen=True)
@@ -38,7 +74,7 @@ class SourceSpec:
 
 @dataclass(frozen=True, eq=False)
 class SynapsesSpec:
-    """A linear layer for each token. Its process: stock `Conv` with a 1x1 kernel.
+    """A linear layer for each token, or the part of one that reads one process. Its process: stock `Conv`, kernel 1x1.
 
     weight       int32 [channels out, channels in], even
     message_bits 0 for spikes; the bits of the largest payload for graded spikes
@@ -68,25 +104,29 @@ class NeuronSpec:
     reset_offset: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class Piece:
+    """Channels `start .. start + count - 1` of input `source` are the next features of q (`slot` 0), k (1) or v (2)."""
+
+    slot: int
+    source: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
     """`2 (q k^T) v`. Its process: `targets.lava.processes.attention.SpikingAttention`.
 
-    input_channels of q, k and v
-    lane_weight    int32 [lanes out, lanes of q], even
+    input_channels of each input; pieces put q, k and v together from them
     """
 
     name: str
     inputs: tuple[str, ...]
-    features: int
+    channels: int
     heads: int
-    input_channels: tuple[int, int, int]
-    lane_weight: np.ndarray
-
-    @property
-    def channels(self) -> int:
-        """Channels a token has on the way out."""
-        return self.features + self.lane_weight.shape[0]
+    input_channels: tuple[int, ...]
+    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +150,42 @@ class RouteSpec:
 
 
 @dataclass(frozen=True)
+class FanSpec:
+    """Leads to pairs of a query n and a key m. Its process: stock `Sparse`, or `DelaySparse`, across tokens.
+
+    Output channel `m * width + j` of token n gets, times `weight`,
+
+    kind "query"  feature j of token n
+    kind "key"    feature j of token m
+    kind "score"  feature `m * heads + j // (width / heads)` of token n
+
+    Feature f stands in input channel `f - first + start`, for `count` features from `first` on; others come from
+    elsewhere.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    kind: str
+    keys: int
+    width: int
+    heads: int
+    weight: int
+    first: int
+    start: int
+    count: int
+    input_channels: int
+    delay_steps: int
+    message_bits: int
+
+    @property
+    def channels(self) -> int:
+        """Channels a token has on the way out."""
+        return self.keys * self.width
+
+
+@dataclass(frozen=True)
 class AdderSpec:
-    """Sends the sum of what its routes bring as graded spikes. Its process: stock `GradedVec`.
+    """Sends the sum of what it gets as graded spikes: an add, or a relay. Its process: stock `GradedVec`.
 
     vth 0: GradedVec sends what is strictly above, and its default of 1 would drop single spikes.
     """
@@ -122,7 +196,21 @@ class AdderSpec:
     vth: int = 0
 
 
-Spec = Union[SourceSpec, SynapsesSpec, NeuronSpec, AttentionSpec, RouteSpec, AdderSpec]
+@dataclass(frozen=True)
+class ProductSpec:
+    """Sends `(a1 * a2) >> exp` as graded spikes; the first `scores` inputs make a1. Its process: stock `ProdNeuron`."""
+
+    name: str
+    inputs: tuple[str, ...]
+    channels: int
+    scores: int
+    exp: int
+    vth: int = 0
+
+
+Spec = Union[
+    SourceSpec, SynapsesSpec, NeuronSpec, AttentionSpec, RouteSpec, FanSpec, AdderSpec, ProductSpec
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,121 +219,33 @@ class Plan:
 
     tokens   n_max: the width at which the network runs
     schedule when each value exists
-    specs    the processes, each after its inputs; one per node under the node's name, and routes beside them
-    lanes    node -> K, valid lanes of each token in that node's value
+    specs    the processes, each after its inputs
+    homes    node -> where its value stands
+    lanes    process -> K, its last channels that are valid lanes
     doubled  nodes whose values on Lava are twice those of the graph
     """
 
     tokens: int
     schedule: Schedule
     specs: tuple[Spec, ...]
+    homes: dict[str, Home]
     lanes: dict[str, int]
     doubled: frozenset[str]
 
-    def __getitem__(self, name: str) -> Spec:
-        return next(spec for spec in self.specs if spec.name == name)
+    def __getitem__(self, process: str) -> Spec:
+        return self._by_name[process]
 
-
-def split_evenly(totals: np.ndarray, parts: int) -> np.ndarray:
-    """Integers [rows, parts] that sum to `totals` [rows] and differ by at most 1 within a row."""
-    magnitude = np.abs(totals.astype(np.int64))[:, None]
-    share = magnitude // parts + (np.arange(parts) < magnitude % parts)
-    return np.sign(totals.astype(np.int64))[:, None] * share
+    @cached_property
+    def _by_name(self) -> dict[str, Spec]:
+        return {spec.name: spec for spec in self.specs}
 
 
 def scalar_threshold(node: LIF) -> int:
-    """The one threshold of a LIF. Raises ValueError where features have different ones (see target.py)."""
+    """The one threshold of a LIF. Raises ValueError where features have different ones (see rules.py)."""
     levels = np.unique(np.asarray(node.threshold))
     if levels.size > 1:
         raise ValueError(f"node '{node.name}': {levels.size} different thresholds, a LIFReset of Lava has one")
     return int(levels[0])
-
-
-def lanes_for_bias(bias: np.ndarray) -> int:
-    """Lanes over which a bias must be split so that each part is an 8-bit weight."""
-    return -(-int(np.abs(bias.astype(np.int64)).max()) // WEIGHT_MAX)
-
-
-def lanes_for_threshold(threshold: int) -> int:
-    """Lanes that together can carry a lane neuron above `threshold`."""
-    return threshold // WEIGHT_MAX + 1
-
-
-def lane_thresholds(graph: Graph) -> dict[str, int]:
-    """Current-giving node -> the highest threshold among the LIFs it drives."""
-    highest: dict[str, int] = {}
-    for node in graph:
-        if isinstance(node, LIF):
-            highest[node.inputs[0]] = max(highest.get(node.inputs[0], 0), scalar_threshold(node))
-    return highest
-
-
-def lane_slot(node: Add | Attention, schedule: Schedule) -> int:
-    """The one input from which lanes are taken: q of an attention, the shortest way into an add.
-
-    From one only, or a sum would count a real token twice.
-    """
-    if isinstance(node, Attention):
-        return 0
-    waits = schedule.delay_steps[node.name]
-    return waits.index(max(waits))
-
-
-def count_lanes(graph: Graph, schedule: Schedule) -> dict[str, int]:
-    """Node -> K, the valid lanes its value carries: as few as the nodes after it can do with."""
-    lanes = dict.fromkeys((node.name for node in graph), 0)
-    thresholds = lane_thresholds(graph)
-
-    def require(name: str, count: int) -> None:
-        lanes[name] = max(lanes[name], count)
-
-    for node in reversed(graph.nodes):
-        own = lanes[node.name]
-        regenerate = lanes_for_threshold(thresholds[node.name]) if own and node.name in thresholds else 0
-        if isinstance(node, (Synapses, Readout)):
-            require(node.inputs[0], max(lanes_for_bias(node.bias), regenerate))
-        elif isinstance(node, Attention):
-            require(node.inputs[lane_slot(node, schedule)], regenerate)
-        elif isinstance(node, Add):
-            require(node.inputs[lane_slot(node, schedule)], own)
-        elif isinstance(node, LIF):
-            require(node.inputs[0], own)
-    for node in graph:
-        if isinstance(node, LIF):  # a neuron takes exactly the channels its current has
-            lanes[node.name] = lanes[node.inputs[0]]
-    return lanes
-
-
-def lane_weights(lanes_out: int, lanes_in: int, threshold: int) -> np.ndarray:
-    """int32 [lanes out, lanes in], even: all lanes in together bring each lane neuron just above `threshold`."""
-    if lanes_out == 0:
-        return np.zeros((0, lanes_in), dtype=np.int32)
-    row = DOUBLING * split_evenly(np.array([threshold + 1]), lanes_in)
-    return np.repeat(row, lanes_out, axis=0).astype(np.int32)
-
-
-def synapse_matrix(weight: np.ndarray, bias: np.ndarray, lane_weight: np.ndarray) -> np.ndarray:
-    """`[[2W | 2b over the lanes], [0 | lane_weight]]`, int32.
-
-    weight int8 [out, in]; bias int32 [out]; lane_weight int32 [lanes out, lanes in]
-    """
-    rows, columns = weight.shape
-    lanes_out, lanes_in = lane_weight.shape
-    matrix = np.zeros((rows + lanes_out, columns + lanes_in), dtype=np.int32)
-    matrix[:rows, :columns] = DOUBLING * weight.astype(np.int32)
-    if lanes_in:
-        matrix[:rows, columns:] = DOUBLING * split_evenly(bias, lanes_in)
-    matrix[rows:, columns:] = lane_weight
-    return matrix
-
-
-def route_matrix(features: int, lanes_in: int, lanes_out: int, take_lanes: bool) -> np.ndarray:
-    """The identity on the features, and on the first `lanes_out` lanes where they are taken from this branch."""
-    matrix = np.zeros((features + lanes_out, features + lanes_in), dtype=np.int32)
-    matrix[np.arange(features), np.arange(features)] = 1
-    if take_lanes:
-        matrix[features + np.arange(lanes_out), features + np.arange(lanes_out)] = 1
-    return matrix
 
 
 def message_bits(value_max: int) -> int:
@@ -258,64 +258,285 @@ def route_name(consumer: str, slot: int) -> str:
     return f"{consumer}#{slot}"
 
 
+def cut(home: Home, start: int, stop: int) -> Home:
+    """Features `start .. stop - 1` of a value."""
+    pieces, place = [], 0
+    for segment in home:
+        low, high = max(start - place, 0), min(stop - place, segment.width)
+        if low < high:
+            pieces.append(Segment(segment.process, segment.start + low, segment.start + high))
+        place += segment.width
+    return tuple(pieces)
+
+
+def selection(home: Home, process: str, channels: int) -> np.ndarray:
+    """int32 [width of the value, channels of the process]: 1 where a feature stands in a channel."""
+    matrix, place = np.zeros((sum(segment.width for segment in home), channels), dtype=np.int32), 0
+    for segment in home:
+        rows = np.arange(segment.width)
+        if segment.process == process:
+            matrix[place + rows, segment.start + rows] = 1
+        place += segment.width
+    return matrix
+
+
+def processes_of(home: Home) -> tuple[str, ...]:
+    """The processes in which a value stands, each once."""
+    return tuple(dict.fromkeys(segment.process for segment in home))
+
+
 def lower(graph: Graph) -> Plan:
     """The plan of a graph that `LavaTarget.check` finds legal. Raises ValueError on differing thresholds."""
-    schedule = make_schedule(graph)
-    lanes = count_lanes(graph, schedule)
-    thresholds = lane_thresholds(graph)
-    specs = tuple(spec for node in graph for spec in _lower_node(graph, node, schedule, lanes, thresholds))
-    doubled = frozenset(node.name for node in graph if isinstance(node, (Synapses, Attention, Readout)))
-    return Plan(graph.n_max, schedule, specs, lanes, doubled)
+    laid = LayOutBiasLanes().rewrite(graph)
+    return _Lowering(laid.graph, {name: int(count) for name, count in laid.added.items()}).plan()
 
 
-def _lower_node(
-    graph: Graph, node: Node, schedule: Schedule, lanes: dict[str, int], thresholds: dict[str, int]
-) -> Iterator[Spec]:
-    """The process of one node, after the routes that lead into it."""
-    name, channels = node.name, graph.features[node.name] + lanes[node.name]
-    lane_threshold = thresholds.get(name, 0)
-    if isinstance(node, Source):
-        yield SourceSpec(name, channels)
-    elif isinstance(node, (Synapses, Readout)):
-        producer = node.inputs[0]
-        lane_weight = lane_weights(lanes[name], lanes[producer], lane_threshold)
-        matrix = synapse_matrix(node.weight, node.bias, lane_weight)
-        yield SynapsesSpec(name, node.inputs, matrix, message_bits(graph.value_max[producer]))
-    elif isinstance(node, LIF):
-        reset = schedule.resets[name]
-        vth = DOUBLING * scalar_threshold(node)
-        yield NeuronSpec(name, node.inputs, channels, vth, node.dv, reset.interval_steps, reset.offset_steps)
-    elif isinstance(node, Add):
-        routes = [_route(graph, node, slot, schedule, lanes) for slot in range(len(node.inputs))]
-        yield from routes
-        yield AdderSpec(name, tuple(route.name for route in routes), channels)
-    else:
-        yield from _lower_attention(graph, node, schedule, lanes, lane_threshold)
+def lay_out(graph: Graph) -> tuple[Graph, Schedule]:
+    """The graph that is really lowered, and its schedule."""
+    laid = LayOutBiasLanes().rewrite(graph).graph
+    return laid, balance_delays(laid, LATENCIES)
 
 
-def _lower_attention(
-    graph: Graph, node: Attention, schedule: Schedule, lanes: dict[str, int], lane_threshold: int
-) -> Iterator[Spec]:
-    """The attention process, and a route for each of q, k and v that arrives early."""
-    inputs = list(node.inputs)
-    for slot, wait in enumerate(schedule.delay_steps[node.name]):
-        if wait > 0:
-            route = _route(graph, node, slot, schedule, lanes)
-            yield route
-            inputs[slot] = route.name
-    q, k, v = (graph.features[producer] + lanes[producer] for producer in node.inputs)
-    lane_weight = lane_weights(lanes[node.name], lanes[node.inputs[0]], lane_threshold)
-    yield AttentionSpec(node.name, tuple(inputs), graph.features[node.name], node.heads, (q, k, v), lane_weight)
+def attention_inputs(graph: Graph) -> dict[str, int]:
+    """Attention -> from how many processes its q, k and v come."""
+    laid, _ = lay_out(graph)
+    lowering = _Lowering(laid, {})
+    for node in laid:
+        lowering.settle(node)
+    return {node.name: lowering.count_inputs(node) for node in laid if isinstance(node, Attention)}
 
 
-def _route(graph: Graph, node: Add | Attention, slot: int, schedule: Schedule, lanes: dict[str, int]) -> RouteSpec:
-    """The connection that brings input `slot` to `node` at the right step."""
-    producer, wait = node.inputs[slot], schedule.delay_steps[node.name][slot]
-    bits = message_bits(graph.value_max[producer])
-    features, name = graph.features[producer], route_name(node.name, slot)
-    if isinstance(node, Add):  # the step of the connection itself is the add's latency
-        take_lanes = slot == lane_slot(node, schedule)
-        matrix = route_matrix(features, lanes[producer], lanes[node.name], take_lanes)
-        return RouteSpec(name, (producer,), matrix, wait, bits)
-    matrix = route_matrix(features, lanes[producer], lanes[producer], True)
-    return RouteSpec(name, (producer,), matrix, wait - 1, bits)  # here it is part of the wait
+class _Lowering:
+    """The state of lowering one graph, whose biases are laid out.
+
+    homes    node -> where its value stands
+    channels process -> how many a token has
+    largest  process -> the largest value it sends
+    widened  add -> the concat that its process carries
+    """
+
+    def __init__(self, graph: Graph, added: dict[str, int]) -> None:
+        self.graph, self.schedule = graph, balance_delays(graph, LATENCIES)
+        self.specs: list[Spec] = []
+        self.homes: dict[str, Home] = {}
+        self.channels: dict[str, int] = {}
+        self.largest: dict[str, int] = {}
+        valid = sum(node.lanes for node in graph if isinstance(node, ValidLane))
+        self.lanes: dict[str, int] = {graph.source.name: valid}
+        self.lanes |= {name: count for name, count in added.items() if isinstance(graph[name], LIF)}
+        self.widened = dict(self._find_widened())
+
+    def plan(self) -> Plan:
+        """Lower every node."""
+        for node in self.graph:
+            self.settle(node)
+        for node in self.graph:
+            self._emit(node)
+        order = nx.DiGraph()
+        order.add_nodes_from(spec.name for spec in self.specs)
+        order.add_edges_from((name, spec.name) for spec in self.specs for name in spec.inputs)
+        place = {spec.name: index for index, spec in enumerate(self.specs)}
+        by_name = {spec.name: spec for spec in self.specs}
+        names = nx.lexicographical_topological_sort(order, key=place.__getitem__)
+        doubled = frozenset(node.name for node in self.graph if isinstance(node, (*CURRENTS, Relay)))
+        specs = tuple(by_name[name] for name in names)
+        return Plan(self.graph.n_max, self.schedule, specs, self.homes, self.lanes, doubled)
+
+    # Homes
+
+    def _find_widened(self) -> Iterator[tuple[str, Concat]]:
+        """Adds that carry a concat: its first part is the add, and all others were there before."""
+        taken: set[str] = set()
+        for node in self.graph:
+            if isinstance(node, Concat) and isinstance(self.graph[node.inputs[0]], Add) and node.inputs[0] not in taken:
+                first, *waits = self.schedule.delay_steps[node.name]
+                if first == 0 and min(waits) > 0:
+                    taken.add(node.inputs[0])
+                    yield node.inputs[0], node
+
+    def settle(self, node: Node) -> None:
+        """Where the value of a node stands, and what its process sends."""
+        name, width = node.name, self.graph.features[node.name]
+        largest = self.graph.value_max[name]
+        if isinstance(node, Slice):
+            self.homes[name] = cut(self.homes[node.inputs[0]], node.start, node.stop)
+        elif isinstance(node, Concat):
+            self.homes[name] = self._concat_home(node)
+        elif isinstance(node, ValidLane):
+            source, start = self.graph.source.name, self.channels[self.graph.source.name]
+            self.homes[name] = (Segment(source, start, start + width),)
+            self.channels[source] += width
+        elif isinstance(node, (Synapses, Readout)):
+            parts = processes_of(self.homes[node.inputs[0]])
+            names = [name, *(route_name(name, part) for part in range(1, len(parts)))]
+            self.homes[name] = tuple(self._process(part, width, DOUBLING * largest) for part in names)
+        else:
+            factor = DOUBLING if isinstance(node, (Attention, Relay)) else 1
+            self.homes[name] = (self._process(name, width, factor * largest),)
+
+    def _process(self, name: str, channels: int, largest: int) -> Segment:
+        self.channels[name], self.largest[name] = channels, largest
+        return Segment(name, 0, channels)
+
+    def _concat_home(self, node: Concat) -> Home:
+        first = node.inputs[0]
+        if self.widened.get(first) is node:
+            width = self.graph.features[node.name]
+            self.channels[first] = width
+            lanes = [self._is_lanes(name) for name in node.inputs[1:]]
+            self.lanes[first] = width - self.graph.features[first] if all(lanes) else 0
+            return (Segment(first, 0, width),)
+        waits = self.schedule.delay_steps[node.name]
+        parts = [self._after_wait(node, slot, wait) for slot, wait in enumerate(waits)]
+        return tuple(segment for part in parts for segment in part)
+
+    def _is_lanes(self, name: str) -> bool:
+        """Whether a value is nothing but valid lanes."""
+        return all(
+            segment.start >= self.channels[segment.process] - self.lanes.get(segment.process, 0)
+            for segment in self.homes[name]
+        )
+
+    def _after_wait(self, node: Node, slot: int, wait: int) -> Home:
+        """Where an input of a node stands once it has waited: in routes, one for each process it comes from."""
+        home = self.homes[node.inputs[slot]]
+        if wait == 0:
+            return home
+        moved = []
+        for number, process in enumerate(processes_of(home)):
+            own = tuple(segment for segment in home if segment.process == process)
+            name = route_name(node.name, slot) + ("" if number == 0 else f"#{number}")
+            width = sum(segment.width for segment in own)
+            self._process(name, width, self.largest[process])
+            moved.append((process, name, iter(np.cumsum([0, *(segment.width for segment in own)]).tolist())))
+        starts = {process: (name, places) for process, name, places in moved}
+        segments = []
+        for segment in home:
+            name, places = starts[segment.process]
+            start = next(places)
+            segments.append(Segment(name, start, start + segment.width))
+        return tuple(segments)
+
+    def _wait_routes(self, node: Node, slot: int, wait: int) -> Iterator[RouteSpec]:
+        """The routes of `_after_wait`. The step that a route takes itself is part of the wait."""
+        home = self.homes[node.inputs[slot]]
+        for number, process in enumerate(processes_of(home)) if wait else ():
+            own = tuple(segment for segment in home if segment.process == process)
+            name = route_name(node.name, slot) + ("" if number == 0 else f"#{number}")
+            weight = selection(own, process, self.channels[process])
+            yield RouteSpec(name, (process,), weight, wait - 1, message_bits(self.largest[process]))
+
+    # Processes
+
+    def _emit(self, node: Node) -> None:
+        """The process of a node, and the routes that lead into it."""
+        name, width = node.name, self.graph.features[node.name]
+        waits = self.schedule.delay_steps[name]
+        if isinstance(node, Source):
+            self.specs.append(SourceSpec(name, self.channels[name]))
+        elif isinstance(node, (Synapses, Readout)):
+            self.specs += self._synapses(node)
+        elif isinstance(node, LIF):
+            reset = self.schedule.resets[name]
+            inputs, vth = processes_of(self.homes[node.inputs[0]]), DOUBLING * scalar_threshold(node)
+            self.specs.append(NeuronSpec(name, inputs, width, vth, node.dv, reset.interval_steps, reset.offset_steps))
+        elif isinstance(node, Add):
+            self.specs += self._add(node)
+        elif isinstance(node, Attention):
+            self.specs += self._attention(node)
+        elif isinstance(node, Concat) and self.widened.get(node.inputs[0]) is not node:
+            for slot, wait in enumerate(waits):
+                self.specs += self._wait_routes(node, slot, wait)
+        elif isinstance(node, Relay):
+            self.specs.append(AdderSpec(name, processes_of(self.homes[node.inputs[0]]), width))
+        elif isinstance(node, Coincidence):
+            query, key = (list(self._fans(node, slot, kind, DOUBLING)) for slot, kind in enumerate(("query", "key")))
+            inputs = tuple(fan.name for fan in (*query, *key))
+            # a single spike is forgotten at once, so it does not matter when the membrane is cleared
+            neuron = NeuronSpec(name, inputs, width, DOUBLING, 4095, self.graph.timesteps, 0)
+            self.specs += [*query, *key, neuron]
+        elif isinstance(node, Product):
+            scores, v = (list(self._fans(node, slot, kind, 1)) for slot, kind in enumerate(("score", "key")))
+            inputs = tuple(fan.name for fan in (*scores, *v))
+            halved = int(isinstance(self.graph[node.inputs[0]], Relay))  # what a relay sends is doubled
+            self.specs += [*scores, *v, ProductSpec(name, inputs, width, len(scores), halved)]
+
+    def _synapses(self, node: Synapses | Readout) -> Iterator[SynapsesSpec]:
+        """One process for each process that the layer reads."""
+        home = self.homes[node.inputs[0]]
+        for own, process in zip(self.homes[node.name], processes_of(home)):
+            picks = selection(home, process, self.channels[process])
+            weight = DOUBLING * (node.weight.astype(np.int32) @ picks)
+            yield SynapsesSpec(own.process, (process,), weight, message_bits(self.largest[process]))
+
+    def _add(self, node: Add) -> Iterator[Spec]:
+        """Routes bring the inputs, and what the process carries beside the sum, all at the same step."""
+        width, channels = self.graph.features[node.name], self.channels[node.name]
+        routes: dict[tuple[int, str, int], np.ndarray] = {}  # (slot, process, delay) -> weight
+        for slot, (name, wait) in enumerate(zip(node.inputs, self.schedule.delay_steps[node.name])):
+            for process in processes_of(self.homes[name]):
+                weight = np.zeros((channels, self.channels[process]), np.int32)
+                weight[:width] = selection(self.homes[name], process, self.channels[process])
+                routes[slot, process, wait] = weight
+        if carried := self.widened.get(node.name):
+            row = width
+            for name, wait in zip(carried.inputs[1:], self.schedule.delay_steps[carried.name][1:]):
+                for process in processes_of(self.homes[name]):
+                    picks = selection(self.homes[name], process, self.channels[process])
+                    key = next((key for key in routes if key[1:] == (process, wait - 1)), None)
+                    key = key or (len(routes) + len(node.inputs), process, wait - 1)
+                    weight = routes.setdefault(key, np.zeros((channels, self.channels[process]), np.int32))
+                    weight[row : row + len(picks)] += picks
+                row += self.graph.features[name]
+        names = []
+        for (slot, process, delay), weight in routes.items():
+            taken = route_name(node.name, slot) in names
+            names.append(route_name(node.name, slot) + (f"#{process}" if taken else ""))
+            yield RouteSpec(names[-1], (process,), weight, delay, message_bits(self.largest[process]))
+        yield AdderSpec(node.name, tuple(names), channels)
+
+    def _attention(self, node: Attention) -> Iterator[Spec]:
+        inputs: list[str] = []
+        pieces: list[Piece] = []
+        for slot, wait in enumerate(self.schedule.delay_steps[node.name]):
+            for segment in self._after_wait(node, slot, wait):
+                if segment.process not in inputs:
+                    inputs.append(segment.process)
+                pieces.append(Piece(slot, inputs.index(segment.process), segment.start, segment.width))
+            yield from self._wait_routes(node, slot, wait)
+        width, channels = self.graph.features[node.name], tuple(self.channels[name] for name in inputs)
+        yield AttentionSpec(node.name, tuple(inputs), width, node.heads, channels, tuple(pieces))
+
+    def count_inputs(self, node: Attention) -> int:
+        """From how many processes q, k and v of a settled attention come."""
+        slots = enumerate(self.schedule.delay_steps[node.name])
+        return len({segment.process for slot, wait in slots for segment in self._after_wait(node, slot, wait)})
+
+    def _fans(self, node: Coincidence | Product, slot: int, kind: str, weight: int) -> Iterator[FanSpec]:
+        """Connections from one input to all pairs of a query and a key."""
+        wait, width = self.schedule.delay_steps[node.name][slot], self.graph.features[node.inputs[-1]]
+        heads, first = getattr(node, "heads", 1), 0
+        for number, segment in enumerate(self.homes[node.inputs[slot]]):
+            name = route_name(node.name, slot) + ("" if number == 0 else f"#{number}")
+            yield FanSpec(
+                name, (segment.process,), kind, self.graph.n_max, width, heads, weight, first, segment.start,
+                segment.width, self.channels[segment.process], wait, message_bits(self.largest[segment.process]),
+            )  # fmt: skip
+            first += segment.width
+
+
+def fan_entries(spec: FanSpec, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Output and input indices int64 of all synapses of a fan, on flat vectors [tokens * channels]."""
+    n, m, j = (each.ravel() for each in np.indices((tokens, spec.keys, spec.width)))
+    feature = m * spec.heads + j // (spec.width // spec.heads) if spec.kind == "score" else j
+    token = m if spec.kind == "key" else n
+    own = (feature >= spec.first) & (feature < spec.first + spec.count)
+    out = (n * spec.keys + m) * spec.width + j
+    return out[own], (token * spec.input_channels + feature - spec.first + spec.start)[own]
+
+
+def weight_bytes(specs: Sequence[Spec], tokens: int) -> int:
+    """What the weights of all processes take, about."""
+    dense = sum(spec.weight.nbytes for spec in specs if isinstance(spec, (SynapsesSpec, RouteSpec)))
+    pairs = sum(tokens * spec.channels for spec in specs if isinstance(spec, FanSpec))
+    return dense + 12 * pairs  # of a sparse matrix: value and column

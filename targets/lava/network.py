@@ -13,25 +13,30 @@ from lava.magma.core.run_configs import Loihi2SimCfg
 from lava.proc.conv.process import Conv
 from lava.proc.graded.process import GradedVec
 from lava.proc.lif.process import LIFReset
+from lava.proc.prodneuron.process import ProdNeuron
 from lava.proc.sparse.process import DelaySparse, Sparse
-from scipy.sparse import csr_matrix, identity, kron
+from scipy.sparse import coo_matrix, csr_matrix, identity, kron
 
+from targets.lava import limits
 from targets.lava.lowering import (
     AdderSpec,
     AttentionSpec,
+    FanSpec,
     NeuronSpec,
     Plan,
+    ProductSpec,
     RouteSpec,
     SourceSpec,
     Spec,
     SynapsesSpec,
+    fan_entries,
 )
-from targets.lava.processes.attention import SpikingAttention
+from targets.lava.processes.attention import SpikingAttention, attention_port
 from targets.lava.processes.streams import RECORDER_PORTS, Recorder, SpikeFeed, recorder_port
 from targets.lava.records import RecordLayout
 from targets.lava.stepfile import StepFile
 
-DU = 4095  # a current that forgets everything at each step
+DU = limits.DECAY.value  # a current that forgets everything at each step
 COMPILE_CONFIG = {"pypy_channel_size": 4}  # slots a channel; the default of 64 takes 16 times the shared memory
 
 
@@ -57,7 +62,7 @@ def build(plan: Plan, layout: RecordLayout, feed: StepFile, records: StepFile) -
     for spec in plan.specs:
         process = _make_process(spec, plan.tokens, feed)
         for slot, producer in enumerate(spec.inputs):
-            _connect(_out_port(processes[producer]), _in_port(process, slot))
+            _connect(_out_port(processes[producer]), _in_port(spec, process, slot))
         processes[spec.name] = process
     recorders = tuple(
         _make_recorder(plan, layout, names, processes, records) for names in _chunks(layout.names, RECORDER_PORTS)
@@ -100,23 +105,32 @@ def _make_process(spec: Spec, tokens: int, feed: StepFile) -> AbstractProcess:
     if isinstance(spec, AttentionSpec):
         return SpikingAttention(
             tokens=tokens,
-            features=spec.features,
+            features=spec.channels,
             heads=spec.heads,
             input_channels=spec.input_channels,
-            lane_weight=spec.lane_weight,
+            pieces=tuple((piece.slot, piece.source, piece.start, piece.count) for piece in spec.pieces),
             name=spec.name,
         )
     if isinstance(spec, RouteSpec):
-        return _make_route(spec, tokens)
+        weights = csr_matrix(kron(identity(tokens, dtype=np.int32), spec.weight), dtype=np.int32)
+        return _make_sparse(spec, weights)
+    if isinstance(spec, FanSpec):
+        out, into = fan_entries(spec, tokens)
+        shape = (tokens * spec.channels, tokens * spec.input_channels)
+        values = np.full(len(out), spec.weight, dtype=np.int32)
+        return _make_sparse(spec, csr_matrix(coo_matrix((values, (out, into)), shape=shape), dtype=np.int32))
+    if isinstance(spec, ProductSpec):
+        product = ProdNeuron(shape=(tokens * spec.channels,), vth=spec.vth, exp=spec.exp)
+        product.name = spec.name  # ProdNeuron takes no name
+        return product
     assert isinstance(spec, AdderSpec)
     adder = GradedVec(shape=(tokens * spec.channels,), vth=spec.vth)
     adder.name = spec.name  # GradedVec takes no name
     return adder
 
 
-def _make_route(spec: RouteSpec, tokens: int) -> Sparse:
-    """One block a token, on flat vectors as Sparse has them."""
-    weights = csr_matrix(kron(identity(tokens, dtype=np.int32), spec.weight), dtype=np.int32)
+def _make_sparse(spec: RouteSpec | FanSpec, weights: csr_matrix) -> Sparse:
+    """On flat vectors, as Sparse has them: of a route one block a token, of a fan one row a pair."""
     weights.eliminate_zeros()
     if spec.delay_steps == 0:
         return Sparse(weights=weights, num_message_bits=spec.message_bits, name=spec.name)
@@ -143,10 +157,13 @@ def _out_port(process: AbstractProcess) -> OutPort:
     return process.out_ports.members[0]
 
 
-def _in_port(process: AbstractProcess, slot: int) -> InPort:
-    """Where input `slot` of a spec goes: q, k and v to ports of their own, an adder's routes all to one."""
-    if isinstance(process, SpikingAttention):
-        return (process.q_in, process.k_in, process.v_in)[slot]
+def _in_port(spec: Spec, process: AbstractProcess, slot: int) -> InPort:
+    """Where input `slot` of a spec goes: those of an attention to ports of their own, the scores of a product to one
+    and v to another, and for all others every input to one port, which adds them up."""
+    if isinstance(spec, AttentionSpec):
+        return getattr(process, attention_port(slot))
+    if isinstance(spec, ProductSpec):
+        return process.a_in1 if slot < spec.scores else process.a_in2
     return process.in_ports.members[0]
 
 

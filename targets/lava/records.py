@@ -13,7 +13,7 @@ import numpy as np
 
 from converters.encoder import encode
 from converters.execution import TokenBatch
-from converters.graph import Graph
+from converters.graph import CURRENTS, Graph
 from targets.lava.lowering import DOUBLING, Plan
 
 
@@ -23,7 +23,7 @@ class LavaMismatchError(RuntimeError):
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Which values are recorded, and in which columns of a row: `names` in graph order, the readout always."""
+    """What processes are recorded, and in which columns of a row: `names` in the order of the plan."""
 
     names: tuple[str, ...]
     columns: dict[str, slice]
@@ -35,12 +35,16 @@ class RecordLayout:
 
 
 def make_layout(graph: Graph, plan: Plan, observe: Collection[str]) -> RecordLayout:
-    """The layout that records `observe`, which must be nodes of the graph, and the readout."""
-    names = tuple(node.name for node in graph if node.name in observe or node.name == graph.output)
-    widths = [plan.tokens * plan[name].channels for name in names]
-    ends = np.cumsum(widths)
-    starts = [int(end) - width for end, width in zip(ends, widths)]
-    return RecordLayout(names, {name: slice(*span) for name, *span in zip(names, starts, ends.tolist())})
+    """The layout that records what `observe`, nodes of the graph, and the readout need."""
+    needed = {segment.process for name in {*observe, graph.output} for segment in plan.homes[name]}
+    return layout_of(plan, needed)
+
+
+def layout_of(plan: Plan, processes: Collection[str]) -> RecordLayout:
+    """The layout that records these processes."""
+    names = tuple(spec.name for spec in plan.specs if spec.name in processes)
+    ends = np.cumsum([plan.tokens * plan[name].channels for name in names]).tolist()
+    return RecordLayout(names, {name: slice(*span) for name, *span in zip(names, [0, *ends], ends)})
 
 
 def feed_width(plan: Plan) -> int:
@@ -58,27 +62,51 @@ def feed_rows(graph: Graph, plan: Plan, batch: TokenBatch) -> np.ndarray:
     return rows.reshape(samples * timesteps, -1)
 
 
-def read_values(graph: Graph, plan: Plan, name: str, rows: np.ndarray, batch: TokenBatch) -> np.ndarray:
-    """Values int64 [T, B, N, D] of one node from its recorded columns `rows` int32 [steps, n_max * channels].
+def read_values(
+    graph: Graph, plan: Plan, layout: RecordLayout, name: str, records: np.ndarray, batch: TokenBatch
+) -> np.ndarray:
+    """Values int64 [T, B, N, D] of one node from `records` int32 [steps, layout width].
 
     Raises LavaMismatchError where the node is not silent before its first and after its last step or in padding,
     where its lanes are not the mask, or where a doubled current is odd.
     """
+    features, parts = graph.features[name], []
+    for segment in plan.homes[name]:
+        sent = _window(graph, plan, layout, name, segment.process, records, batch)
+        parts.append(sent[..., segment.start : segment.stop])
+    adds_up = isinstance(graph[name], CURRENTS)
+    values = np.sum(parts, axis=0) if adds_up else np.concatenate(parts, axis=-1)
+    values = values[..., :features]
+    if name in plan.doubled:
+        if (values & 1).any():
+            raise LavaMismatchError(f"node '{name}' gave an odd current, currents on Lava are doubled")
+        values = values // DOUBLING
+    return np.ascontiguousarray(values, dtype=np.int64)
+
+
+def _window(
+    graph: Graph,
+    plan: Plan,
+    layout: RecordLayout,
+    name: str,
+    process: str,
+    records: np.ndarray,
+    batch: TokenBatch,
+) -> np.ndarray:
+    """What a process sent for the samples at a node's steps, int32 [T, B, N, channels], once it is checked."""
     samples, tokens, timesteps = *batch.ids.shape, graph.timesteps
+    rows = records[:, layout.columns[process]]
     start, count = plan.schedule.latency_steps[name], samples * timesteps
     _require_silent(name, "before its first step", rows[:start])
     _require_silent(name, "after its last step", rows[start + count :])
     values = rows[start : start + count].reshape(samples, timesteps, plan.tokens, -1).swapaxes(0, 1)
     _require_silent(name, "in the padding", values[:, :, tokens:])
-    features = graph.features[name]
-    values, lanes = values[:, :, :tokens, :features], values[:, :, :tokens, features:]
-    if name in plan.doubled:
-        if (values & 1).any():
-            raise LavaMismatchError(f"node '{name}' gave an odd current, currents on Lava are doubled")
-        values = values // DOUBLING
-    elif lanes.size and not np.array_equal(lanes, np.broadcast_to(batch.mask[None, :, :, None], lanes.shape)):
-        raise LavaMismatchError(f"node '{name}': its valid lanes differ from the mask")
-    return np.ascontiguousarray(values, dtype=np.int64)
+    values = values[:, :, :tokens]
+    if count := plan.lanes.get(process, 0):
+        lanes = values[..., -count:]
+        if not np.array_equal(lanes, np.broadcast_to(batch.mask[None, :, :, None], lanes.shape)):
+            raise LavaMismatchError(f"node '{name}': its valid lanes differ from the mask")
+    return values
 
 
 def _require_silent(name: str, where: str, values: np.ndarray) -> None:

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from targets.lava.lowering import Plan, RouteSpec, SynapsesSpec
+from targets.lava.lowering import Plan, weight_bytes
 from targets.lava.records import RecordLayout
 
 CHANNEL_SLOTS = 4  # see COMPILE_CONFIG in network.py
@@ -52,7 +52,7 @@ def needed(plan: Plan, layout: RecordLayout) -> Resources:
     processes = len(plan.specs) + recorders + SERVICE_PROCESSES
     control_channels = 2 * processes
     shared = sum(_whole_pages(row * CHANNEL_SLOTS) for row in channels) + control_channels * mmap.PAGESIZE
-    weights = sum(spec.weight.nbytes for spec in plan.specs if isinstance(spec, (SynapsesSpec, RouteSpec)))
+    weights = weight_bytes(plan.specs, plan.tokens)
     return Resources(
         FILE_DESCRIPTORS_BESIDE + FILE_DESCRIPTORS_PER_PROCESS * processes,
         shared,

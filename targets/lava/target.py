@@ -3,73 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
-from converters.graph import LIF, Add, Attention, Graph
+from converters.graph import Graph
 from spikebert.commands import UserError
-from targets.lava.lowering import NeuronSpec, Plan, RouteSpec, Spec, SynapsesSpec, lower
-from targets.lava.schedule import make_schedule
+from targets import legality
+from targets.lava.lowering import (
+    LATENCIES,
+    FanSpec,
+    NeuronSpec,
+    Plan,
+    ProductSpec,
+    RouteSpec,
+    Spec,
+    SynapsesSpec,
+    lower,
+)
+from targets.lava.rules import RULES
 from targets.legality import IllegalGraphError, Violation
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had the processes of an older lowering; its times are the same
 SCHEDULE_FILE = "schedule.json"
-DELAY_STEPS_MAX = 63  # lava.proc.sparse.models: DelaySparse refuses more ("Loihi 2 has a maximum of 6 bits")
-MESSAGE_BITS_MAX = 24  # lava.proc.graded.models: precision of GradedVec's s_out
 PROCESSES = {
     "SourceSpec": "SpikeFeed",
     "SynapsesSpec": "Conv",
     "NeuronSpec": "LIFReset",
     "AttentionSpec": "SpikingAttention",
     "AdderSpec": "GradedVec",
+    "ProductSpec": "ProdNeuron",
 }
-
-Rule = Callable[[Graph], Iterator[Violation]]
-
-
-def scalar_thresholds(graph: Graph) -> Iterator[Violation]:
-    """A stock LIFReset has one threshold: its Var `vth` has shape (1,)."""
-    for node in graph:
-        if isinstance(node, LIF):
-            levels = np.unique(np.asarray(node.threshold)).size
-            if levels > 1:
-                remedy = "quantise with one threshold for the whole layer, or run on the engine fast or reference"
-                yield Violation(node.name, "scalar-threshold", levels, 1, remedy)
-
-
-def bounded_delays(graph: Graph) -> Iterator[Violation]:
-    """An input that is early waits in a DelaySparse, which holds it 63 steps at most."""
-    schedule = make_schedule(graph)
-    for node in graph:
-        if isinstance(node, (Add, Attention)):
-            # an attention's own connections add nothing, so the step of the route itself is part of the wait
-            free = 1 if isinstance(node, Attention) else 0
-            longest = max(schedule.delay_steps[node.name]) - free
-            if longest > DELAY_STEPS_MAX:
-                remedy = "shorten the longer way into this node, or pass the shorter one through a layer"
-                yield Violation(node.name, "bounded-delay", longest, DELAY_STEPS_MAX, remedy)
-
-
-def bounded_messages(graph: Graph) -> Iterator[Violation]:
-    """Graded spikes are messages of 24 bits at most."""
-    for node in graph:
-        if isinstance(node, Add):
-            bits = graph.value_max[node.name].bit_length()
-            if bits > MESSAGE_BITS_MAX:
-                remedy = "add fewer branches, or put a LIF between the adds"
-                yield Violation(node.name, "bounded-message-bits", bits, MESSAGE_BITS_MAX, remedy)
-
-
-# Not rules here, because a Graph proves them: |a| <= 65535 (a doubled current wraps beyond 2^17), dv 0 .. 4095,
-# threshold 0 .. 65535 (vth has 17 bits), 8-bit weights.
-RULES: tuple[Rule, ...] = (scalar_thresholds, bounded_delays, bounded_messages)
 
 
 def check(graph: Graph) -> list[Violation]:
     """Everything in a graph that Lava cannot hold."""
-    return [violation for rule in RULES for violation in rule(graph)]
+    return legality.check(RULES, graph)
 
 
 def lower_legal(graph: Graph) -> Plan:
@@ -98,10 +65,12 @@ def describe(plan: Plan) -> dict:
 def _describe_process(spec: Spec) -> dict:
     entry: dict = {"name": spec.name, "process": PROCESSES.get(type(spec).__name__), "inputs": list(spec.inputs)}
     entry["channels"] = spec.channels
-    if isinstance(spec, RouteSpec):
+    if isinstance(spec, (RouteSpec, FanSpec)):
         entry["process"] = "DelaySparse" if spec.delay_steps else "Sparse"
         entry["delay_steps"] = spec.delay_steps
-    if isinstance(spec, (RouteSpec, SynapsesSpec)):
+    if isinstance(spec, ProductSpec):
+        entry["exp"] = spec.exp
+    if isinstance(spec, (RouteSpec, FanSpec, SynapsesSpec)):
         entry["message_bits"] = spec.message_bits
     if isinstance(spec, NeuronSpec):
         entry["reset_interval_steps"] = spec.reset_interval
@@ -120,10 +89,20 @@ def require_schedule(plan: Plan, folder: Path) -> None:
     path = folder / SCHEDULE_FILE
     if not path.exists():
         return
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    where = _first_difference(stored, json.loads(json.dumps(describe(plan))), "")
+    stored, computed = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(describe(plan)))
+    if isinstance(stored, dict) and stored.get("schema") == 1:
+        stored, computed = _times(stored, stored), _times(computed, stored)
+    where = _first_difference(stored, computed, "")
     if where is not None:
         raise ScheduleError(f"{path}: differs from the schedule of the graph at {where}; export the bundle again")
+
+
+def _times(schedule: dict, old: dict) -> dict:
+    """Of a schedule what schema 1 says as schema 2 does: when each value exists."""
+    times = {field: schedule.get(field) for field in ("timesteps", "tokens", "depth_steps", "drain_steps")}
+    known = old.get("latency_steps", {})
+    latencies = schedule.get("latency_steps", {})
+    return times | {"latency_steps": {name: steps for name, steps in latencies.items() if name in known}}
 
 
 def _first_difference(stored: object, computed: object, where: str) -> str | None:
@@ -140,6 +119,7 @@ class LavaTarget:
     """What the entry-point group `spikebert.targets` names `lava`."""
 
     name = "lava"
+    latencies = LATENCIES
 
     def check(self, graph: Graph) -> list[Violation]:
         """Everything in a graph that Lava cannot hold."""

@@ -6,6 +6,7 @@ import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,10 @@ from random_graphs import random_batch, random_dag, random_graph
 
 from converters.execution import EngineOptions, Execution, TokenBatch
 from converters.graph import LIF, Graph, Readout, Source, Synapses
+from converters.passes.expand_attention import ExpandAttention
+from converters.passes.lay_out_bias_lanes import LayOutBiasLanes
+from converters.passes.merge_query_key_value import MergeQueryKeyValue
+from converters.passes.split_wide_layers import SplitWideLayers
 from sim.reference import ReferenceEngine
 from targets.lava import engine as engine_module
 from targets.lava.engine import STOCK_MODELS, LavaEngine, LavaInlineEngine, open_lava, open_lava_inline
@@ -84,6 +89,47 @@ def test_inline_for_every_decay_and_length(dv: int, timesteps: int, source_kind:
     currents = np.concatenate([actual.values[node.inputs[0]].ravel() for node in graph if isinstance(node, LIF)])
     assert currents.min() < 0, "no membrane was driven below 0"
     assert any((actual.values[node.inputs[0]] == node.threshold).any() for node in graph if isinstance(node, LIF))
+
+
+PASSES = [
+    MergeQueryKeyValue(scalar_thresholds=True), ExpandAttention(), SplitWideLayers(5), LayOutBiasLanes(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("each", [*PASSES, None], ids=lambda each: each.name if each else "all")
+@pytest.mark.parametrize("models", [engine_module.FAST_MODELS, STOCK_MODELS], ids=["fast models", "stock models"])
+def test_inline_after_passes(each, models) -> None:
+    """Two blocks and a random wiring, with every node that only passes make."""
+    for seed, make in enumerate((random_graph, random_dag)):
+        rng = np.random.default_rng(seed)
+        graph = make(rng, hidden=6, n_max=3)
+        if make is random_graph:
+            graph = with_one_threshold(graph)
+        for todo in PASSES if each is None else [each]:
+            graph = todo.rewrite(graph).graph
+        engine = LavaInlineEngine(graph, models)
+        for _ in range(2):  # the second is shorter than n_max
+            batch = random_batch(rng, graph, 4, tokens=rng.integers(1, 4))
+            assert_equal(graph, batch, engine.run(batch, names_of(graph)))
+        engine.close()
+
+
+def with_one_threshold(graph: Graph) -> Graph:
+    """q, k and v with one threshold, so that they can be one layer."""
+    neurons = [node for node in graph if isinstance(node, LIF) and node.name.split(".")[-1] in ("q", "k", "v")]
+    alike = {node.name: replace(node, threshold=neurons[0].threshold, dv=neurons[0].dv) for node in neurons}
+    return Graph(graph.timesteps, graph.n_max, tuple(alike.get(node.name, node) for node in graph))
+
+
+def test_attention_of_stock_processes_in_the_runtime() -> None:
+    rng = np.random.default_rng(5)
+    graph = ExpandAttention().rewrite(random_graph(rng, blocks=1, hidden=12, n_max=4, firing=0.6)).graph
+    batch = random_batch(rng, graph, 3)
+    engine = LavaEngine(graph)
+    actual = engine.run(batch, names_of(graph))
+    engine.close()
+    assert actual.values["block0.attention.product"].max() > 1, "scores are graded"
+    assert_equal(graph, batch, actual)
 
 
 @pytest.mark.parametrize("timesteps, dv", [(1, 0), (3, 410), (8, 4095)])

@@ -19,9 +19,20 @@ from random_graphs import random_batch, random_graph
 from converters import encoder
 from converters.execution import TokenBatch
 from converters.graph import MEMBRANE_MAX, Graph
+from converters.passes.expand_attention import ExpandAttention
 from sim import reference
 from targets.lava.engine import FAST_MODELS, STOCK_MODELS, LavaInlineEngine
-from targets.lava.lowering import AdderSpec, NeuronSpec, Plan, RouteSpec, Spec, SynapsesSpec, lower
+from targets.lava.lowering import (
+    AdderSpec,
+    FanSpec,
+    NeuronSpec,
+    Plan,
+    ProductSpec,
+    RouteSpec,
+    Spec,
+    SynapsesSpec,
+    lower,
+)
 from targets.lava.records import LavaMismatchError
 
 
@@ -130,7 +141,29 @@ def test_binary_messages_on_a_graded_input_are_noticed(name: str) -> None:
     assert not agrees(graph, batch, changed(plan, binary))
 
 
-def test_lanes_from_both_branches_of_an_add_are_noticed() -> None:
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("block0.attention.product", lambda spec: replace(spec, exp=0)),  # scores stay doubled
+        ("block0.attention.product", lambda spec: replace(spec, vth=1)),  # as ProdNeuron's default: a product of 1 goes
+        ("block0.attention.relay", lambda spec: replace(spec, vth=2)),  # a score of 1 goes
+        ("block0.attention.match", lambda spec: replace(spec, vth=0)),  # fires for one spike
+        ("block0.attention.match", lambda spec: replace(spec, dv=0)),  # does not forget it
+        ("block0.attention.product#1", lambda spec: replace(spec, delay_steps=spec.delay_steps - 1)),
+        ("block0.attention.product#0", lambda spec: replace(spec, message_bits=0)),
+        ("block0.attention.match#1", lambda spec: replace(spec, kind="query")),
+    ],
+)
+def test_a_mistake_in_stock_attention_is_noticed(name: str, change: Callable[[Spec], Spec]) -> None:
+    graph, batch = example()
+    graph = ExpandAttention().rewrite(graph).graph
+    plan = lower(graph)
+    assert isinstance(plan[name], (ProductSpec, AdderSpec, NeuronSpec, FanSpec))
+    assert agrees(graph, batch, plan)
+    assert not agrees(graph, batch, changed(plan, lambda spec: change(spec) if spec.name == name else spec))
+
+
+def test_lanes_that_count_twice_in_an_add_are_noticed() -> None:
     graph, batch = example()
     plan = lower(graph)
     lanes, source = plan.lanes["block0.add1"], plan["block0.add1#0"]

@@ -5,16 +5,33 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from random_graphs import random_dag, random_graph
 
 from converters.execution import EngineOptions
-from converters.graph import LIF, Add, Graph, Node, Readout, Source, Synapses
+from converters.graph import (
+    LIF,
+    Add,
+    Coincidence,
+    Concat,
+    Graph,
+    Node,
+    Product,
+    Readout,
+    Relay,
+    Slice,
+    Source,
+    Synapses,
+    ValidLane,
+)
+from targets.lava.rules import RULES
 from targets.lava.target import LavaTarget, ScheduleError, lower_legal, require_schedule
-from targets.legality import IllegalGraphError, Violation
+from targets.legality import IllegalGraphError, Rule, Violation
 
 EYE, ZERO = np.eye(2, dtype=np.int8), np.zeros(2, dtype=np.int32)
 
@@ -60,6 +77,82 @@ def test_graded_messages_have_24_bits_at_most() -> None:
     assert LavaTarget().check(doubled(23)) == []
     (violation,) = LavaTarget().check(doubled(24))
     assert (violation.node, violation.rule, violation.value) == ("d23", "bounded-message-bits", 25)
+
+
+def test_a_readout_weight_of_minus_128_is_refused_and_lava_could_not_hold_it() -> None:
+    weight = np.array([[-128, -1], [-1, -127]])
+    graph = Graph(4, 2, (*chain(1), Readout("y", ("s0",), weight, ZERO)))
+    (violation,) = LavaTarget().check(graph)
+    assert (violation.node, violation.rule, violation.value) == ("y", "bounded-weight", 256)
+    assert LavaTarget().check(Graph(4, 2, (*chain(1), Readout("y", ("s0",), weight + 1, ZERO)))) == []
+    pytest.importorskip("lava.magma")
+    from targets.lava.processes.fast_synapses import as_hardware_holds
+
+    assert as_hardware_holds(2 * weight).min() == -255
+
+
+def test_a_current_beyond_what_lava_holds_is_refused_even_where_a_graph_would_allow_it(monkeypatch) -> None:
+    monkeypatch.setattr("converters.graph.ACCUMULATOR_MAX", 2**20)
+    graph = Graph(4, 2, (*chain(1), Readout("y", ("s0",), EYE, np.array([0, 65536]))))
+    (violation,) = LavaTarget().check(graph)
+    assert (violation.node, violation.rule, violation.value) == ("y", "bounded-current", 2 * 65537)
+
+
+def test_violations_of_different_rules_are_named_at_once() -> None:
+    nodes = (*chain(65), Add("sum", ("x", "s64")), Readout("y", ("sum",), -128 * EYE, ZERO))
+    replaced = tuple(replace(node, threshold=np.array([1, 2])) if node.name == "s3" else node for node in nodes)
+    violations = LavaTarget().check(Graph(4, 2, replaced))
+    found = [(violation.node, violation.rule, violation.value, violation.limit) for violation in violations]
+    assert found == [
+        ("s3", "scalar-threshold", 2, 1),
+        ("sum", "bounded-delay", 65, 63),
+        ("y", "bounded-weight", 256, 255),
+    ]
+    assert all(violation.unit and violation.source and violation.remedy for violation in violations)
+    line = str(violations[1])
+    assert line.startswith("node 'sum': bounded-delay: 65 steps, the limit is 63: shorten the longer way")
+    assert "PyDelaySparseModelBitAcc" in line
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_explains_itself(rule: Rule) -> None:
+    assert rule.explanation.endswith(".") and rule.remedy
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_takes_nodes_of_every_kind(rule: Rule) -> None:
+    nodes = (
+        *chain(1),
+        ValidLane("lane", 2),
+        Slice("part", ("s0",), 1, 2),
+        Concat("both", ("part", "part", "lane")),
+        Coincidence("met", ("s0", "s0")),
+        Synapses("scores.a", ("met",), np.ones((2, 4)).astype(int), ZERO),
+        Relay("scores", ("scores.a",)),
+        Product("brought", ("scores", "s0"), 1),
+        Readout("y", ("both",), np.ones((2, 4)).astype(int), ZERO),
+    )
+    assert list(rule(Graph(4, 2, nodes))) == []
+
+
+@dataclass(frozen=True, eq=False)
+class Unheard:
+    """A node of a kind that nobody knows."""
+
+    op: ClassVar[str] = "unheard"
+    name: str
+    inputs: tuple[str, ...]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("inputs", [("x",), ("x", "s0")])
+def test_a_rule_passes_over_nodes_it_does_not_know(rule: Rule, inputs: tuple[str, ...]) -> None:
+    """The node is smuggled in after the Graph was checked."""
+    honest = with_residual(1)
+    graph = object.__new__(Graph)
+    nodes = (*honest.nodes[:-1], Unheard("new", inputs), honest.readout)
+    vars(graph).update(timesteps=4, n_max=2, nodes=nodes)
+    assert list(rule(graph)) == []
 
 
 def test_an_illegal_graph_is_refused_with_every_reason(tmp_path: Path) -> None:
@@ -111,6 +204,7 @@ from pathlib import Path
 from random_graphs import random_graph
 from converters.execution import EngineOptions
 from targets.lava.engine import open_lava, open_lava_inline
+from targets.lava.rules import RULES
 from targets.lava.target import LavaTarget
 
 graph = random_graph(np.random.default_rng(1), blocks=1)

@@ -13,16 +13,18 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
+INPUT_PORTS = 12  # four for each of q, k and v
+
 
 class SpikingAttention(AbstractProcess):
-    """`a_out = 2 (q k^T) v` of the spikes one step before, for each head; the lanes of q through `lane_weight`.
+    """`a_out = 2 (q k^T) v` of the spikes one step before, for each head.
 
     Doubled, as every current on Lava here is. Sent one step late, as every connection process of Lava does.
 
     tokens         N
     features, heads D and H; head h is features h*d .. (h+1)*d - 1, d = D / H
-    input_channels  of q, k, v: features and then lanes
-    lane_weight     int32 [lanes out, lanes of q]
+    input_channels  of the processes that q, k and v come from, at most INPUT_PORTS, each at a port of its own
+    pieces          (slot, input, start, count): these channels are the next features of q (0), k (1) or v (2)
     """
 
     def __init__(
@@ -31,44 +33,55 @@ class SpikingAttention(AbstractProcess):
         tokens: int,
         features: int,
         heads: int,
-        input_channels: tuple[int, int, int],
-        lane_weight: np.ndarray,
+        input_channels: tuple[int, ...],
+        pieces: tuple[tuple[int, int, int, int], ...],
         name: str,
     ) -> None:
-        super().__init__(features=features, heads=heads, lane_weight=lane_weight, name=name)
-        shape_out = (tokens, 1, features + lane_weight.shape[0])
-        self.q_in = InPort(shape=(tokens, 1, input_channels[0]))
-        self.k_in = InPort(shape=(tokens, 1, input_channels[1]))
-        self.v_in = InPort(shape=(tokens, 1, input_channels[2]))
+        super().__init__(features=features, heads=heads, pieces=pieces, inputs=len(input_channels), name=name)
+        shape_out = (tokens, 1, features)
+        unused = [1] * (INPUT_PORTS - len(input_channels))
+        for index, channels in enumerate([*input_channels, *unused]):
+            setattr(self, attention_port(index), InPort(shape=(tokens, 1, channels)))
         self.a_out = OutPort(shape=shape_out)
         self.a_buff = Var(shape=shape_out, init=0)
+
+
+def attention_port(index: int) -> str:
+    """The name of the port of an input."""
+    return f"in_{index}"
 
 
 @implements(proc=SpikingAttention, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
 class PySpikingAttentionModel(PyLoihiProcessModel):
-    """numpy, in float32: scores reach d, sums `d * N`, which a graph proves to be at most 65535."""
+    """numpy, in float32: scores reach d, sums `d * N`, which a graph proves to be at most 65535.
 
-    q_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=1)
-    k_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=1)
-    v_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=1)
+    Its input ports are declared below the class, all alike.
+    """
+
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     a_buff: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=24)
 
     def run_spk(self) -> None:
         """One time_step: send what the last one gave, then take in this one's spikes."""
         self.a_out.send(self.a_buff)
-        q, k, v = self.q_in.recv(), self.k_in.recv(), self.v_in.recv()
-        features, lane_weight = self.proc_params["features"], self.proc_params["lane_weight"]
-        scores = self._split(q) @ self._split(k).swapaxes(1, 2)  # [H, N, N]
-        mixed = scores @ self._split(v)  # [H, N, d]
-        current = mixed.swapaxes(0, 1).reshape(q.shape[0], features).astype(np.int32)
-        lanes = q[:, 0, features:] @ lane_weight.T
-        self.a_buff = np.concatenate([2 * current, lanes], axis=1).astype(np.int32)[:, None, :]
+        received = [getattr(self, attention_port(index)).recv() for index in range(self.proc_params["inputs"])]
+        q, k, v = (self._split(self._gather(received, slot)) for slot in range(3))
+        mixed = (q @ k.swapaxes(1, 2)) @ v  # [H, N, d]
+        current = mixed.swapaxes(0, 1).reshape(self.a_buff.shape)
+        self.a_buff = 2 * current.astype(np.int32)
+
+    def _gather(self, received: list[np.ndarray], slot: int) -> np.ndarray:
+        """q, k or v: [N, features]."""
+        pieces = [piece for piece in self.proc_params["pieces"] if piece[0] == slot]
+        return np.concatenate([received[source][:, 0, start : start + count] for _, source, start, count in pieces], 1)
 
     def _split(self, spikes: np.ndarray) -> np.ndarray:
-        """[N, 1, channels] -> float32 [H, N, d], without the lanes."""
-        features, heads = self.proc_params["features"], self.proc_params["heads"]
-        split = spikes[:, 0, :features].reshape(spikes.shape[0], heads, features // heads)
-        return split.swapaxes(0, 1).astype(np.float32)
+        """[N, features] -> float32 [H, N, d]"""
+        heads = self.proc_params["heads"]
+        return spikes.reshape(spikes.shape[0], heads, -1).swapaxes(0, 1).astype(np.float32)
+
+
+for _index in range(INPUT_PORTS):
+    setattr(PySpikingAttentionModel, attention_port(_index), LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=1))
