@@ -28,7 +28,7 @@ def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, fold
         "",
         "| what | how many |",
         "|---|---:|",
-        *(f"| {what} | {count:,} |" for what, count in _sizes(graph).items()),
+        *(f"| {what} | {count:,} |" for what, count in sizes(graph).items()),
         "",
         "## Run it",
         "",
@@ -55,7 +55,7 @@ def _weight_bits(graph: Graph) -> int:
     return max((node.weight_bits for node in graph if isinstance(node, Synapses)), default=8)
 
 
-def _sizes(graph: Graph) -> dict[str, int]:
+def sizes(graph: Graph) -> dict[str, int]:
     layers = [node for node in graph if isinstance(node, Synapses)]
     neurons = sum(graph.features[node.name] for node in graph if isinstance(node, (LIF, Source)))
     return {
