@@ -11,12 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from converters.graph import LIF, Add, Attention, Graph, GraphError, Node, Readout, Source, Synapses
+from converters.report.contents import Rounding
+from spikebert.clipping import count_cut, scaled_weights
 from spikebert.commands import UserError
-from spikebert.model import Block, SpikeBertForSequenceClassification, SpikingLinear
+from spikebert.layers import Encoder, SpikingAttention, SpikingLinear
+from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.recording import Recording, RecordingError, Step, float_layers, record_one_token
+from spikebert.rounding import largest_weight
 
 
 def load_integer_model(folder: Path) -> SpikeBertForSequenceClassification:
@@ -51,54 +56,74 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 @torch.no_grad()
-def graph_from_model(model: SpikeBertForSequenceClassification) -> Graph:
-    """The integer graph of a model in integer mode. Raises GraphError where it is not legal."""
-    config = model.config
-    if config.mode != "integer":
-        raise GraphError("the model is in float mode: spikebert.quantise makes its integer twin")
-    nodes: list[Node] = [_source(model)]
-    x = "encoder"
-    for block in model.blocks:
-        block_nodes, x = _block(block, x, config.decay)
-        nodes += block_nodes
-    weight, bias = model.readout.integers()
-    scale = 1.0 / float(model.readout.steps)
-    nodes.append(Readout("readout", (x,), _integers(weight), _integers(bias), scale))
-    return Graph(config.timesteps, config.max_position_embeddings, tuple(nodes))
+def graph_from_model(model: nn.Module) -> Graph:
+    """The integer graph of any module of spiking layers in integer mode (`spikebert.record` says which).
+
+    Nodes have the qualified names of the modules: `up` for the current of a SpikingLinear or a SpikingAttention,
+    `up.lif` for its spikes; an Encoder, a Readout and an Add have one node; a plain `+` is `add`, `add_2`, ...
+
+    Raises GraphError for a module that is none, names every layer still in float mode, and where it is not legal.
+    """
+    try:
+        recording = record_one_token(model)
+    except RecordingError as error:
+        raise GraphError(str(error)) from error
+    if floats := float_layers(recording):
+        raise GraphError(f"the model is in float mode ({_some(floats)}): spikebert.quantise makes its integer twin")
+    maxima = {step.output: step.spikes.maximum for step in recording.steps}
+    nodes = [node for step in recording.steps for node in _nodes(step, maxima)]
+    return Graph(recording.encoder.timesteps, recording.encoder.n_max, (*nodes, _readout(recording, maxima)))
 
 
-def _source(model: SpikeBertForSequenceClassification) -> Source:
-    config, encoder = model.config, model.encoder
+def _nodes(step: Step, maxima: dict[str, int]) -> list[Node]:
+    """The nodes of one use of a layer. `maxima`: the largest value of every spiking node."""
+    layer = step.layer
+    if isinstance(layer, Encoder):
+        return [_source(step.name, layer)]
+    if isinstance(layer, SpikingLinear):
+        return _linear(step, layer, maxima[step.inputs[0]])
+    if isinstance(layer, SpikingAttention):
+        current = Attention(step.name, step.inputs, layer.heads)
+        return [current, LIF(step.output, (step.name,), layer.threshold, layer.lif.decay)]
+    return [Add(step.name, step.inputs)]
+
+
+def _source(name: str, encoder: Encoder) -> Source:
     table = _integers(encoder.round_token(encoder.token.weight))
     position = None if encoder.position is None else _integers(encoder.round_position(encoder.position.weight))
-    threshold = int(encoder.threshold) if config.encoder == "lif" else 0
-    return Source("encoder", table, position, config.encoder, threshold, config.decay)
+    threshold = int(encoder.threshold) if encoder.kind == "lif" else 0
+    return Source(name, table, position, encoder.kind, threshold, encoder.lif.decay)
 
 
-def _linear(layer: SpikingLinear, x: str, decay: int) -> list[Node]:
-    weight, bias = layer.integers()
+def _linear(step: Step, layer: SpikingLinear, input_max: int) -> list[Node]:
+    weight, bias = layer.integers(input_max)
     return [
-        Synapses(layer.name, (x,), _integers(weight), _integers(bias), layer.config.weight_bits),
-        LIF(f"{layer.name}.lif", (layer.name,), int(layer.threshold), decay),
+        Synapses(step.name, step.inputs, _integers(weight), _integers(bias), layer.weight_bits),
+        LIF(step.output, (step.name,), int(layer.threshold), layer.lif.decay),
     ]
 
 
-def _block(block: Block, x: str, decay: int) -> tuple[list[Node], str]:
-    nodes: list[Node] = []
-    for layer in (block.query, block.key, block.value):
-        nodes += _linear(layer, x, decay)
-    attention = block.attention
-    qkv = tuple(f"{layer.name}.lif" for layer in (block.query, block.key, block.value))
-    nodes.append(Attention(attention.name, qkv, attention.heads))
-    nodes.append(LIF(f"{attention.name}.lif", (attention.name,), int(attention.threshold), decay))
-    nodes += _linear(block.out, f"{attention.name}.lif", decay)
-    attended = f"{block.name}.add_attention"
-    nodes.append(Add(attended, (x, f"{block.out.name}.lif")))
-    nodes += _linear(block.up, attended, decay)
-    nodes += _linear(block.down, f"{block.up.name}.lif", decay)
-    result = f"{block.name}.add_mlp"
-    nodes.append(Add(result, (attended, f"{block.down.name}.lif")))
-    return nodes, result
+def _readout(recording: Recording, maxima: dict[str, int]) -> Readout:
+    layer, x = recording.readout, recording.readout_input
+    weight, bias = layer.integers(maxima[x])
+    return Readout(recording.readout_name, (x,), _integers(weight), _integers(bias), 1.0 / float(layer.steps))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def roundings(model: nn.Module, graph: Graph) -> dict[str, Rounding]:
+    """What became of the model's weights when they were rounded to those of `graph`: node name -> scale and cuts."""
+    found = {}
+    for name, weight, units in scaled_weights(model):
+        node = next((node for node in graph if node.name == name), None)
+        integers = getattr(node, "weight", getattr(node, "table", None))
+        if integers is not None and integers.shape == weight.shape:
+            largest = largest_weight(getattr(node, "weight_bits", 8))
+            cut = count_cut(weight.cpu(), units, torch.tensor(integers), largest)
+            found[name] = Rounding(units, cut.values, cut.clipped, cut.shrunk)
+    return found
 
 
 def _integers(x: Tensor) -> np.ndarray:

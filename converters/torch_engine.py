@@ -6,32 +6,35 @@ from collections.abc import Collection
 
 import numpy as np
 import torch
+from torch import nn
 
 from converters.execution import EngineOptions, Execution, TokenBatch, check_observed
 from converters.from_torch import graph_from_model, load_integer_model
 from converters.graph import Graph
 from spikebert.commands import UserError
-from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.recording import record
 
 
 class TorchEngine:
-    """Runs a model in integer mode; the values are its own, not those of `graph`."""
+    """Runs a model of spiking layers in integer mode; the values are its own, not those of `graph`."""
 
     counts_activity = False
 
-    def __init__(self, graph: Graph, model: SpikeBertForSequenceClassification) -> None:
+    def __init__(self, graph: Graph, model: nn.Module) -> None:
         self.graph = graph
         self.model = model
 
-    @torch.no_grad()
     def run(self, batch: TokenBatch, observe: Collection[str] = ()) -> Execution:
         """See `converters.execution.Engine`."""
         batch.check_fits(self.graph)
         check_observed(self.graph, observe)
         ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
-        output = self.model(ids.to(self.model.device), mask.to(self.model.device), output_trace=tuple(observe))
-        values = {name: _as_int64(value.cpu().numpy(), name) for name, value in (output.trace or {}).items()}
-        return Execution(output.integer_logits.cpu().numpy(), values)
+        device = next(self.model.parameters()).device
+        recording = record(self.model, ids.to(device), mask.to(device))
+        packed = recording.packed()
+        values = {name: _as_int64(recording.packing.unpack(packed[name]).cpu().numpy(), name) for name in observe}
+        assert recording.logits.integer_logits is not None  # a float model has no graph
+        return Execution(recording.logits.integer_logits.cpu().numpy(), values)
 
     def close(self) -> None:
         """Nothing to free."""

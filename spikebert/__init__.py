@@ -6,6 +6,18 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "Add": "spikebert.layers",
+    "Block": "spikebert.layers",
+    "Encoder": "spikebert.layers",
+    "Logits": "spikebert.layers",
+    "Neuron": "spikebert.layers",
+    "Readout": "spikebert.layers",
+    "Spikes": "spikebert.spikes",
+    "SpikingAttention": "spikebert.layers",
+    "SpikingChain": "spikebert.layers",
+    "SpikingLinear": "spikebert.layers",
+    "from_spikingjelly": "spikebert.spikingjelly_chain",
+    "record": "spikebert.recording",
     "SpikeBertConfig": "spikebert.config",
     "SpikeBertForSequenceClassification": "spikebert.model",
     "SpikeBertOutput": "spikebert.model",

@@ -35,14 +35,14 @@ class Packing:
 
 
 def linear_in_buckets(linear: nn.Linear, x: Tensor) -> Tensor:
-    """`linear(x)` in float32 for x [rows, in], under mixed precision too.
+    """`linear(x)` for x [rows, in], in the type of x under mixed precision too.
 
     The number of real tokens differs from batch to batch, and oneDNN compiles and keeps a kernel for each
     number of rows it meets in bf16: hours of training would fill the memory with them. So rows are rounded
     up to a multiple of `BUCKET` there. Rows do not mix in a linear layer: the result is the same.
     """
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return linear(x).float()
+        return linear(x).to(x.dtype)
     rows = x.shape[0]
     padded = F.pad(x.to(torch.get_autocast_dtype("cpu")), (0, 0, 0, -rows % BUCKET))
-    return linear(padded)[:rows].float()
+    return linear(padded)[:rows].to(x.dtype)

@@ -7,20 +7,40 @@ the largest for which its largest weight fits in `weight_bits` bits and no accum
 
 from __future__ import annotations
 
+import copy
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from spikebert.config import SpikeBertConfig
-from spikebert.model import Readout, SpikeBertForSequenceClassification, SpikingLinear
+from spikebert.layers import Readout, SpikingLayer, SpikingLinear
+from spikebert.recording import Recording, float_layers, record_one_token
 from spikebert.rounding import ACCUMULATOR_MAX, BIAS_MAX, largest_weight, row_reach
 
 THRESHOLD_MAX = 65535  # accumulator units
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def fold(linear: nn.Linear, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+def fold(linear: nn.Linear, norm: nn.BatchNorm1d | None) -> tuple[Tensor, Tensor]:
     """Weight [out, in] and bias [out] of the layer that equals `norm(linear(x))` in evaluation."""
-    gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return linear.weight * gain[:, None], (linear.bias - norm.running_mean) * gain + norm.bias
+    weight = linear.weight
+    bias = torch.zeros_like(weight[:, 0]) if linear.bias is None else linear.bias
+    if norm is None:
+        return weight, bias
+    return weight * _gain(norm)[:, None], apply_norm(norm, bias)
+
+
+def apply_norm(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+    """`norm(x)` in evaluation, x [..., D]"""
+    centred = (x - norm.running_mean) * _gain(norm)
+    return centred if norm.bias is None else centred + norm.bias
+
+
+def _gain(norm: nn.BatchNorm1d) -> Tensor:
+    """What a BatchNorm in evaluation multiplies by, [D]; one made with affine=False has no weight."""
+    spread = torch.sqrt(norm.running_var + norm.eps)
+    return 1 / spread if norm.weight is None else norm.weight / spread
 
 
 def choose_units(weight: Tensor, bias: Tensor, bits: int, input_max: int) -> int:
@@ -46,24 +66,68 @@ def encoder_units(kind: str, table: Tensor) -> int:
 
 
 @torch.no_grad()
-def quantise(model: SpikeBertForSequenceClassification, weight_bits: int = 8) -> SpikeBertForSequenceClassification:
+def folded(model: Model) -> Model:
+    """The float model with every BatchNorm folded into its layer, in evaluation mode; the model stays as it is."""
+    twin = copy.deepcopy(model).eval()
+    for layer in twin.modules():
+        if isinstance(layer, SpikingLinear):
+            fold_norm(layer)
+    return twin
+
+
+@torch.no_grad()
+def quantise(model: Model, weight_bits: int = 8) -> Model:
     """The integer model of a trained float model, in evaluation mode; the float model stays as it is.
 
-    Raises ValueError if the model is not in float mode.
+    model        any module of spiking layers (`spikebert.recording.record` says which)
+    weight_bits  2 .. 8, of every SpikingLinear
+
+    Raises ValueError if the model is not in float mode or has weights that are no numbers, and RecordingError (a
+    ValueError too) for a module that is not made of spiking layers.
     """
-    if model.config.mode != "float":
+    if not 2 <= weight_bits <= 8:
+        raise ValueError(f"weight_bits is {weight_bits}, it must be 2 .. 8")
+    twin = copy.deepcopy(model).eval()
+    recording = record_one_token(twin)
+    _check_float(recording)
+    for layer, input_max in recording.uses().items():
+        round_layer(layer, weight_bits, input_max)
+    encoder = recording.encoder
+    encoder.use_integers(weight_bits)
+    encoder.threshold.fill_(encoder_units(encoder.kind, encoder.token.weight))
+    for layer in twin.modules():
+        if isinstance(layer, SpikingLayer) and not layer.integer:  # attention, and what the forward pass leaves out
+            layer.use_integers(weight_bits)
+    config = getattr(twin, "config", None)
+    if isinstance(config, SpikeBertConfig):
+        twin.config = SpikeBertConfig(**(config.to_dict() | {"mode": "integer", "weight_bits": weight_bits}))
+    return twin
+
+
+def round_layer(layer: SpikingLinear | Readout, weight_bits: int, input_max: int) -> None:
+    """Turn a layer to integers: fold its norm, choose its units. `input_max`: the largest value of its inputs."""
+    if isinstance(layer, Readout):
+        layer.use_integers(weight_bits)
+        layer.steps.fill_(choose_units(layer.linear.weight, layer.linear.bias, 8, input_max))
+        return
+    fold_norm(layer)
+    layer.use_integers(weight_bits)
+    layer.threshold.fill_(choose_units(layer.linear.weight, layer.linear.bias, weight_bits, input_max))
+
+
+def fold_norm(layer: SpikingLinear) -> None:
+    """Put the layer's norm into its weights; a layer that has none stays as it is."""
+    if layer.norm is not None:
+        weight, bias = fold(layer.linear, layer.norm)
+        layer.linear.weight.copy_(weight)
+        layer.linear.bias.copy_(bias)
+        layer.norm = None
+
+
+def _check_float(recording: Recording) -> None:
+    used = {step.name: step.layer for step in recording.steps} | {recording.readout_name: recording.readout}
+    if len(float_layers(recording)) < sum(isinstance(layer, SpikingLayer) for layer in used.values()):
         raise ValueError("the model is in integer mode already: quantise takes the float model")
-    config = SpikeBertConfig(**(model.config.to_dict() | {"mode": "integer", "weight_bits": weight_bits}))
-    integer = SpikeBertForSequenceClassification(config).to(model.device)
-    integer.load_state_dict(model.state_dict(), strict=False)  # all but BatchNorm, which has no place there
-    floats = dict(model.named_modules())
-    for name, layer in integer.named_modules():
-        if isinstance(layer, SpikingLinear):
-            weight, bias = fold(floats[name].linear, floats[name].norm)
-            layer.linear.weight.copy_(weight)
-            layer.linear.bias.copy_(bias)
-            layer.threshold.fill_(choose_units(weight, bias, weight_bits, layer.input_max))
-        elif isinstance(layer, Readout):
-            layer.steps.fill_(choose_units(layer.linear.weight, layer.linear.bias, 8, layer.input_max))
-    integer.encoder.threshold.fill_(encoder_units(config.encoder, integer.encoder.token.weight))
-    return integer.eval()
+    for name, layer in used.items():
+        if layer is not None and not all(torch.isfinite(value).all() for value in layer.state_dict().values()):
+            raise ValueError(f"'{name}' has weights that are infinite or no numbers: its training went astray")

@@ -58,11 +58,13 @@ from spikebert.loop import Schedule, choose_precision, fit
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.progress import say
 from spikebert.pupil import Classifier, Pupil, ask_teacher, check_reuse, pupil_files, pupil_saver, reuse
-from spikebert.quantisation import quantise
+from spikebert.quantisation import folded, quantise
 from spikebert.recipe import Recipe, check_recipe
 from spikebert.teachers import resolve
 
 STAGES = ("teacher", "stage1", "stage2", "integer")
+# What is measured at the end: the student as trained, with BatchNorm folded, rounded, and trained on with integers.
+MEASURED = ("teacher", "float student", "folded student", "quantised student", "integer student")
 # What a recipe and what SpikeBertConfig call the same thing.
 STUDENT_NAMES = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "n_max": "max_position_embeddings"}
 # The parts of a recipe that decide what a stage's result is.
@@ -447,8 +449,8 @@ class Training:
     # The end
 
     def _measure(self) -> dict:
-        """Accuracy of teacher, float and integer student on validation and, if there is one, on test."""
-        stages = {"teacher": "teacher", "float student": "stage2", "integer student": "integer"}
+        """Accuracy of teacher and student, at every step from floats to integers, on validation and, where there is
+        one, on test."""
         results: dict = {"recipe": asdict(self.recipe), "accuracy": {}, "changed_predictions": {}, "stages": {}}
         for stage in STAGES:
             results["stages"][stage] = _read_record(self.out / stage / "stage.json")["figures"]
@@ -457,8 +459,8 @@ class Training:
             if texts is None:
                 continue
             classes = {}
-            for name, stage in stages.items():
-                model = self._trained(stage)
+            for name in MEASURED:
+                model = self._measured_model(name)
                 classes[name] = predict(model, texts, self.pad_id, device=self.device)
                 measured = accuracy(classes[name], texts)
                 results["accuracy"].setdefault(name, {})[split] = measured.to_dict()
@@ -473,6 +475,14 @@ class Training:
             with errors_name_files(self.out):
                 (self.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         return results
+
+    def _measured_model(self, name: str) -> nn.Module:
+        """One of `MEASURED`: those between the float and the integer student are made again from the float one."""
+        if name == "folded student":
+            return folded(self._trained("stage2"))
+        if name == "quantised student":
+            return quantise(self._trained("stage2"), self.recipe.quantise.weight_bits)
+        return self._trained({"teacher": "teacher", "float student": "stage2", "integer student": "integer"}[name])
 
     def _trained(self, stage: str) -> nn.Module:
         if stage == "teacher":

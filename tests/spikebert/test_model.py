@@ -9,9 +9,11 @@ from small_models import small_batch, small_config, small_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from spikebert.model import SpikeBertForSequenceClassification, SpikingAttention
+from spikebert.layers import SpikingAttention, SpikingLinear
+from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.packing import Packing
 from spikebert.quantisation import quantise
+from spikebert.spikes import Spikes
 
 
 def padded(inputs: dict[str, torch.Tensor], extra: int, fill: int) -> dict[str, torch.Tensor]:
@@ -157,19 +159,18 @@ def test_packing_is_undone_by_unpacking() -> None:
 @pytest.mark.parametrize("threshold", [0, 4, 255, 256])
 def test_mixed_precision_does_not_change_the_spikes_of_attention(threshold: int) -> None:
     """Counts beyond 256 round in bf16, up to and over a threshold of 256, which is why that one stays in float32."""
-    config = small_config(hidden_size=64, num_attention_heads=1, attention_threshold=threshold)
-    attention = SpikingAttention("attention", config)
+    attention, neurons = SpikingAttention(heads=1, threshold=threshold), SpikingLinear(64, 64)
     generator = torch.Generator().manual_seed(0)
     packing = Packing(torch.ones(2, 16))
     rates = torch.linspace(0.1, 0.95, 32)[None, :, None]
-    q, k, v = ((torch.rand(4, 32, 64, generator=generator) < rates).float() for _ in range(3))
-    exact, mixed = {}, {}
-    expected = attention(q, k, v, packing, exact)
+    values = ((torch.rand(4, 32, 64, generator=generator) < rates).float() for _ in range(3))
+    q, k, v = (Spikes(x, packing, maker=neurons) for x in values)
+    exact = attention(q, k, v)
     with torch.autocast("cpu", torch.bfloat16):
-        given = attention(q, k, v, packing, mixed)
-    assert exact["attention"].max() > 256
-    assert 0 < expected.mean() < 1 or threshold < 255
-    assert given.dtype == torch.float32
-    assert torch.equal(given, expected)
-    rounded = not torch.equal(exact["attention"], mixed["attention"])
+        mixed = attention(q, k, v)
+    assert exact.current.max() > 256
+    assert 0 < exact.values.mean() < 1 or threshold < 255
+    assert mixed.values.dtype == torch.float32
+    assert torch.equal(mixed.values, exact.values)
+    rounded = not torch.equal(exact.current, mixed.current)
     assert rounded == (threshold < 256)

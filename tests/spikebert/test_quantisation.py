@@ -7,8 +7,9 @@ import torch
 from small_models import small_batch, small_model
 from torch import nn
 
-from spikebert.model import SpikingLinear
-from spikebert.quantisation import choose_units, encoder_units, fold, quantise
+from spikebert.layers import SpikingLinear
+from spikebert.quantisation import choose_units, encoder_units, fold, folded, quantise
+from spikebert.recording import record_one_token
 from spikebert.rounding import ACCUMULATOR_MAX, round_bias, row_reach
 
 
@@ -54,13 +55,12 @@ def test_wide_rows_with_graded_inputs_get_coarser_units() -> None:
 
 
 def test_every_layer_of_a_quantised_model_is_integer_and_proven() -> None:
-    model = quantise(small_model(), 4)
-    for layer in model.modules():
+    for layer, input_max in record_one_token(quantise(small_model(), 4)).uses().items():
+        weight, bias = layer.integers(input_max)
+        assert torch.equal(weight, weight.round()) and weight.abs().max() <= 127
+        assert (row_reach(weight) * input_max + bias.abs()).max() <= ACCUMULATOR_MAX
         if isinstance(layer, SpikingLinear):
-            weight, bias = layer.integers()
-            assert torch.equal(weight, weight.round()) and weight.abs().max() <= 7
-            assert (row_reach(weight) * layer.input_max + bias.abs()).max() <= ACCUMULATOR_MAX
-            assert layer.threshold >= 1 and layer.norm is None
+            assert weight.abs().max() <= 7 and layer.threshold >= 1 and layer.norm is None
 
 
 def test_eight_bits_stay_close_to_the_float_model() -> None:
@@ -89,3 +89,14 @@ def test_a_sign_encoder_keeps_the_range_of_its_table() -> None:
     table = torch.tensor([[0.5, -4.0]])
     assert encoder_units("sign", table) == 31
     assert encoder_units("lif", table) == 96
+
+
+def test_a_folded_model_computes_the_same_and_leaves_the_first_as_it_is() -> None:
+    model = small_model().double()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    twin = folded(model)
+    assert not [module for module in twin.modules() if isinstance(module, nn.BatchNorm1d)]
+    batch = small_batch()
+    torch.testing.assert_close(twin(**batch).logits, model(**batch).logits)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not torch.equal(twin.blocks[0].up.linear.weight, model.blocks[0].up.linear.weight)

@@ -1,0 +1,338 @@
+"""The spiking layers, for models of your own and for ours (`model.py`).
+
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = Encoder(vocabulary=1000, features=48, n_max=32, timesteps=4)
+            self.up, self.down = SpikingLinear(48, 96), SpikingLinear(96, 48)
+            self.readout = Readout(48, classes=2)
+
+        def forward(self, input_ids, attention_mask=None):
+            x = self.encoder(input_ids, attention_mask)
+            return self.readout(x + self.down(self.up(x)))
+
+A model takes token ids [B, N] and a mask [B, N] (1 real, 0 padding), and gives what its `Readout` gave. Between the
+two, spikes go through these layers and are added, and nothing else (`spikes.py`). A model is built and trained in
+floats; `spikebert.quantise` makes its integer twin, in which every number is one of the graph's too.
+
+Letters: T timesteps, B texts, N tokens, D features, H heads, d = D / H. Layers that look at one token at a time work
+on *packed* tokens `[T, R, D]`, R the number of real tokens in the batch: padding costs nothing, takes no part in
+BatchNorm, and is silent because it is not there. Only attention unpacks to `[T, B, N, D]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikebert.config import ENCODERS, SURROGATES
+from spikebert.integer_linear import integer_linear
+from spikebert.neurons import LoihiLIF
+from spikebert.packing import Packing, linear_in_buckets
+from spikebert.rounding import round_bias, round_straight_through, round_weight
+from spikebert.spikes import SpikeOperationError, Spikes, add, check_spikes
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """What the neurons of a layer are like. Raises ValueError for a value outside its range.
+
+    decay            dv, 0 .. 4095: a membrane keeps (4096 - dv) / 4096 of itself each step
+    surrogate        whose gradient stands in for that of the step: "atan" or "sigmoid" (SpikingJelly's)
+    surrogate_alpha  its steepness
+    """
+
+    decay: int = 2048
+    surrogate: str = "atan"
+    surrogate_alpha: float = 2.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decay <= 4095, f"decay is {self.decay}, it must be 0 .. 4095")
+        require(self.surrogate in SURROGATES, f"surrogate is '{self.surrogate}', it must be one of {SURROGATES}")
+
+    def make(self) -> LoihiLIF:
+        """In float mode."""
+        return LoihiLIF(self.decay, False, self.surrogate, self.surrogate_alpha)
+
+
+DEFAULT_NEURON = Neuron()
+
+
+class SpikingLayer(nn.Module):
+    """What has numbers to be rounded: born in float mode, turned to integer mode once, before weights are loaded."""
+
+    integer = False
+
+    def use_integers(self, weight_bits: int) -> None:
+        """Compute with integers from now on. `spikebert.quantise` also chooses them."""
+        self.integer = True
+        for module in self.children():
+            if isinstance(module, LoihiLIF):
+                module.integer = True
+
+
+class Encoder(SpikingLayer):
+    """Token ids to spikes: current = token + position, then a LIF (threshold 1), or its sign at every t.
+
+    vocabulary  rows of the token table
+    features    D
+    n_max       the most tokens of a text, [CLS] and [SEP] included
+    timesteps   T
+    kind        "lif": a neuron turns the current into spikes over T steps;
+                "sign": constant spikes where the current is >= 0 (SpikeBERT's)
+    positions   whether learned positions are added; they count real tokens
+    """
+
+    threshold: Tensor
+
+    def __init__(
+        self,
+        vocabulary: int,
+        features: int,
+        n_max: int,
+        timesteps: int = 4,
+        neuron: Neuron = DEFAULT_NEURON,
+        kind: str = "lif",
+        positions: bool = True,
+    ) -> None:
+        super().__init__()
+        require(kind in ENCODERS, f"kind is '{kind}', it must be one of {ENCODERS}")
+        for name, value in (("vocabulary", vocabulary), ("features", features), ("n_max", n_max), ("T", timesteps)):
+            require(value >= 1, f"{name} is {value}, it must be 1 or more")
+        self.n_max, self.timesteps, self.kind = n_max, timesteps, kind
+        self.token = nn.Embedding(vocabulary, features)
+        self.position = nn.Embedding(n_max, features) if positions else None
+        with torch.no_grad():  # token currents that let a few per cent of the neurons fire
+            for table in (self.token, self.position):
+                if table is not None:
+                    table.weight.mul_(0.5)
+        self.lif = neuron.make()
+        self.register_buffer("threshold", torch.tensor(1.0))  # integer mode: in units of the table
+
+    def round_token(self, token: Tensor) -> Tensor:
+        """Integer mode: rows of the table in its units, int8 held in floats; gradients pass."""
+        return round_straight_through(token * self.threshold).clamp(-127, 127)
+
+    def round_position(self, position: Tensor) -> Tensor:
+        """Integer mode: rows of the position table in the same units."""
+        return round_straight_through(position * self.threshold)
+
+    def current(self, input_ids: Tensor, packing: Packing) -> Tensor:
+        """[B, N] ids -> the current of each real token [R, D]"""
+        ids = input_ids.flatten().index_select(0, packing.index)  # [R]
+        token = self.token(ids)
+        current = self.round_token(token) if self.integer else token
+        if self.position is None:
+            return current
+        position = self.position(packing.places)
+        return current + (self.round_position(position) if self.integer else position)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Spikes:
+        """input_ids [B, N] and attention_mask [B, N] (1 real, 0 padding; all real where it is None).
+
+        Padding never changes a result, on whichever side it stands. Raises ValueError for a text longer than n_max or
+        with no real token, and in integer mode in less than float32.
+        """
+        require(
+            input_ids.shape[1] <= self.n_max,
+            f"{input_ids.shape[1]} tokens, the model takes {self.n_max}: truncate the text",
+        )
+        dtype = self.token.weight.dtype
+        require(
+            not self.integer or dtype in (torch.float32, torch.float64),
+            f"an integer model in {dtype} would lose integers: load it in float32",
+        )
+        packing = Packing(torch.ones_like(input_ids) if attention_mask is None else attention_mask)
+        require(
+            bool(packing.lengths.all()),
+            "a text with an all-zero attention_mask: every text has at least [CLS] and [SEP]",
+        )
+        current = self.current(input_ids, packing)
+        if self.kind == "sign":
+            step = self.lif.surrogate_function(current / self.threshold)  # SpikingJelly's step is >= 0
+            spikes = step.expand(self.timesteps, -1, -1)
+        else:
+            spikes = self.lif(current.expand(self.timesteps, -1, -1), self.threshold)
+        return Spikes(spikes, packing, maker=self)  # [T, R, D]
+
+
+class SpikingLinear(SpikingLayer):
+    """Linear -> BatchNorm -> LIF (threshold 1), token by token; in integer mode integer Linear -> LIF.
+
+    norm is None where it has been folded into `linear`.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, inputs: int, outputs: int, neuron: Neuron = DEFAULT_NEURON) -> None:
+        super().__init__()
+        self.weight_bits = 8
+        self.linear = nn.Linear(inputs, outputs)
+        nn.init.zeros_(self.linear.bias)
+        self.norm: nn.BatchNorm1d | None = nn.BatchNorm1d(outputs)
+        self.lif = neuron.make()
+        self.register_buffer("threshold", torch.tensor(1.0))  # integer mode: accumulator units
+
+    def use_integers(self, weight_bits: int) -> None:
+        super().use_integers(weight_bits)
+        self.weight_bits, self.norm = weight_bits, None
+
+    def integers(self, input_max: int) -> tuple[Tensor, Tensor]:
+        """Integer mode: weight [out, in] and bias [out] for inputs 0 .. input_max, held in floats, with gradients."""
+        bias = round_bias(self.linear.bias, self.threshold)
+        return round_weight(self.linear.weight, self.threshold, self.weight_bits, input_max, bias), bias
+
+    def forward(self, x: Spikes) -> Spikes:
+        check_spikes((x,), "SpikingLinear", self.linear.in_features)
+        rows = x.values.flatten(0, 1)  # [T * R, in]
+        if self.integer:
+            current = integer_linear(rows, *self.integers(x.maximum), x.maximum)
+        else:
+            current = linear_in_buckets(self.linear, rows)
+            current = current if self.norm is None else self.norm(current)
+        current = current.unflatten(0, x.values.shape[:2])
+        return Spikes(self.lif(current, self.threshold), x.packing, 1, self, (x,), current)
+
+
+class SpikingAttention(SpikingLayer):
+    """LIF((q k^T) v) for each head, on spikes: an N x N map of counts, no softmax, no scale.
+
+    heads      H, must divide the width of q, k and v
+    threshold  0 .. 65535: matches `(q k^T) v` must exceed for a spike
+    """
+
+    def __init__(self, heads: int, threshold: int = 16, neuron: Neuron = DEFAULT_NEURON) -> None:
+        super().__init__()
+        require(heads >= 1, f"heads is {heads}, it must be 1 or more")
+        require(0 <= threshold <= 65535, f"threshold is {threshold}, it must be 0 .. 65535")
+        self.heads, self.threshold = heads, threshold
+        self.lif = neuron.make()
+
+    def forward(self, q: Spikes, k: Spikes, v: Spikes) -> Spikes:
+        packing = check_spikes((q, k, v), "SpikingAttention").packing
+        if not all(isinstance(x.maker, (SpikingLinear, SpikingAttention)) for x in (q, k, v)):
+            raise SpikeOperationError("q, k and v must each come straight from a SpikingLinear or a SpikingAttention")
+        if q.features % self.heads:
+            raise SpikeOperationError(f"{q.features} features do not divide into {self.heads} heads")
+
+        def split(x: Spikes) -> Tensor:  # [T, R, D] -> [T, B, H, N, d]
+            return packing.unpack(x.values).unflatten(-1, (self.heads, -1)).transpose(2, 3)
+
+        device = q.values.device.type
+        enabled = self._mixed_precision(q.features // self.heads) and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=enabled):
+            scores = split(q) @ split(k).transpose(-1, -2)  # [T, B, H, N, N]
+            mixed = (scores @ split(v)).transpose(2, 3).flatten(-2)  # [T, B, N, D]
+        current = packing.pack(mixed).to(q.values.dtype)
+        return Spikes(self.lif(current, self.threshold), packing, 1, self, (q, k, v), current)
+
+    def _mixed_precision(self, features: int) -> bool:
+        """bf16 holds counts up to 256 exactly. A score is at most d; a larger sum is above such a threshold however it
+        is rounded, so the spikes are the same. An integer model keeps every number exact."""
+        return not self.integer and features <= 256 and self.threshold < 256
+
+
+class Add(nn.Module):
+    """The sum of two or more spikes, a residual. `a + b` is the same; this one gives the node of the graph its name."""
+
+    def forward(self, *inputs: Spikes) -> Spikes:
+        return add(inputs, self)
+
+
+class Block(nn.Module):
+    """Spiking attention and a spiking MLP, each followed by a residual addition of spikes.
+
+    features D, inner the features between the two layers of the MLP, heads H
+    """
+
+    def __init__(
+        self,
+        features: int,
+        inner: int,
+        heads: int,
+        attention_threshold: int = 16,
+        neuron: Neuron = DEFAULT_NEURON,
+    ) -> None:
+        super().__init__()
+        self.query = SpikingLinear(features, features, neuron)
+        self.key = SpikingLinear(features, features, neuron)
+        self.value = SpikingLinear(features, features, neuron)
+        self.attention = SpikingAttention(heads, attention_threshold, neuron)
+        self.out = SpikingLinear(features, features, neuron)
+        self.up = SpikingLinear(features, inner, neuron)
+        self.down = SpikingLinear(inner, features, neuron)
+        self.add_attention, self.add_mlp = Add(), Add()
+
+    def forward(self, x: Spikes) -> Spikes:
+        x = self.add_attention(x, self.out(self.attention(self.query(x), self.key(x), self.value(x))))
+        return self.add_mlp(x, self.down(self.up(x)))
+
+
+class Logits(NamedTuple):
+    """What a readout gives.
+
+    logits          float [B, classes], the mean over timesteps and real tokens
+    integer_logits  int64 [B, classes], integer mode only: the sums a chip's host makes
+    current         float [T, R, classes], of each real token at each timestep
+    """
+
+    logits: Tensor
+    integer_logits: Tensor | None
+    current: Tensor
+
+
+class Readout(SpikingLayer):
+    """A linear classifier of each token at each t; logits are its mean over timesteps and real tokens."""
+
+    steps: Tensor
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, classes)
+        nn.init.zeros_(self.linear.bias)
+        self.register_buffer("steps", torch.tensor(1.0))  # integer mode: accumulator units per logit unit
+
+    def integers(self, input_max: int) -> tuple[Tensor, Tensor]:
+        """As of SpikingLinear; weights have 8 bits."""
+        bias = round_bias(self.linear.bias, self.steps)
+        return round_weight(self.linear.weight, self.steps, 8, input_max, bias), bias
+
+    def forward(self, x: Spikes) -> Logits:
+        check_spikes((x,), "Readout", self.linear.in_features)
+        with torch.autocast(x.values.device.type, enabled=False):
+            parameters = self.integers(x.maximum) if self.integer else (self.linear.weight, self.linear.bias)
+            current = F.linear(x.values, *parameters)
+        summed = x.packing.sum_per_text(current.sum(0, dtype=torch.float64))  # exact: far below 2^53
+        mean = summed / (x.values.shape[0] * x.packing.lengths[:, None])
+        if not self.integer:
+            return Logits(mean.to(current.dtype), None, current)
+        return Logits((mean / self.steps).to(current.dtype), summed.detach().round().long(), current)
+
+
+class SpikingChain(nn.Module):
+    """An encoder, layers one after another, and a readout: the simplest model, and what an `nn.Sequential` becomes.
+
+    layers  modules that take spikes and give spikes: SpikingLinear, Block, nn.Dropout, modules of your own
+    """
+
+    def __init__(self, encoder: Encoder, layers: Sequence[nn.Module], readout: Readout) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.layers = nn.ModuleList(layers)
+        self.readout = readout
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Logits:
+        x = self.encoder(input_ids, attention_mask)
+        for layer in self.layers:
+            x = layer(x)
+        return self.readout(x)

@@ -1,0 +1,257 @@
+"""Random models for tests and for `benchmarks/campaign.py`: SpikeBERTs, modules of our layers, SpikingJelly chains.
+
+    shape = draw_shape(rng)            or, for hypothesis, `shapes()`
+    model = make_model(shape)          in integer mode
+    batch = make_batch(shape, rng)
+
+They are drawn so that they are alive: BatchNorm takes its statistics from a random batch, so that currents are about
+as large as thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from spikingjelly.activation_based import layer as sj
+from spikingjelly.activation_based import neuron as sj_neuron
+from torch import Tensor, nn
+
+from converters.execution import TokenBatch
+from spikebert import (
+    Add,
+    Encoder,
+    Neuron,
+    Readout,
+    SpikeBertConfig,
+    SpikeBertForSequenceClassification,
+    SpikingAttention,
+    SpikingLinear,
+    from_spikingjelly,
+    quantise,
+)
+from spikebert.layers import Logits
+from spikebert.spikes import Spikes
+
+KINDS = ("spikebert", "own", "chain")
+VOCABULARY, CLASSES = 20, 3
+# What each field of a shape is drawn from, all values equally often.
+OPTIONS: dict[str, tuple] = {
+    "kind": KINDS,
+    "timesteps": (1, 2, 4, 8),
+    "heads": tuple(range(1, 13)),
+    "features_of_head": (1, 2, 3, 4),
+    "n_max": tuple(range(1, 65)),
+    "depth": tuple(range(1, 7)),
+    "weight_bits": tuple(range(2, 9)),
+    "decay": (0, 410, 2048, 4095),
+    "encoder": ("lif", "sign"),
+    "positions": (False, True),
+    "attention_threshold": (0, 1, 4, 16),
+    "surrogate": ("atan", "sigmoid"),
+    "seed": tuple(range(1000)),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a random model is like; `OPTIONS` holds the values. `seed` decides weights and wiring."""
+
+    kind: str
+    timesteps: int
+    heads: int
+    features_of_head: int
+    n_max: int
+    depth: int
+    weight_bits: int
+    decay: int
+    encoder: str
+    positions: bool
+    attention_threshold: int
+    surrogate: str
+    seed: int
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.features_of_head
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in asdict(self).items())
+
+
+assert tuple(OPTIONS) == tuple(field.name for field in fields(Shape))
+
+
+def draw_shape(rng: np.random.Generator, **fixed: Any) -> Shape:
+    """A random shape; fields in `fixed` have the value given."""
+    drawn = {name: values[rng.integers(len(values))] for name, values in OPTIONS.items()}
+    return Shape(**(drawn | fixed))
+
+
+def shapes(**fixed: Any) -> st.SearchStrategy[Shape]:
+    """The same for hypothesis, which finds the smallest shape that fails."""
+    drawn = {name: st.sampled_from(values) for name, values in OPTIONS.items()}
+    return st.builds(Shape, **(drawn | {name: st.just(value) for name, value in fixed.items()}))
+
+
+def make_batch(shape: Shape, rng: np.random.Generator, samples: int = 3) -> TokenBatch:
+    """Random ids; lengths from 1 to n_max, one text as long as the batch is wide."""
+    lengths = rng.integers(1, shape.n_max + 1, samples)
+    lengths[rng.integers(samples)] = shape.n_max
+    mask = np.arange(shape.n_max) < lengths[:, None]
+    return TokenBatch(rng.integers(0, VOCABULARY, mask.shape), mask)
+
+
+def make_model(shape: Shape) -> nn.Module:
+    """A model of this shape in integer mode, ready for `graph_from_model`."""
+    torch.manual_seed(shape.seed)
+    rng = np.random.default_rng(shape.seed)
+    if shape.kind == "chain":
+        return from_spikingjelly(make_chain(shape, rng), shape.timesteps, shape.n_max, shape.weight_bits)
+    model = OwnModel(shape, rng) if shape.kind == "own" else make_spikebert(shape)
+    return quantise(calibrate(model, make_batch(shape, rng, samples=4)), shape.weight_bits)
+
+
+def calibrate(model: nn.Module, batch: TokenBatch) -> nn.Module:
+    """Take the statistics of every BatchNorm from a batch, and gains and shifts at random."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        nn.init.uniform_(norm.weight, 0.5, 2.0)
+        nn.init.normal_(norm.bias, 0.2, 0.5)
+    with torch.no_grad():
+        model.train()(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
+    for norm in norms:
+        norm.running_var.clamp_(min=1e-2)  # of a feature that never changed
+    return model.eval()
+
+
+def make_spikebert(shape: Shape) -> SpikeBertForSequenceClassification:
+    return SpikeBertForSequenceClassification(
+        SpikeBertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=shape.width,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=shape.heads,
+            intermediate_size=shape.width + shape.seed % 7,
+            max_position_embeddings=max(shape.n_max, 2),  # [CLS] and [SEP]
+            timesteps=shape.timesteps,
+            decay=shape.decay,
+            encoder=shape.encoder,
+            positions=shape.positions,
+            attention_threshold=shape.attention_threshold,
+            surrogate=shape.surrogate,
+            num_labels=CLASSES,
+        )
+    )
+
+
+class OwnModel(nn.Module):
+    """Layers of several widths, used once or twice, additions of two to four, attentions: wired at random."""
+
+    def __init__(self, shape: Shape, rng: np.random.Generator) -> None:
+        super().__init__()
+        neuron = Neuron(shape.decay, shape.surrogate)
+        other = Neuron(int(rng.choice(OPTIONS["decay"])))  # not all layers alike
+        self.encoder = Encoder(
+            VOCABULARY, shape.width, shape.n_max, shape.timesteps, neuron, shape.encoder, shape.positions
+        )
+        self.layers = nn.ModuleDict()
+        self.plan: list[tuple[str, list[int]]] = []  # layer ("" for a plain +) and the places of its inputs
+        widths, neurons = [shape.width], [False]  # of every value so far; whether it comes from a LIF
+
+        def step(name: str, layer: nn.Module | None, inputs: list[int], width: int, fires: bool) -> None:
+            if layer is not None:
+                self.layers[name] = layer
+            self.plan.append((name, inputs))
+            widths.append(width)
+            neurons.append(fires)
+
+        for index in range(2 * shape.depth):
+            kind = rng.choice(["linear", "linear", "add", "attention", "again"])
+            alike = [place for place, width in enumerate(widths) if width == widths[-1]]
+            if kind == "add":
+                inputs = [int(place) for place in rng.choice(alike, size=rng.integers(2, 5))]
+                named = bool(rng.integers(2)) and len(inputs) > 1
+                step(f"add{index}" if named else "", Add() if named else None, inputs, widths[-1], False)
+                continue
+            firing = [place for place, fires in enumerate(neurons) if fires and widths[place] == shape.width]
+            if kind == "attention" and firing:
+                inputs = [int(place) for place in rng.choice(firing, size=3)]
+                attention = SpikingAttention(shape.heads, shape.attention_threshold, other)
+                step(f"attention{index}", attention, inputs, shape.width, True)
+                continue
+            earlier = [name for name, layer in self.layers.items() if isinstance(layer, SpikingLinear)]
+            fitting = [name for name in earlier if self.layers[name].linear.in_features == widths[-1]]
+            if kind == "again" and fitting:
+                name = str(rng.choice(fitting))
+                step(name, None, [len(widths) - 1], self.layers[name].linear.out_features, True)
+                continue
+            width = int(rng.choice([shape.width, shape.width, rng.integers(1, 2 * shape.width + 1)]))
+            place = len(widths) - 1 if kind == "linear" else int(rng.choice(alike))
+            layer = SpikingLinear(widths[place], width, [neuron, other][rng.integers(2)])
+            step(f"linear{index}", layer, [place], width, True)
+        self.readout = Readout(widths[-1], CLASSES)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Logits:
+        values: list[Spikes] = [self.encoder(input_ids, attention_mask)]
+        for name, inputs in self.plan:
+            chosen = [values[place] for place in inputs]
+            values.append(self.layers[name](*chosen) if name else sum(chosen))
+        return self.readout(values[-1])
+
+
+def make_chain(shape: Shape, rng: np.random.Generator) -> nn.Sequential:
+    """A SpikingJelly chain of `depth` neurons, with all that `from_spikingjelly` takes."""
+    width, modules = shape.width, []
+    embedding = nn.Embedding(VOCABULARY, width)
+    modules.append(embedding)
+    for index in range(shape.depth):
+        node = make_node(shape, rng)
+        level = _level(node)
+        new = int(rng.integers(1, 2 * shape.width + 1))
+        if index == 0 and rng.integers(2):  # the embedding feeds the neuron itself
+            nn.init.normal_(embedding.weight, 0.2 * level, 0.8 * level)
+        else:
+            kind = (nn.Linear, sj.Linear)[rng.integers(2)]
+            linear = kind(width, new, bias=bool(rng.integers(2)))
+            nn.init.normal_(linear.weight, 0, 1.5 * level / (1 if index == 0 else 0.3 * width) ** 0.5)
+            stage: list[nn.Module] = [linear]
+            if rng.integers(2):
+                norm = (nn.BatchNorm1d, sj.BatchNorm1d)[rng.integers(2)](new, affine=bool(rng.integers(2)))
+                norm.running_mean.normal_(0, 0.3 * level)
+                norm.running_var.fill_(1.0).mul_(level**2 if norm.affine else 1.0)
+                if norm.affine:
+                    nn.init.normal_(norm.weight, level, 0.2 * level)
+                    nn.init.normal_(norm.bias, 0.2 * level, 0.3 * level)
+                stage.append(norm)
+            modules += [nn.Sequential(*stage), nn.Dropout(0.2)] if rng.integers(2) else stage
+            width = new
+        modules.append(node)
+    return nn.Sequential(*modules, nn.Linear(width, CLASSES)).eval()
+
+
+def make_node(shape: Shape, rng: np.random.Generator) -> nn.Module:
+    """A random SpikingJelly neuron; `decay` 0 asks for an IFNode."""
+    v_reset = float(rng.choice([0.0, 0.0, -0.5]))
+    common = {"v_threshold": float(rng.uniform(0.5, 2.0)), "v_reset": v_reset, "step_mode": "s"}
+    decay_input = bool(rng.integers(2))
+    if shape.decay == 0:
+        return sj_neuron.IFNode(**common)
+    tau = float(rng.choice([4096 / shape.decay, rng.uniform(1.1, 8.0)]))
+    kind: Callable = (sj_neuron.LIFNode, sj_neuron.ParametricLIFNode)[rng.integers(2)]
+    if kind is sj_neuron.LIFNode:
+        return kind(tau=tau, decay_input=decay_input, **common)
+    return kind(init_tau=tau, decay_input=decay_input, **common)
+
+
+def _level(node: nn.Module) -> float:
+    """About the current at which it fires."""
+    tau = 1.0
+    if getattr(node, "decay_input", False):
+        tau = node.tau if isinstance(node, sj_neuron.LIFNode) else 1.0 / float(node.w.detach().sigmoid())
+    return (node.v_threshold - node.v_reset) * min(tau, 3.0)
