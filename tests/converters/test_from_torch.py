@@ -11,9 +11,11 @@ from small_models import small_batch, small_model
 from converters.execution import TokenBatch
 from converters.from_torch import graph_from_model, load_integer_model
 from converters.graph import GraphError
+from converters.ranges import largest_current, prove_ranges
 from converters.torch_engine import TorchEngine
 from sim.reference import ReferenceEngine
 from sim.verify import compare
+from spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
 from spikebert.commands import UserError
 from spikebert.quantisation import quantise
 
@@ -117,3 +119,27 @@ def test_a_model_with_weights_left_out_is_refused(tmp_path) -> None:
         UserError, match=r"1 of the model's weights are not in its file, first 'readout\.linear\.weight'"
     ):
         load_integer_model(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_bert_base_passes_by_construction_whatever_its_weights() -> None:
+    """12 x 768, sums of up to 25 spikes, and weights that training would never make: twenty times too large, all of
+    one sign. The constraint of `spikebert.rounding` shrinks each row until it provably fits, so the graph is legal."""
+    config = SpikeBertConfig(
+        vocab_size=50, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    model = quantise(SpikeBertForSequenceClassification(config))
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.abs_().mul_(20)
+                layer.bias.fill_(20.0)
+    graph = graph_from_model(model)
+    assert graph.value_max["blocks.11.add_mlp"] == 25
+    ranges = prove_ranges(graph)
+    name, reach = largest_current(graph, ranges)
+    assert 65535 * 0.9 < reach <= 65535, (name, "the bound is nearly used, so the constraint did the work")
+    assert 0 < graph["blocks.11.up"].weight.max() < 127, (
+        "its rows were shrunk: 768 weights of 127 would reach 2 million"
+    )
