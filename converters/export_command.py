@@ -8,23 +8,35 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from converters.passes.run import PASS_NAMES
+from converters.passes.catalogue import ABOUT, options_of
 from spikebert.commands import OK, note, output_kept_clean, run_command, write_json, write_output
 
 EXAMPLE = """\
-example:
+examples:
   spikebert-export --target lava --model runs/reviews --out build/reviews
+  spikebert-export --model runs/reviews --out build/reviews --pass merge-query-key-value \\
+      --pass split-wide-layers:most_features=512 --save-passes build/passes
 
 Before anything is written the graph is held against the integer PyTorch model, every value of every node,
 on eight inputs; those become the bundle's golden vectors. Exit code 1: they differ, or the target refuses.
 """
+EXAMPLE_VALUES = {int: "N", bool: "true"}
+
+
+def passes_help() -> str:
+    """Every pass with what it does, and its options as they are written."""
+    lines = ["passes, in the order in which they run (docs/compiler.md):"]
+    for name, does in ABOUT.items():
+        options = [f"{option}={EXAMPLE_VALUES[kind]}" for option, kind in options_of(name).items()]
+        lines.append(f"  {name:<26} {does}{''.join(f' [:{option}]' for option in options)}")
+    return "\n".join(lines) + "\n"
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spikebert-export",
         description="Write the bundle that a target host runs.",
-        epilog=EXAMPLE,
+        epilog=f"{passes_help()}\n{EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", type=Path, required=True, help="a run of spikebert-train, or an integer model")
@@ -36,8 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
         dest="passes",
         action="append",
         default=[],
-        metavar="NAME",
-        help=f"change the graph by a pass, and prove it the same; may be repeated: {', '.join(PASS_NAMES)}",
+        metavar="NAME[:OPTION=VALUE,...]",
+        help="change the graph by a pass, and prove it the same; may be repeated; the order is that of the list below",
     )
     parser.add_argument(
         "--save-passes", type=Path, metavar="DIR", help="keep the graph before and after each pass there, as text"
@@ -50,7 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def body(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
-    from converters.pipeline import IllegalForTarget, export
+    from converters.pipeline import export
+    from targets.legality import IllegalGraphError
 
     try:
         with output_kept_clean():
@@ -64,13 +77,14 @@ def body(argv: Sequence[str]) -> int:
                 passes=arguments.passes,
                 save_passes=arguments.save_passes,
             )
-    except IllegalForTarget as error:
+    except IllegalGraphError as error:
         if arguments.json:
             write_json({"bundle": None, "violations": error.to_json()})
         raise
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     report = {
         "bundle": str(arguments.out),
+        "report": str(arguments.out / "report.html"),
         "target": arguments.target,
         "bytes": size,
         "nodes": len(done.bundle.graph.nodes),
@@ -86,6 +100,7 @@ def body(argv: Sequence[str]) -> int:
             same = f"; {record.values_compared:,} values as before" if record.values_compared else ""
             note(f"{record.name}: {record.summary}{same}")
         write_output(f"{arguments.out}: {len(done.bundle.graph.nodes)} nodes, {size / 1e6:.1f} MB")
+        note(f"report: {arguments.out / 'report.html'} (open it in a browser), report.json beside it for machines")
         note(f'try: spikebert-run {arguments.out} --text "a gripping , funny film"')
     return OK
 

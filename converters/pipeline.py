@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import operator
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +26,21 @@ from converters.bundle import (
 )
 from converters.execution import Execution, TokenBatch
 from converters.graph import Graph, GraphError
-from converters.passes.run import DEFAULT_PASSES, PassRecord, find_passes, run_passes
+from converters.passes.balance_delays import balance_delays
+from converters.passes.catalogue import DEFAULT_PASSES, PassContext, choose_passes, make_passes
+from converters.passes.run import Interpreters, PassedGraph, PassRecord, run_passes
+from converters.report.accuracy import stage_accuracies
+from converters.report.contents import PassReport
+from converters.report.gather import gather
+from converters.report.observe import Observations, observe
+from converters.report.write import file_sizes, write_report
+from converters.schedule import LatencyTable
+from converters.tokenizer_rows import write_with_rows
+from sim.clocked import run_clocked
 from sim.reference import ReferenceEngine
 from sim.verify import Comparison, compare
 from spikebert.commands import CheckFailed, UserError
+from targets.legality import IllegalGraphError, Violation
 
 TARGETS = "spikebert.targets"
 # Short inputs of our own: an empty text, one word, repetition, punctuation, another script, a longer sentence.
@@ -41,32 +56,14 @@ GOLDEN_TEXTS = (
 )
 
 
-class Violation(Protocol):
-    """One thing a target cannot hold; `str` of it is for a person."""
-
-    node: str
-    rule: str
-    value: int
-    limit: int
-    remedy: str
-
-
-class IllegalForTarget(CheckFailed):
-    """A graph that a target refuses; `violations` holds every reason."""
-
-    def __init__(self, target: str, violations: Sequence[Violation]) -> None:
-        self.violations = tuple(violations)
-        lines = "".join(f"\n  {violation}" for violation in self.violations)
-        super().__init__(f"the graph is not legal for the target '{target}':{lines}")
-
-    def to_json(self) -> list[dict[str, object]]:
-        return [{name: getattr(each, name) for name in Violation.__annotations__} for each in self.violations]
-
-
 class Target(Protocol):
-    """What an entry point of `spikebert.targets` names: a class that is made without arguments."""
+    """What an entry point of `spikebert.targets` names: a class that is made without arguments.
+
+    latencies how many steps of its machine each kind of node takes; None where that is not known
+    """
 
     name: str
+    latencies: LatencyTable | None
 
     def check(self, graph: Graph) -> Sequence[Violation]: ...
 
@@ -103,15 +100,16 @@ def run_reference(graph: Graph, batch: TokenBatch) -> Execution:
     return ReferenceEngine(graph).run(batch, [node.name for node in graph])
 
 
-def run_golden(graph: Graph, batch: TokenBatch) -> Execution:
-    """What the reference does with the golden inputs, with the spikes that a bundle records, in bytes."""
-    names, engine = golden_nodes(graph), ReferenceEngine(graph)
-    done = []
+def run_golden(graph: Graph, batch: TokenBatch) -> tuple[Execution, Observations]:
+    """What the reference does with the golden inputs: the spikes that a bundle records, in bytes, and what a report
+    tells of every node. One sample after another, so that no more than the values of one are in memory."""
+    names, done, seen = golden_nodes(graph), [], []
     for i in range(len(batch)):
-        one = engine.run(batch[i : i + 1], names)
+        one = run_reference(graph, batch[i : i + 1])
         done.append(Execution(one.logits, {name: one.values[name].astype(np.uint8) for name in names}))
+        seen.append(observe(graph, one, batch.mask[i : i + 1]))
     values = {name: np.concatenate([one.values[name] for one in done], axis=1) for name in names}
-    return Execution(np.concatenate([one.logits for one in done]), values)
+    return Execution(np.concatenate([one.logits for one in done]), values), reduce(operator.add, seen)
 
 
 def check_against_torch(graph: Graph, torch_engine: Any, batch: TokenBatch) -> Comparison:
@@ -130,10 +128,10 @@ def check_against_torch(graph: Graph, torch_engine: Any, batch: TokenBatch) -> C
 
 
 def check_legal(graph: Graph, target: Target) -> None:
-    """Raises IllegalForTarget with every violation."""
+    """Raises IllegalGraphError with every violation."""
     violations = target.check(graph)
     if violations:
-        raise IllegalForTarget(target.name, violations)
+        raise IllegalGraphError(target.name, violations)
 
 
 def export(
@@ -150,62 +148,161 @@ def export(
 ) -> Export:
     """Write the bundle of a trained model.
 
-    passes      names of passes (`converters.passes`); `prove-ranges` is run whether named or not
+    passes      passes (`converters.passes`), `NAME` or `NAME:option=value,...`; `prove-ranges` is run in any case
     save_passes a folder for the graph before and after each pass, as text
 
     Raises UserError for what the user can mend, CheckFailed where the graph differs from the torch model or
     is illegal for the target. Nothing is written then.
     """
-    check_destination(out, overwrite)
-    target = None if target_name is None else find_target(target_name)
-    chosen = find_passes([*DEFAULT_PASSES, *passes])
-    accuracies, recipe = training_record(model_folder)
+    check_destination(out, overwrite)  # all that can be told before the model is read
+    if target_name is not None:
+        find_target(target_name)
+    choose_passes(passes)
+    results = training_results(model_folder)
 
-    from converters.from_torch import graph_from_model, load_integer_model, load_tokenizer
-    from converters.torch_engine import TorchEngine
+    from converters.from_torch import load_integer_model
 
     model = load_integer_model(model_folder)
-    tokenizer = load_tokenizer(Path(model.config.name_or_path))
+    config = model.config
+    return export_module(
+        model,
+        out,
+        target_name,
+        tokenizer=Path(config.name_or_path),
+        labels=[config.id2label[i] for i in range(config.num_labels)],
+        description={key: value for key, value in config.to_diff_dict().items() if key != "_name_or_path"},
+        results=results,
+        name=name,
+        example=example,
+        overwrite=overwrite,
+        command=command,
+        passes=passes,
+        save_passes=save_passes,
+    )
+
+
+def export_module(
+    module: Any,
+    out: Path,
+    target_name: str | None = None,
+    *,
+    tokenizer: Path,
+    labels: Sequence[str] | None = None,
+    description: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    example: str = "a gripping , funny film",
+    overwrite: bool = False,
+    command: str = "",
+    passes: Sequence[str] = DEFAULT_PASSES,
+    save_passes: Path | None = None,
+) -> Export:
+    """Write the bundle of any module of spiking layers in integer mode, as `export` does for a trained SpikeBERT.
+
+    module      from `spikebert.quantise` or `spikebert.from_spikingjelly`
+    tokenizer   a folder that `save_pretrained` of a transformers tokenizer wrote; it must add special tokens
+    labels      names of the classes in order; "0", "1", ... if left out
+    description what the manifest tells of the model; its class if left out
+    results     what training measured (results.json of spikebert-train)
+
+    The others, and what is raised, as for `export`.
+    """
+    check_destination(out, overwrite)
+    target = None if target_name is None else find_target(target_name)
+    chosen = choose_passes([*DEFAULT_PASSES, *passes])
+    results = results or {}
+
+    from converters.from_torch import graph_from_model, load_tokenizer, roundings
+    from converters.torch_engine import TorchEngine
+
+    loaded = load_tokenizer(tokenizer)
     try:
-        graph = graph_from_model(model)
+        graph = graph_from_model(module)
     except GraphError as error:
-        raise CheckFailed(f"{model_folder}: the model makes no legal graph: {error}") from error
-    if target is not None:
-        check_legal(graph, target)  # before the long work; no pass makes a graph legal that is not
-    batch = tokenise_golden(tokenizer, graph.n_max, tokenizer.pad_token_id or 0)
-    comparison = check_against_torch(graph, TorchEngine(graph, model), batch)
-    graph, records = run_passes(graph, chosen, batch, run_reference, save_passes)
+        raise CheckFailed(f"{type(module).__name__}: the model makes no legal graph: {error}") from error
+    labels = labels or [str(i) for i in range(graph.features[graph.output])]
+    check_fits(graph, loaded, labels)
+    if target is not None and not passes:
+        check_legal(graph, target)  # before the long work; a pass may make a graph legal that is not
+    batch = tokenise_golden(loaded, graph.n_max, loaded.pad_token_id or 0)
+    comparison = check_against_torch(graph, TorchEngine(graph, module), batch)
+    rounding = roundings(module, graph)
+    latencies = None if target is None else target.latencies
+    todo = make_passes(chosen, PassContext(tokenizer, latencies or LatencyTable()))
+    passed = run_passes(graph, todo, batch, Interpreters(run_reference, run_clocked), save_passes)
+    graph, batch, records = passed.graph, passed.batch, passed.records
     if target is not None:
         check_legal(graph, target)
-    golden: Golden = make_golden(graph, batch, run_golden(graph, batch))
-    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    bundle = write_bundle(
-        out,
-        graph,
-        tokenizer=Path(model.config.name_or_path),
-        golden=golden,
-        config={
-            "name": name or out.name,
-            "labels": labels,
-            "accuracies": accuracies,
-            "example": example,
-            "model": {key: value for key, value in model.config.to_diff_dict().items() if key != "_name_or_path"},
-        },
-        provenance={
-            "command": command,
-            "recipe": recipe,
-            "passes": {record.name: record.summary for record in records},
-            "versions": _versions(),
-        },
-        target=target_name,
-        add_target=None if target is None else lambda folder: target.emit(graph, folder),
-        overwrite=overwrite,
-    )
+    execution, observations = run_golden(graph, batch)
+    golden: Golden = make_golden(graph, batch, execution)
+
+    def add_report(folder: Path) -> None:
+        report = gather(
+            graph,
+            observations,
+            name=name or out.name,
+            labels=labels,
+            target=target_name,
+            latency_steps=balance_delays(graph, latencies).latency_steps if latencies else None,
+            roundings=rounding,
+            results=results,
+            passes=[PassReport(record.name, record.summary) for record in records],
+            files=file_sizes(folder),
+        )
+        write_report(folder, report)
+
+    with tokenizer_for(passed, tokenizer) as tokenizer_folder:
+        bundle = write_bundle(
+            out,
+            graph,
+            tokenizer=tokenizer_folder,
+            golden=golden,
+            config={
+                "name": name or out.name,
+                "labels": list(labels),
+                "accuracies": accuracies(results),
+                "example": example,
+                "model": dict(description or {"class": f"{type(module).__module__}.{type(module).__qualname__}"}),
+            },
+            provenance={
+                "command": command,
+                "recipe": results.get("recipe", {}),
+                "passes": {record.name: record.summary for record in records},
+                "versions": _versions(),
+            },
+            target=target_name,
+            add_target=None if target is None else lambda folder: target.emit(graph, folder),
+            add_report=add_report,
+            overwrite=overwrite,
+        )
     return Export(bundle, comparison, records)
 
 
-def training_record(model_folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """Accuracies by name, and the recipe, where `model_folder` is a run of spikebert-train or its `integer/`.
+def check_fits(graph: Graph, tokenizer: Any, labels: Sequence[str]) -> None:
+    """Raises UserError where a tokenizer gives ids or texts that the graph cannot take, or the labels are too few."""
+    rows, classes = graph.source.table.shape[0], graph.features[graph.output]
+    added = tokenizer.num_special_tokens_to_add()
+    if len(tokenizer) > rows:
+        raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the Encoder's table has {rows}: make it larger")
+    if not 1 <= added <= graph.n_max:
+        raise UserError(f"the tokenizer adds {added} special tokens to a text: it must be 1 .. n_max ({graph.n_max})")
+    if len(labels) != classes:
+        raise UserError(f"labels names {len(labels)} classes, the model has {classes}")
+
+
+@contextmanager
+def tokenizer_for(passed: PassedGraph, folder: Path) -> Iterator[Path]:
+    """The folder of a tokenizer that gives the ids a graph takes after its passes: `folder`, or one for a time."""
+    if passed.token_ids is None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as changed:
+        write_with_rows(folder, np.flatnonzero(passed.token_ids >= 0), Path(changed))
+        yield Path(changed)
+
+
+def training_results(model_folder: Path) -> dict[str, Any]:
+    """results.json, where `model_folder` is a run of spikebert-train or its `integer/`.
 
     Empty for any other model: figures of another one beside it are not its own. Raises UserError where the
     record is damaged.
@@ -213,20 +310,25 @@ def training_record(model_folder: Path) -> tuple[dict[str, float], dict[str, Any
     run = model_folder if (model_folder / "integer").is_dir() else model_folder.parent
     path, stage = run / "results.json", run / "integer" / "stage.json"
     if not (path.is_file() and stage.is_file() and model_folder in (run, run / "integer")):
-        return {}, {}
+        return {}
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         made_from = json.loads(stage.read_text(encoding="utf-8"))["made_from"]
         if any(made_from[section] != value for section, value in results["recipe"].items() if section in made_from):
             raise UserError(f"{path} was measured with another recipe than {stage.parent}: run spikebert-train again")
-        accuracies = {
-            f"{split}, {model}": measured["value"]
-            for model, splits in results["accuracy"].items()
-            for split, measured in splits.items()
-        }
-        return accuracies, results["recipe"]
+        accuracies(results), stage_accuracies(results)  # whether what is read later can be read
+        return results
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: run spikebert-train again to measure again") from None
+
+
+def accuracies(results: Mapping[str, Any]) -> dict[str, float]:
+    """Of `training_results`: "split, model" -> share of texts that were classified rightly, for the model card."""
+    return {
+        f"{split}, {model}": measured["value"]
+        for model, splits in results.get("accuracy", {}).items()
+        for split, measured in splits.items()
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -79,8 +79,8 @@ def _read(folder: Path) -> dict[str, Any]:
         found = (document.get(part) or {}).get("type")
         if found != kind:
             raise UserError(
-                f"{folder / TOKENIZER}: its {part} is {found}; which tokens a text can lead to is known for {kind} only. "
-                "Leave out the pass remove-unreachable-tokens"
+                f"{folder / TOKENIZER}: its {part} is {found}; which tokens a text can lead to is known for {kind} "
+                "only. Leave out the pass remove-unreachable-tokens"
             )
     post = document.get("post_processor")
     if post is not None and post["type"] not in POST_PROCESSORS:

@@ -1,4 +1,4 @@
-"""What tests of passes share: tiny graphs, random graphs for hypothesis, equal networks, and passes broken on purpose."""
+"""What tests of passes share: tiny and random graphs, equal networks, and passes broken on purpose."""
 
 from __future__ import annotations
 

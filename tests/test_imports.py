@@ -25,15 +25,23 @@ RULES: dict[str, set[str]] = {
     "converters.ranges": {"converters.graph", "converters.encoder"},
     "converters.graph_text": {"converters.graph"},
     "converters.passes": {
-        *("converters.passes", "converters.ranges", "converters.graph_text"),
+        *("converters.passes", "converters.ranges", "converters.graph_text", "converters.schedule"),
         *("converters.graph", "converters.execution", "sim.verify"),
     },
-    "converters.pipeline": {"converters", "sim.reference", "sim.verify"},
+    "converters.report": {
+        *("converters.report", "converters.ranges", "converters.model_card", "converters.serialise"),
+        *("converters.graph", "converters.execution"),
+    },
+    "converters.passes.catalogue": {"converters.passes", "converters.schedule", "converters.tokenizer_rows"},
+    "converters.schedule": {"converters.graph"},
+    "converters.tokenizer_rows": set(),
+    "converters.pipeline": {"converters", "sim.reference", "sim.clocked", "sim.verify", "targets.legality"},
     "converters.from_torch": {"converters", "spikebert", "torch", "transformers"},
     "converters.torch_engine": {"converters", "spikebert", "torch"},
-    "converters.export_command": {"converters", "spikebert"},
-    "targets": {"targets", *CONTRACT, "lava"},
-    "sim": {"sim", *CONTRACT, "converters.bundle", "converters.ranges", "recipes"},
+    "converters.export_command": {"converters", "spikebert", "targets.legality"},
+    "targets": {"targets", *CONTRACT, "converters.passes", "converters.schedule", "lava"},
+    "targets.legality": {"converters.graph"},  # the words in which any target refuses a graph
+    "sim": {"sim", *CONTRACT, "converters.bundle", "converters.ranges", "converters.schedule", "recipes"},
 }
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from small_teachers import recipe_arguments
 
-from converters.bundle import read_bundle
+from converters.bundle import BundleError, read_bundle
 from converters.export_command import main as export_main
-from converters.pipeline import training_record
+from converters.pipeline import accuracies, training_results
 from sim.run_command import main as run_main
 from spikebert.train_command import main as train_main
 
@@ -26,7 +26,13 @@ def exported(trained: Path, tmp_path_factory) -> Path:
 
 def test_training_leaves_every_stage_and_its_figures(trained: Path) -> None:
     results = json.loads((trained / "run" / "results.json").read_text())
-    assert set(results["accuracy"]) == {"teacher", "float student", "integer student"}
+    assert set(results["accuracy"]) == {
+        "teacher", "float student", "folded student", "quantised student", "integer student"
+    }  # fmt: skip
+    folded, as_float = results["accuracy"]["folded student"], results["accuracy"]["float student"]
+    assert abs(folded["test"]["correct"] - as_float["test"]["correct"]) <= 1, "folding is exact but for float rounding"
+    before = results["stages"]["integer"]["rounded_validation"]
+    assert results["accuracy"]["quantised student"]["validation"] == before, "measured twice, the same model"
     assert results["accuracy"]["teacher"]["test"]["value"] > 0.8, "the task is easy: one word decides"
     assert results["accuracy"]["integer student"]["test"]["value"] > 0.7
     assert 0 < results["mean_firing_rate"] < 1
@@ -73,9 +79,9 @@ def test_a_teacher_is_never_overwritten(trained: Path, tmp_path: Path, capfd) ->
 def test_figures_of_another_model_are_not_its_own(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "run" / "integer", tmp_path / "stranger")
     shutil.copy(trained / "run" / "results.json", tmp_path)
-    assert training_record(tmp_path / "stranger") == ({}, {})
-    accuracies, recipe = training_record(trained / "run" / "integer")
-    assert recipe["seed"] == 42 and "test, integer student" in accuracies
+    assert training_results(tmp_path / "stranger") == {}
+    results = training_results(trained / "run" / "integer")
+    assert results["recipe"]["seed"] == 42 and "test, integer student" in accuracies(results)
 
 
 def test_stage1_of_another_run_is_taken_over(trained: Path, tmp_path: Path, capfd) -> None:
@@ -101,6 +107,62 @@ def test_the_bundle_says_what_it_is(trained: Path, exported: Path) -> None:
     assert bundle.config["accuracies"]["test, integer student"] == measured
     assert bundle.manifest["target"] == "lava"
     assert len(bundle.golden.batch) == 8
+
+
+def test_the_bundle_holds_its_report(trained: Path, exported: Path) -> None:
+    bundle = read_bundle(exported)
+    assert {"report.json", "report.html"} <= set(bundle.manifest["files"]), "they are checked as all others are"
+    report = json.loads((exported / "report.json").read_text(encoding="utf-8"))
+    measured = json.loads((trained / "run" / "results.json").read_text())["accuracy"]
+    assert [stage["splits"]["test"] for stage in report["accuracy"]] == [
+        measured[name]["test"]
+        for name in ("teacher", "float student", "folded student", "quantised student", "integer student")
+    ]
+    steps = json.loads((exported / "lava" / "schedule.json").read_text())["latency_steps"]
+    told = {node["name"]: node["latency_steps"] for node in report["nodes"]}
+    assert told == {name: steps[name] for name in told}, "the lowering has nodes of its own besides"
+    spikes = {name: values[:, bundle.golden.batch.mask == 1] for name, values in bundle.golden.spikes.items()}
+    assert {node["name"]: node["neurons"]["silent_observed"] for node in report["nodes"] if node["neurons"]} == {
+        name: int((~values.any(axis=(0, 1))).sum()) for name, values in spikes.items()
+    }
+    assert report["files"]["weights.safetensors"] == (exported / "weights.safetensors").stat().st_size
+    assert set(report["files"]) == set(bundle.manifest["files"]) - {"report.json", "report.html"}
+    assert "<title>bundle: export report</title>" in (exported / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_report_tells_what_rounding_cut(trained: Path, exported: Path) -> None:
+    from spikebert.model import SpikeBertForSequenceClassification
+
+    model = SpikeBertForSequenceClassification.from_pretrained(trained / "run" / "integer")
+    report = json.loads((exported / "report.json").read_text(encoding="utf-8"))
+    told = {node["name"]: node["weights"]["rounding"] for node in report["nodes"] if node["weights"]}
+    table = (model.encoder.token.weight.detach() * model.encoder.threshold).round()
+    assert told["encoder"]["clipped"] == int((table.abs() > 127).sum())
+    for name in ("blocks.0.query", "blocks.0.down"):
+        layer = model.get_submodule(name)
+        scaled = (layer.linear.weight.detach() * layer.threshold).round().numpy()
+        stored = next(node.weight for node in read_bundle(exported).graph if node.name == name)
+        assert told[name]["scale"] == float(layer.threshold) and told[name]["values"] == scaled.size
+        assert told[name]["clipped"] + told[name]["shrunk"] == int((scaled != stored).sum())
+        assert told[name]["clipped"] == int((abs(scaled) > 127).sum())
+
+
+def test_a_changed_report_is_noticed(exported: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    page = bundle / "report.html"
+    page.write_text(page.read_text(encoding="utf-8").replace("81", "99"), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"report\.html is damaged or was changed"):
+        read_bundle(bundle)
+
+
+def test_export_says_where_the_report_is(trained: Path, tmp_path: Path, capfd) -> None:
+    out = tmp_path / "bundle"
+    command = ["--model", str(trained / "run" / "integer"), "--out", str(out), "--pass", "merge-query-key-value"]
+    assert export_main(command) == 0
+    assert f"report: {out / 'report.html'} " in capfd.readouterr().err
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert "blocks.0.query" in report["replaced"], "a layer that was trained, and is a part of a node now"
+    assert all(node["latency_steps"] is None for node in report["nodes"])
 
 
 @pytest.mark.parametrize("engine", ["reference", "fast", "torch"])
@@ -154,8 +216,8 @@ def test_export_notices_a_graph_that_is_not_the_model(trained: Path, tmp_path: P
 
     honest = bridge._linear
 
-    def forgetful(layer, x, decay):
-        synapses, lif = honest(layer, x, decay)
+    def forgetful(*arguments):
+        synapses, lif = honest(*arguments)
         zero = np.zeros_like(synapses.bias)
         return [type(synapses)(synapses.name, synapses.inputs, synapses.weight, zero, synapses.weight_bits), lif]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from converters.graph import LIF, Graph
 from converters.passes.rewrite import Rewrite
@@ -17,7 +17,7 @@ class BalanceDelays:
     number of steps, the node lags too and computes the same. Exact; `sim.clocked` runs the graph by the schedule.
     """
 
-    latencies: LatencyTable = LatencyTable()
+    latencies: LatencyTable = field(default_factory=LatencyTable)
     name: str = "balance-delays"
 
     def rewrite(self, graph: Graph) -> Rewrite:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class PassContext:
     """
 
     tokenizer: Path
-    latencies: LatencyTable = LatencyTable()
+    latencies: LatencyTable = field(default_factory=LatencyTable)
 
 
 Maker = Callable[..., Pass]  # (context, options by name) -> the pass
@@ -46,8 +46,8 @@ MAKERS: Mapping[str, tuple[type, Maker]] = {
     "remove-dead-neurons": (RemoveDeadNeurons, lambda context, **options: RemoveDeadNeurons(**options)),
     "merge-query-key-value": (MergeQueryKeyValue, lambda context, **options: MergeQueryKeyValue(**options)),
     "expand-attention": (ExpandAttention, lambda context, **options: ExpandAttention(**options)),
-    "split-wide-layers": (SplitWideLayers, lambda context, **options: SplitWideLayers(**options)),
     "lay-out-bias-lanes": (LayOutBiasLanes, lambda context, **options: LayOutBiasLanes(**options)),
+    "split-wide-layers": (SplitWideLayers, lambda context, **options: SplitWideLayers(**options)),
     "balance-delays": (BalanceDelays, lambda context, **options: BalanceDelays(context.latencies, **options)),
 }
 PASS_NAMES = tuple(MAKERS)
@@ -58,8 +58,8 @@ ABOUT = {  # for --help; the docstrings of the passes say more
     "remove-dead-neurons": "neurons that never fire, and their synapses",
     "merge-query-key-value": "one layer in the place of three",
     "expand-attention": "attention made of stock neurons and synapses",
-    "split-wide-layers": "several layers in the place of one that is too wide",
     "lay-out-bias-lanes": "biases become synapses from neurons that mark real tokens",
+    "split-wide-layers": "several layers in the place of one that is too wide",
     "balance-delays": "what must wait on a machine; a schedule, the graph stays",
 }
 DEFAULT_PASSES = ("prove-ranges",)
@@ -85,9 +85,9 @@ def make_passes(chosen: Mapping[str, Mapping[str, Any]], context: PassContext) -
 
 
 def options_of(name: str) -> dict[str, type]:
-    """The options of a pass that a person may set, with their types: its fields that are whole numbers or yes and no."""
+    """The options of a pass that a person may set, with their types: its fields that are whole numbers or yes/no."""
     kinds = {"int": int, "bool": bool}
-    return {field.name: kinds[str(field.type)] for field in fields(MAKERS[name][0]) if str(field.type) in kinds}
+    return {each.name: kinds[str(each.type)] for each in fields(MAKERS[name][0]) if str(each.type) in kinds}
 
 
 def _options(name: str, text: str) -> dict[str, Any]:

@@ -34,8 +34,8 @@ class LayOutBiasLanes:
     add a constant bias at every step, to padding too and while the network fills; a lane is silent there.
 
     The lanes begin on the host and are carried by the layers themselves: a layer whose spikes are read by one that
-    has a bias is K neurons wider. Their weights, from the lanes that it reads, sum to its threshold + 1, so they fire at
-    each step of a real token and at no other. So a lane is never ahead of the data, and needs no delay of its own.
+    has a bias is K neurons wider. Their weights, from the lanes that it reads, sum to its threshold + 1, so they fire
+    at each step of a real token and at no other. So a lane is never ahead of the data, and needs no delay of its own.
     Where a value is made by something else (attention, an add), the lanes of what it was made from are put beside it.
 
     K is as small as weights of 8 bits allow: `ceil(max |b| / 127)`, and `threshold // 127 + 1` to fire again. Layers
@@ -49,12 +49,13 @@ class LayOutBiasLanes:
         if not any(node.bias.any() for node in graph if isinstance(node, (Synapses, Readout))):
             return Rewrite(graph, "no biases")
         layout = _Layout(graph)
+        lowered = [new for node in graph for new in layout.lower(node)]
         nodes: list[Node] = []
         read: set[str] = set()
-        for node in reversed([new for node in graph for new in layout.lower(node)]):
-            if node.name in read or node.name in graph.features:  # of the new ones those that somebody reads
-                nodes.insert(0, node)
-                read |= set(node.inputs)
+        for each in reversed(lowered):
+            if each.name in read or each.name in graph.features:  # of the new ones those that somebody reads
+                nodes.insert(0, each)
+                read |= set(each.inputs)
         new = Graph(graph.timesteps, graph.n_max, tuple(nodes))
         added = {
             node.name: new.features[node.name] - graph.features[node.name]
@@ -200,7 +201,7 @@ class _Layout:
         producer = node.inputs[0]
         carrier = self.carriers[producer]
         lanes_in, lanes_out = self.lanes[carrier], self.lanes.get(node.name, 0)
-        if not lanes_in or not (lanes_out or node.bias.any()):  # it has no use for lanes, and its weights keep their bits
+        if not lanes_in or not (lanes_out or node.bias.any()):  # no use for lanes, and weights keep their bits
             return replace(node, inputs=(self._plain(producer),))
         rows, columns = node.weight.shape
         matrix = np.zeros((rows + lanes_out, columns + lanes_in), np.int8)

@@ -88,9 +88,8 @@ def _pass_on(name: str, before: PassedGraph, rewrite: Rewrite, interpreters: Int
         missing = np.argwhere((batch.mask == 1) & (new[batch.ids] < 0))
         if len(missing):
             sample, token = missing[0]
-            raise CheckFailed(
-                f"pass '{name}' removed token {batch.ids[sample, token]}: golden sample {sample} has it at token {token}"
-            )
+            gone = batch.ids[sample, token]
+            raise CheckFailed(f"pass '{name}' removed token id {gone}: golden sample {sample} has it at token {token}")
         batch = TokenBatch(np.where(batch.mask == 1, new[batch.ids], 0), batch.mask)
         token_ids = new if token_ids is None else np.where(token_ids >= 0, new[token_ids], -1)
     compared = 0

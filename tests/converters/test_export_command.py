@@ -17,7 +17,7 @@ from command_output import one_error
 import converters.from_torch as bridge
 from converters.bundle import read_bundle
 from converters.export_command import main
-from converters.graph import LIF, Graph, GraphError
+from converters.graph import LIF, Graph, GraphError, Node, Readout
 
 ROOT = Path(__file__).parents[2]
 ILLEGAL = ("blocks.0.query.lif", "blocks.0.up.lif")
@@ -137,41 +137,49 @@ def test_a_missing_library_names_the_extra(module: str, model: Path, out: Path) 
 
 
 @pytest.fixture
-def two_vector_thresholds(monkeypatch) -> None:
-    """Two layers get a threshold for each neuron, which Lava's own LIF cannot hold."""
+def illegal_for_lava(monkeypatch) -> None:
+    """Two layers get a threshold for each neuron, which Lava's own LIF cannot hold, and the readout a weight of -128,
+    which its synapses cannot. A trained model has neither."""
     honest = bridge.graph_from_model
+
+    def spoil(graph: Graph, node: Node) -> Node:
+        if isinstance(node, LIF) and node.name in ILLEGAL:
+            return replace(node, threshold=node.threshold + np.arange(graph.features[node.name]) % 2)
+        if isinstance(node, Readout):
+            weight = node.weight.copy()
+            weight[0, 0] = -128
+            return replace(node, weight=weight)
+        return node
 
     def graph_from_model(model) -> Graph:
         graph = honest(model)
-        nodes = [
-            replace(node, threshold=node.threshold + np.arange(graph.features[node.name]) % 2)
-            if isinstance(node, LIF) and node.name in ILLEGAL
-            else node
-            for node in graph
-        ]
-        return Graph(graph.timesteps, graph.n_max, tuple(nodes))
+        return Graph(graph.timesteps, graph.n_max, tuple(spoil(graph, node) for node in graph))
 
     monkeypatch.setattr(bridge, "graph_from_model", graph_from_model)
 
 
-def test_an_illegal_graph_is_refused_with_every_reason(model: Path, out: Path, capfd, two_vector_thresholds) -> None:
+def test_an_illegal_graph_is_refused_with_every_reason(model: Path, out: Path, capfd, illegal_for_lava) -> None:
     assert main(["--model", str(model), "--out", str(out), "--target", "lava"]) == 1
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "not legal for the target 'lava'" in captured.err
     for name in ILLEGAL:
-        assert f"node '{name}': scalar-threshold: 2, the limit is 1: quantise with one threshold" in captured.err
+        line = f"node '{name}': scalar-threshold: 2 thresholds in one LIF, the limit is 1: quantise with one threshold"
+        assert line in captured.err
+    assert "node 'readout': bounded-weight: 256 doubled weight units, the limit is 255: quantise to" in captured.err
     assert nothing_written(out)
 
 
-def test_an_illegal_graph_as_json(model: Path, out: Path, capfd, two_vector_thresholds) -> None:
+def test_an_illegal_graph_as_json(model: Path, out: Path, capfd, illegal_for_lava) -> None:
     assert main(["--model", str(model), "--out", str(out), "--target", "lava", "--json"]) == 1
     report = json.loads(capfd.readouterr().out)
     assert report["bundle"] is None
-    assert [violation["node"] for violation in report["violations"]] == list(ILLEGAL)
-    (rule,) = {(each["rule"], each["value"], each["limit"]) for each in report["violations"]}
-    assert rule == ("scalar-threshold", 2, 1)
-    assert all(violation["remedy"] for violation in report["violations"])
+    found = [(each["node"], each["rule"], each["value"], each["limit"]) for each in report["violations"]]
+    assert found == [*((name, "scalar-threshold", 2, 1) for name in ILLEGAL), ("readout", "bounded-weight", 256, 255)]
+    for violation in report["violations"]:
+        assert list(violation) == ["node", "rule", "value", "limit", "unit", "source", "remedy"]
+        assert violation["unit"] and violation["remedy"] and "lava-nc 0.10.0" in violation["source"]
+    assert nothing_written(out)
 
 
 def test_a_model_without_a_legal_graph_exits_1(model: Path, out: Path, capfd, monkeypatch) -> None:

@@ -22,8 +22,8 @@ CHINESE = [ROOT.parent / "shared" / "data" / name for name in ("chnsenti", "waim
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # what a text leads to, and behind it what none does, with the reason
 REACHED = (
-    "a", "film", "##s", "##ny", "fun", "naive", "##9", "9", "!", "##", "#", "[", "中", "国", "ß", "##ß", "か", "##ん", "ʼ",
-    "²", "¥", "i", "##i", "ᄒ", "##ᅡ", "ﬁ", "अ", "##अ",
+    "a", "film", "##s", "##ny", "fun", "naive", "##9", "9", "!", "##", "#", "[", "中", "国", "ß", "##ß", "か", "##ん",
+    "ʼ", "²", "¥", "i", "##i", "ᄒ", "##ᅡ", "ﬁ", "अ", "##अ",
 )  # fmt: skip
 UNREACHED = (
     "[unused0]",  # punctuation stands alone
@@ -85,6 +85,13 @@ def test_each_word_that_is_kept_is_given_by_a_text(tmp_path: Path) -> None:
     assert {*REACHED, *SPECIAL} - given <= {"##", "[PAD]"}  # kept all the same: sound, not tight
 
 
+def test_a_vocabulary_of_one_letter(tmp_path: Path) -> None:
+    folder = make(tmp_path, (*SPECIAL, "a", "##a", "b", "##c"))
+    assert {"a", "##a"} <= tokens_of(folder)
+    assert opened(folder).encode("aá").tokens == ["[CLS]", "a", "##a", "[SEP]"]
+    assert "##a" in tokens_of(make(tmp_path / "alone", (*SPECIAL, "a", "##a")))
+
+
 def test_capitals_accents_and_ideographs_where_they_stay(tmp_path: Path) -> None:
     folder = make(tmp_path, lowercase=False, strip_accents=False, handle_chinese_chars=False)
     assert tokens_of(folder) >= {"Film", "é", "##é", "中国", "##中", "한"}
@@ -114,9 +121,10 @@ def shipped() -> tuple[Tokenizer, frozenset[int]]:
 
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])
+ODD = "aéÉİßσςΣ中国한글かガﬁ²½①Ⅷʼ’'-_#[]!¿。,\u0301\u0300\u0345\u093f\u00ad\u200d\ufffd\u0000\t\n "
 PIECES = st.one_of(
     st.text(CHARACTERS, max_size=6),
-    st.text(st.sampled_from("aéÉİßσςΣ中国한글かガﬁ²½①Ⅷʼ’'-_#[]!¿。,\u0301\u0300\u0345\u093f\u00ad\u200d\ufffd\u0000\t\n "), max_size=6),
+    st.text(st.sampled_from(ODD), max_size=6),
     st.sampled_from([*SPECIAL, *REACHED, *UNREACHED, "##ing", "[unused7]", "Ⅻ", "x" * 101]),
 )  # fmt: skip
 TEXTS = st.lists(PIECES, max_size=8).map("".join)
@@ -187,7 +195,9 @@ def test_tokens_by_name_are_kept_whatever_they_look_like(tmp_path: Path) -> None
     tokenizer.enable_padding(pad_id=padding, pad_token="[MASK]")
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert tokens_of(tmp_path) == {*SPECIAL, *REACHED, "[unused0]", "<Eñe>", "two words", "<EXTRA>"}
-    assert {"[unused0]", "<Eñe>", "two words", "<EXTRA>"} <= set(tokenizer.encode("[unused0]<Eñe> two words<EXTRA>").tokens)
+    assert {"[unused0]", "<Eñe>", "two words", "<EXTRA>"} <= set(
+        tokenizer.encode("[unused0]<Eñe> two words<EXTRA>").tokens
+    )
 
 
 def test_padding_and_ends_need_not_be_added_tokens(tmp_path: Path) -> None:
@@ -250,7 +260,11 @@ def test_pairs_of_texts_too(renumbered) -> None:
 def test_an_older_post_processor_is_renumbered(tmp_path: Path) -> None:
     changed = document(make(tmp_path / "made", (*UNREACHED, *SPECIAL, *REACHED)))
     ends = {word: changed["model"]["vocab"][word] for word in ("[SEP]", "[CLS]")}
-    changed["post_processor"] = {"type": "BertProcessing", "sep": ["[SEP]", ends["[SEP]"]], "cls": ["[CLS]", ends["[CLS]"]]}
+    changed["post_processor"] = {
+        "type": "BertProcessing",
+        "sep": ["[SEP]", ends["[SEP]"]],
+        "cls": ["[CLS]", ends["[CLS]"]],
+    }
     after, new = smaller(write(tmp_path / "older", changed), tmp_path / "smaller")
     assert after.encode("a").ids == [new[ends["[CLS]"]], after.token_to_id("a"), new[ends["[SEP]"]]]
 
@@ -292,7 +306,10 @@ def other(**parts: object):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (other(normalizer="Lowercase"), "its normalizer is Lowercase; .* known for BertNormalizer only. Leave out the pass"),
+        (
+            other(normalizer="Lowercase"),
+            "its normalizer is Lowercase; .* known for BertNormalizer only. Leave out the pass",
+        ),
         (other(normalizer=None), "its normalizer is None; .* known for BertNormalizer only"),
         (other(pre_tokenizer="Whitespace"), "its pre_tokenizer is Whitespace; .* known for BertPreTokenizer only"),
         (other(model="BPE"), "its model is BPE; .* known for WordPiece only"),

@@ -21,7 +21,7 @@ from pass_helpers import (
 from random_graphs import random_graph
 
 from converters.execution import TokenBatch
-from converters.graph import Attention, Graph, Readout, Synapses
+from converters.graph import LIF, Attention, Graph, Readout, Synapses
 from converters.passes.balance_delays import BalanceDelays, balance_delays
 from converters.passes.catalogue import PASS_NAMES
 from converters.passes.expand_attention import ExpandAttention
@@ -47,7 +47,7 @@ def used(*batches: TokenBatch) -> np.ndarray:
 def all_passes(reachable: np.ndarray, most: int = 5, scalar: bool = False, table: LatencyTable | None = None):
     passes: list[Pass] = [
         ProveRanges(), RemoveUnreadNodes(), RemoveUnreachableTokens(reachable), RemoveDeadNeurons(),
-        MergeQueryKeyValue(scalar), ExpandAttention(), SplitWideLayers(most), LayOutBiasLanes(),
+        MergeQueryKeyValue(scalar), ExpandAttention(), LayOutBiasLanes(), SplitWideLayers(most),
         BalanceDelays(table or LatencyTable()),
     ]  # fmt: skip
     return passes
@@ -76,6 +76,7 @@ def test_all_passes_in_their_order(trial: Trial, most: int, scalar: bool, table:
     assert_every_value_the_same(passed, trial.other)
     assert not any(isinstance(node, Attention) for node in passed.graph)
     assert not any(node.bias.any() for node in passed.graph if isinstance(node, (Synapses, Readout)))
+    assert all(passed.graph.features[node.name] <= most for node in passed.graph if isinstance(node, LIF)), "with lanes"
 
 
 @settings(deadline=None, max_examples=30)

@@ -11,6 +11,7 @@ import pytest
 import converters.passes
 from converters.passes.balance_delays import BalanceDelays
 from converters.passes.catalogue import (
+    ABOUT,
     DEFAULT_PASSES,
     MAKERS,
     PASS_NAMES,
@@ -36,6 +37,7 @@ def test_every_file_is_a_pass_of_its_name_and_in_the_table_of_contents() -> None
     assert files == {name.replace("-", "_") for name in PASS_NAMES}
     contents = [line.split()[0] for line in (converters.passes.__doc__ or "").splitlines() if line.startswith("    ")]
     assert contents == [name.replace("-", "_") for name in PASS_NAMES], "in the order in which they run"
+    assert tuple(ABOUT) == PASS_NAMES
 
 
 @pytest.mark.parametrize("name", PASS_NAMES)

@@ -79,7 +79,9 @@ def test_the_weights_are_counted_and_the_limit_is_kept() -> None:
     after = expanded(graph)
     assert sum(after[name].weight.size for name in ("attention.scores", "attention")) == 48
     assert ExpandAttention(most_weights=48).rewrite(graph).graph is not graph
-    with pytest.raises(GraphError, match=r"1 attentions of stock neurons would need 48 weights, the limit is 47: use f"):
+    with pytest.raises(
+        GraphError, match=r"1 attentions of stock neurons would need 48 weights, the limit is 47: use f"
+    ):
         ExpandAttention(most_weights=47).rewrite(graph)
 
 

@@ -213,7 +213,7 @@ def test_wrong_names_and_options(named: str, message: str, model: Path, tmp_path
     [
         ("split-wide-layers:most_features=0", "pass 'split-wide-layers': most_features is 0, a layer has 1 or more"),
         ("expand-attention:most_weights=9", "pass 'expand-attention': 1 attentions of stock neurons would need 16,"),
-        ("prove-ranges:limit=9", "pass 'prove-ranges': node 'blocks.0.q': a current may reach "),
+        ("prove-ranges:limit=9", "pass 'prove-ranges': node 'blocks.0.query': a current may reach "),
     ],
 )
 def test_what_a_pass_refuses(named: str, message: str, model: Path, tmp_path: Path, capfd) -> None:

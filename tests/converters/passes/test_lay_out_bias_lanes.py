@@ -185,7 +185,9 @@ def test_a_layer_that_a_relay_reads_carries_no_lanes() -> None:
     """Who reads the relay would see them."""
     graph = changed(MLP, {"up": {"bias": [1, 130]}})
     graph = with_after(graph, "up.lif", Relay("relay", ("up",)), Slice("slice", ("relay",), 1, 2))
-    graph = with_after(graph, "slice", Synapses("late", ("relay",), [[1, 2], [0, 1]], [1, 1]), LIF("late.lif", ("late",), 5))
+    graph = with_after(
+        graph, "slice", Synapses("late", ("relay",), [[1, 2], [0, 1]], [1, 1]), LIF("late.lif", ("late",), 5)
+    )
     after = laid(graph).graph
     assert after.features["up"] == after.features["relay"] == 2
     assert after["down"].inputs == ("up.lif.with_lanes",) and after["late"].inputs == ("relay.with_lanes",)
@@ -207,7 +209,11 @@ def test_few_bits_become_eight_where_lanes_are_read() -> None:
 
 def test_names_that_are_taken() -> None:
     taken = ("valid_lane", "source.with_lanes", "up.lif.lanes", "up.lif.features", "up.lif.with_lanes")
-    more = [node for name in taken for node in (Synapses(f"{name}_x", ("source",), [[1]], [2]), LIF(name, (f"{name}_x",), 0))]
+    more = [
+        node
+        for name in taken
+        for node in (Synapses(f"{name}_x", ("source",), [[1]], [2]), LIF(name, (f"{name}_x",), 0))
+    ]
     graph = with_after(MLP, "source", *more)
     graph = with_after(graph, "up.lif", Add("sum", ("up.lif", "up.lif")), Slice("slice", ("up.lif",), 0, 1))
     after = laid(changed(graph, {"down": {"inputs": ("sum",)}})).graph

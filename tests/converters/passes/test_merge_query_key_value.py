@@ -101,7 +101,8 @@ NOT_MERGED = {
     "no attention": Graph(2, 2, (*attention_graph().nodes[:3], Readout("readout", ("q",), [[1, 1]], [0]))),
     "v made by an attention": changed(
         with_after(
-            attention_graph(), "attended", Attention("second", ("attended", "q", "attended"), 1), spare("last", "second")
+            attention_graph(), "attended",
+            Attention("second", ("attended", "q", "attended"), 1), spare("last", "second"),
         ),
         {"attention": {"inputs": ("q", "q", "q")}, "sum": {"inputs": ("source", "last")}},
     ),

@@ -136,7 +136,7 @@ def test_a_living_neuron_that_is_removed_is_missed(monkeypatch) -> None:
 def test_columns_that_stay_make_no_graph(monkeypatch) -> None:
     honest: Callable = module._shrink
     monkeypatch.setattr(module, "_shrink", lambda node, alive: node if node.name == "down" else honest(node, alive))
-    with pytest.raises(CheckFailed, match="pass 'remove-dead-.*': node 'down': weight has 4 columns, the input has 2"):
+    with pytest.raises(CheckFailed, match=r"pass 'remove-dead-.*': node 'down': weight has 4 columns, the input has 2"):
         proven(REMOVE, GRAPH)
 
 

@@ -118,5 +118,7 @@ def test_a_broken_removal_is_stopped(change) -> None:
 
 
 def test_a_token_that_a_text_leads_to_is_missed() -> None:
-    with pytest.raises(CheckFailed, match="'remove-unreachable-tokens' removed token 2: golden sample 0 has it at tok.* 1"):
+    with pytest.raises(
+        CheckFailed, match=r"'remove-unreachable-tokens' removed token id 2: golden sample 0 has it at tok.* 1"
+    ):
         proven(remove(0, 3, 4), GRAPH, BATCH)

@@ -76,7 +76,9 @@ def test_random_graphs_stay_the_same_networks(trial: Trial) -> None:
 
 def test_a_node_that_is_read_and_removed_makes_no_graph(monkeypatch) -> None:
     monkeypatch.setattr(module.nx, "ancestors", lambda graph, node: nx.descendants(graph, "source") - {"up.lif"})
-    with pytest.raises(CheckFailed, match="pass 'remove-unread-nodes': node '.*': input 'up.lif' is not a node before"):
+    with pytest.raises(
+        CheckFailed, match=r"pass 'remove-unread-nodes': node '.*': input 'up.lif' is not a node before"
+    ):
         proven(REMOVE, GRAPH)
 
 

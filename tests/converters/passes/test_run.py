@@ -123,7 +123,9 @@ def test_saved_passes_are_numbered_and_can_be_compared(tmp_path: Path) -> None:
 
 def test_what_a_broken_pass_was_given_is_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed):
-        run_passes(GRAPH, [MergeQueryKeyValue(), spoiled("up", bias=[1, 1, 1])], some_batch(GRAPH), INTERPRETERS, tmp_path)
+        run_passes(
+            GRAPH, [MergeQueryKeyValue(), spoiled("up", bias=[1, 1, 1])], some_batch(GRAPH), INTERPRETERS, tmp_path
+        )
     assert sorted(path.name for path in tmp_path.glob("*.graph.txt")) == [
         "00-before.graph.txt", "01-merge-query-key-value.graph.txt",
     ]  # fmt: skip

@@ -38,7 +38,8 @@ def split(graph: Graph, most: int) -> Graph:
 
 def test_a_layer_becomes_parts_and_a_concat() -> None:
     after = split(FIVE, 2)
-    assert outline(after) == unindented("""
+    assert outline(after) == unindented(
+        """
         graph T=4 n_max=3 nodes=11
         source = source()  D=1  kind=sign  threshold=0  dv=0  table[2x1]=-1..1
         up.part0 = synapses(source)  D=2  weight_bits=8  weight[2x1]=5..6  bias[2]=1..2
@@ -51,7 +52,8 @@ def test_a_layer_becomes_parts_and_a_concat() -> None:
         down = synapses(up.lif)  D=2  weight_bits=8  weight[2x5]=1..10  bias[2]=3..4
         down.lif = lif(down)  D=2  threshold=2  dv=2048
         readout = readout(down.lif)  D=2  scale=1.0  weight[2x2]=0..1  bias[2]=0..1
-    """.replace("threshold=2  dv=2048", "threshold=2  dv=0"))
+    """.replace("threshold=2  dv=2048", "threshold=2  dv=0")
+    )
     assert after["up.part1"].weight.tolist() == [[7], [-8]] and after["up.lif.part1"].threshold.tolist() == [4, 2]
 
 

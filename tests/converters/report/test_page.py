@@ -10,7 +10,7 @@ from pathlib import Path
 import fastjsonschema
 import numpy as np
 import pytest
-from random_graphs import random_dag, random_graph
+from random_graphs import random_dag, random_graph, random_machine_dag
 from small_reports import small_report
 
 import converters
@@ -158,9 +158,12 @@ def test_every_picture_has_words() -> None:
             assert attributes["role"] == "img" and attributes["aria-label"]
 
 
+@pytest.mark.parametrize("make", [random_dag, random_machine_dag])
 @pytest.mark.parametrize("seed", range(4))
-def test_any_graph_makes_a_page(seed: int) -> None:
-    report = small_report(random_dag(np.random.default_rng(seed), nodes=10))
+def test_any_graph_makes_a_page(validate, make, seed: int) -> None:
+    """Of nodes that only passes make, too."""
+    report = small_report(make(np.random.default_rng(seed), nodes=10))
+    validate(json.loads(json.dumps(report.to_json())))
     assert len(Elements(report_page(report)).found) > 100
 
 
