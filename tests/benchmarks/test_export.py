@@ -8,6 +8,7 @@ from sim.run_command import main as run_main
 SMALL = "--layers 2 --hidden 16 --heads 2 --intermediate 32 --n-max 30 --timesteps 2 --bits 8 4"
 
 
+@pytest.mark.slow
 def test_both_bundles_are_written_measured_and_sound(tmp_path, capsys):
     pytest.importorskip("torch")
     from benchmarks import export

@@ -22,6 +22,7 @@ from sim.reference import ReferenceEngine
 from targets.lava import resources
 from targets.lava.child import session_members
 from targets.lava.engine import FAST_MODELS, LavaEngine
+from targets.lava.lowering import SynapsesSpec, lower
 from targets.lava.resources import ResourceError, Resources
 from targets.lava.supervisor import LavaRuntimeError, LavaTimeoutError
 
@@ -85,7 +86,8 @@ def test_the_failing_process_is_named(small: tuple[Graph, TokenBatch]) -> None:
     with pytest.raises(LavaRuntimeError) as raised:
         LavaEngine(graph, faulty("KillsItself")).run(batch)
     assert "was killed by signal 9" in str(raised.value)
-    assert any(f"'{node.name}'" in str(raised.value) for node in graph if node.op in ("synapses", "readout"))
+    layers = [spec.name for spec in lower(graph).specs if isinstance(spec, SynapsesSpec)]  # those that the fault is in
+    assert any(f"'{name}'" in str(raised.value) for name in layers)
 
 
 def test_a_hang_hits_the_deadline(small: tuple[Graph, TokenBatch]) -> None:
