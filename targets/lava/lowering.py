@@ -280,6 +280,16 @@ def selection(home: Home, process: str, channels: int) -> np.ndarray:
     return matrix
 
 
+def spread(weight: np.ndarray, home: Home, process: str, channels: int) -> np.ndarray:
+    """Weights [out, features of a value] on the channels of one process: int32 [out, channels]."""
+    matrix, place = np.zeros((len(weight), channels), dtype=np.int32), 0
+    for segment in home:
+        if segment.process == process:  # added, for a value may have a channel twice
+            matrix[:, segment.start : segment.stop] += weight[:, place : place + segment.width]
+        place += segment.width
+    return matrix
+
+
 def processes_of(home: Home) -> tuple[str, ...]:
     """The processes in which a value stands, each once."""
     return tuple(dict.fromkeys(segment.process for segment in home))
@@ -465,8 +475,7 @@ class _Lowering:
         """One process for each process that the layer reads."""
         home = self.homes[node.inputs[0]]
         for own, process in zip(self.homes[node.name], processes_of(home)):
-            picks = selection(home, process, self.channels[process])
-            weight = DOUBLING * (node.weight.astype(np.int32) @ picks)
+            weight = DOUBLING * spread(node.weight, home, process, self.channels[process])
             yield SynapsesSpec(own.process, (process,), weight, message_bits(self.largest[process]))
 
     def _add(self, node: Add) -> Iterator[Spec]:
