@@ -34,23 +34,23 @@ class PassContext:
     latencies: LatencyTable = field(default_factory=LatencyTable)
 
 
-Maker = Callable[..., Pass]  # (context, options by name) -> the pass
-
-MAKERS: Mapping[str, tuple[type, Maker]] = {
-    "prove-ranges": (ProveRanges, lambda context, **options: ProveRanges(**options)),
-    "remove-unread-nodes": (RemoveUnreadNodes, lambda context, **options: RemoveUnreadNodes(**options)),
-    "remove-unreachable-tokens": (
-        RemoveUnreachableTokens,
-        lambda context, **options: RemoveUnreachableTokens(reachable_ids(context.tokenizer), **options),
-    ),
-    "remove-dead-neurons": (RemoveDeadNeurons, lambda context, **options: RemoveDeadNeurons(**options)),
-    "merge-query-key-value": (MergeQueryKeyValue, lambda context, **options: MergeQueryKeyValue(**options)),
-    "expand-attention": (ExpandAttention, lambda context, **options: ExpandAttention(**options)),
-    "lay-out-bias-lanes": (LayOutBiasLanes, lambda context, **options: LayOutBiasLanes(**options)),
-    "split-wide-layers": (SplitWideLayers, lambda context, **options: SplitWideLayers(**options)),
-    "balance-delays": (BalanceDelays, lambda context, **options: BalanceDelays(context.latencies, **options)),
+PASSES: Mapping[str, type[Any]] = {  # each makes a Pass
+    "prove-ranges": ProveRanges,
+    "remove-unread-nodes": RemoveUnreadNodes,
+    "remove-unreachable-tokens": RemoveUnreachableTokens,
+    "remove-dead-neurons": RemoveDeadNeurons,
+    "merge-query-key-value": MergeQueryKeyValue,
+    "expand-attention": ExpandAttention,
+    "lay-out-bias-lanes": LayOutBiasLanes,
+    "split-wide-layers": SplitWideLayers,
+    "balance-delays": BalanceDelays,
 }
-PASS_NAMES = tuple(MAKERS)
+# What passes take from the context beside their options.
+FROM_CONTEXT: Mapping[str, Callable[[PassContext], dict[str, Any]]] = {
+    "remove-unreachable-tokens": lambda context: {"reachable": reachable_ids(context.tokenizer)},
+    "balance-delays": lambda context: {"latencies": context.latencies},
+}
+PASS_NAMES = tuple(PASSES)
 ABOUT = {  # for --help; the docstrings of the passes say more
     "prove-ranges": "no accumulator can overflow (always run)",
     "remove-unread-nodes": "nodes from which no way leads to the readout",
@@ -73,21 +73,26 @@ def choose_passes(named: Sequence[str]) -> dict[str, dict[str, Any]]:
     chosen: dict[str, dict[str, Any]] = {}
     for text in named:
         name, _, options = text.partition(":")
-        if name not in MAKERS:
-            raise UserError(f"there is no pass '{name}'. Passes: {', '.join(MAKERS)}")
+        if name not in PASSES:
+            raise UserError(f"there is no pass '{name}'. Passes: {', '.join(PASSES)}")
         chosen[name] = _options(name, options)
     return chosen
 
 
 def make_passes(chosen: Mapping[str, Mapping[str, Any]], context: PassContext) -> tuple[Pass, ...]:
     """The passes that `choose_passes` found, in the order in which they run."""
-    return tuple(make(context, **chosen[name]) for name, (_, make) in MAKERS.items() if name in chosen)
+    made = []
+    for name, make in PASSES.items():
+        if name in chosen:
+            given = FROM_CONTEXT[name](context) if name in FROM_CONTEXT else {}
+            made.append(make(**given, **chosen[name]))
+    return tuple(made)
 
 
 def options_of(name: str) -> dict[str, type]:
     """The options of a pass that a person may set, with their types: its fields that are whole numbers or yes/no."""
     kinds = {"int": int, "bool": bool}
-    return {each.name: kinds[str(each.type)] for each in fields(MAKERS[name][0]) if str(each.type) in kinds}
+    return {each.name: kinds[str(each.type)] for each in fields(PASSES[name]) if str(each.type) in kinds}
 
 
 def _options(name: str, text: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ Channels of a token: features first, then lanes. Lava is not imported here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Union
@@ -41,6 +41,7 @@ from converters.graph import (
 )
 from converters.passes.balance_delays import balance_delays
 from converters.passes.lay_out_bias_lanes import LayOutBiasLanes
+from converters.passes.rewrite import Rewrite
 from converters.schedule import LatencyTable, Schedule
 
 DOUBLING = 2  # currents on Lava are twice those of the graph
@@ -297,19 +298,21 @@ def processes_of(home: Home) -> tuple[str, ...]:
 
 def lower(graph: Graph) -> Plan:
     """The plan of a graph that `LavaTarget.check` finds legal. Raises ValueError on differing thresholds."""
-    laid = LayOutBiasLanes().rewrite(graph)
-    return _Lowering(laid.graph, {name: int(count) for name, count in laid.added.items()}).plan()
+    return lower_laid_out(lay_out(graph))
 
 
-def lay_out(graph: Graph) -> tuple[Graph, Schedule]:
-    """The graph that is really lowered, and its schedule."""
-    laid = LayOutBiasLanes().rewrite(graph).graph
-    return laid, balance_delays(laid, LATENCIES)
+def lay_out(graph: Graph) -> Rewrite:
+    """The graph that is really lowered, and where its lanes are."""
+    return LayOutBiasLanes().rewrite(graph)
 
 
-def attention_inputs(graph: Graph) -> dict[str, int]:
-    """Attention -> from how many processes its q, k and v come."""
-    laid, _ = lay_out(graph)
+def lower_laid_out(laid: Rewrite) -> Plan:
+    """The plan of a graph whose biases `lay_out` has laid out."""
+    return _Lowering(laid.graph, laid.added).plan()
+
+
+def attention_inputs(laid: Graph) -> dict[str, int]:
+    """Attention -> from how many processes its q, k and v come, in a graph whose biases are laid out."""
     lowering = _Lowering(laid, {})
     for node in laid:
         lowering.settle(node)
@@ -325,7 +328,7 @@ class _Lowering:
     widened  add -> the concat that its process carries
     """
 
-    def __init__(self, graph: Graph, added: dict[str, int]) -> None:
+    def __init__(self, graph: Graph, added: Mapping[str, int]) -> None:
         self.graph, self.schedule = graph, balance_delays(graph, LATENCIES)
         self.specs: list[Spec] = []
         self.homes: dict[str, Home] = {}
@@ -407,32 +410,33 @@ class _Lowering:
             for segment in self.homes[name]
         )
 
+    def _routes(self, node: Node, slot: int) -> dict[str, str]:
+        """Process in which an input of a node stands -> the route that holds what comes from it."""
+        processes = processes_of(self.homes[node.inputs[slot]])
+        name = route_name(node.name, slot)
+        return {process: name if number == 0 else f"{name}#{number}" for number, process in enumerate(processes)}
+
     def _after_wait(self, node: Node, slot: int, wait: int) -> Home:
         """Where an input of a node stands once it has waited: in routes, one for each process it comes from."""
         home = self.homes[node.inputs[slot]]
         if wait == 0:
             return home
-        moved = []
-        for number, process in enumerate(processes_of(home)):
-            own = tuple(segment for segment in home if segment.process == process)
-            name = route_name(node.name, slot) + ("" if number == 0 else f"#{number}")
-            width = sum(segment.width for segment in own)
-            self._process(name, width, self.largest[process])
-            moved.append((process, name, iter(np.cumsum([0, *(segment.width for segment in own)]).tolist())))
-        starts = {process: (name, places) for process, name, places in moved}
+        routes = self._routes(node, slot)
+        filled = dict.fromkeys(routes, 0)
         segments = []
         for segment in home:
-            name, places = starts[segment.process]
-            start = next(places)
-            segments.append(Segment(name, start, start + segment.width))
+            start = filled[segment.process]
+            filled[segment.process] += segment.width
+            segments.append(Segment(routes[segment.process], start, start + segment.width))
+        for process, name in routes.items():
+            self._process(name, filled[process], self.largest[process])
         return tuple(segments)
 
     def _wait_routes(self, node: Node, slot: int, wait: int) -> Iterator[RouteSpec]:
         """The routes of `_after_wait`. The step that a route takes itself is part of the wait."""
         home = self.homes[node.inputs[slot]]
-        for number, process in enumerate(processes_of(home)) if wait else ():
+        for process, name in self._routes(node, slot).items() if wait else ():
             own = tuple(segment for segment in home if segment.process == process)
-            name = route_name(node.name, slot) + ("" if number == 0 else f"#{number}")
             weight = selection(own, process, self.channels[process])
             yield RouteSpec(name, (process,), weight, wait - 1, message_bits(self.largest[process]))
 

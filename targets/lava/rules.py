@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from converters.graph import LIF, Attention, Concat, Graph, Product, Readout, Relay, Synapses
+from converters.passes.balance_delays import balance_delays
 from targets.lava import limits
-from targets.lava.lowering import DOUBLING, attention_inputs, lay_out
+from targets.lava.lowering import DOUBLING, LATENCIES, attention_inputs
 from targets.legality import Rule, rule
 
 
@@ -29,9 +30,9 @@ def scalar_thresholds(graph: Graph) -> Iterator[tuple[str, int]]:
 
 
 @rule("bounded-delay", limits.DELAY, "shorten the longer way into this node, or pass the shorter one through a layer")
-def bounded_delays(graph: Graph) -> Iterator[tuple[str, int]]:
+def bounded_delays(laid: Graph) -> Iterator[tuple[str, int]]:
     """An input that is early waits in a DelaySparse, whose delays have 6 bits."""
-    laid, schedule = lay_out(graph)
+    schedule = balance_delays(laid, LATENCIES)
     for node in laid:
         if len(node.inputs) > 1:
             # these take no step for what leads into them, so the step of the route itself is part of the wait
@@ -76,17 +77,18 @@ def relays_into_products(graph: Graph) -> Iterator[tuple[str, int]]:
 
 
 @rule("attention-inputs", limits.ATTENTION_INPUTS, "split q, k and v into fewer parts")
-def bounded_attention_inputs(graph: Graph) -> Iterator[tuple[str, int]]:
+def bounded_attention_inputs(laid: Graph) -> Iterator[tuple[str, int]]:
     """q, k and v may come from several processes, each of which takes a port of the attention."""
-    yield from attention_inputs(graph).items()
+    yield from attention_inputs(laid).items()
 
 
+# Of the graph as it is ...
 RULES: tuple[Rule, ...] = (
     scalar_thresholds,
-    bounded_delays,
     bounded_messages,
     bounded_weights,
     bounded_currents,
     relays_into_products,
-    bounded_attention_inputs,
 )
+# ... and of the one that is lowered, whose biases are laid out on lanes.
+LAID_OUT_RULES: tuple[Rule, ...] = (bounded_delays, bounded_attention_inputs)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from converters.graph import Graph
+from converters.passes.rewrite import Rewrite
 from spikebert.commands import UserError
 from targets import legality
 from targets.lava.lowering import (
@@ -17,9 +18,10 @@ from targets.lava.lowering import (
     RouteSpec,
     Spec,
     SynapsesSpec,
-    lower,
+    lay_out,
+    lower_laid_out,
 )
-from targets.lava.rules import RULES
+from targets.lava.rules import LAID_OUT_RULES, RULES
 from targets.legality import IllegalGraphError, Violation
 
 SCHEMA = 2  # 1 had the processes of an older lowering; its times are the same
@@ -36,15 +38,20 @@ PROCESSES = {
 
 def check(graph: Graph) -> list[Violation]:
     """Everything in a graph that Lava cannot hold."""
-    return legality.check(RULES, graph)
+    return _check(graph, lay_out(graph))
+
+
+def _check(graph: Graph, laid: Rewrite) -> list[Violation]:
+    return [*legality.check(RULES, graph), *legality.check(LAID_OUT_RULES, laid.graph)]
 
 
 def lower_legal(graph: Graph) -> Plan:
     """The plan of a graph. Raises IllegalGraphError with every violation where it is not legal."""
-    violations = check(graph)
+    laid = lay_out(graph)
+    violations = _check(graph, laid)
     if violations:
         raise IllegalGraphError(LavaTarget.name, violations)
-    return lower(graph)
+    return lower_laid_out(laid)
 
 
 def describe(plan: Plan) -> dict:

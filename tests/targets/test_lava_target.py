@@ -29,10 +29,12 @@ from converters.graph import (
     Synapses,
     ValidLane,
 )
-from targets.lava.rules import RULES
+from converters.passes.split_wide_layers import SplitWideLayers
+from targets.lava.rules import LAID_OUT_RULES, RULES
 from targets.lava.target import LavaTarget, ScheduleError, lower_legal, require_schedule
 from targets.legality import IllegalGraphError, Rule, Violation
 
+ALL_RULES = (*RULES, *LAID_OUT_RULES)
 EYE, ZERO = np.eye(2, dtype=np.int8), np.zeros(2, dtype=np.int32)
 
 
@@ -105,21 +107,42 @@ def test_violations_of_different_rules_are_named_at_once() -> None:
     found = [(violation.node, violation.rule, violation.value, violation.limit) for violation in violations]
     assert found == [
         ("s3", "scalar-threshold", 2, 1),
-        ("sum", "bounded-delay", 65, 63),
         ("y", "bounded-weight", 256, 255),
+        ("sum", "bounded-delay", 65, 63),
     ]
     assert all(violation.unit and violation.source and violation.remedy for violation in violations)
-    line = str(violations[1])
+    line = str(violations[2])
     assert line.startswith("node 'sum': bounded-delay: 65 steps, the limit is 63: shorten the longer way")
     assert "PyDelaySparseModelBitAcc" in line
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_relay_that_others_than_a_product_read_is_refused() -> None:
+    """They would get what is doubled on Lava."""
+    nodes = (
+        *chain(1), Synapses("a", ("s0",), EYE, ZERO), Relay("twice", ("a",)), Add("sum", ("twice", "s0")),
+        Readout("y", ("sum",), EYE, ZERO),
+    )  # fmt: skip
+    violations = LavaTarget().check(Graph(4, 2, nodes))
+    assert [(each.node, each.rule, each.value, each.limit) for each in violations] == [
+        ("twice", "relay-into-product", 1, 0)
+    ]
+
+
+def test_an_attention_in_too_many_parts_is_refused() -> None:
+    """16 features in parts of 3 are 6 for each of q, k and v."""
+    graph = SplitWideLayers(3).rewrite(random_graph(np.random.default_rng(0), blocks=1)).graph
+    violations = LavaTarget().check(graph)
+    assert [(each.node, each.rule, each.value, each.limit) for each in violations] == [
+        ("block0.attention", "attention-inputs", 18, 12)
+    ]
+
+
+@pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.name)
 def test_a_rule_explains_itself(rule: Rule) -> None:
     assert rule.explanation.endswith(".") and rule.remedy
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.name)
 def test_a_rule_takes_nodes_of_every_kind(rule: Rule) -> None:
     nodes = (
         *chain(1),
@@ -144,7 +167,7 @@ class Unheard:
     inputs: tuple[str, ...]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.name)
 @pytest.mark.parametrize("inputs", [("x",), ("x", "s0")])
 def test_a_rule_passes_over_nodes_it_does_not_know(rule: Rule, inputs: tuple[str, ...]) -> None:
     """The node is smuggled in after the Graph was checked."""
@@ -204,7 +227,7 @@ from pathlib import Path
 from random_graphs import random_graph
 from converters.execution import EngineOptions
 from targets.lava.engine import open_lava, open_lava_inline
-from targets.lava.rules import RULES
+from targets.lava.rules import LAID_OUT_RULES, RULES
 from targets.lava.target import LavaTarget
 
 graph = random_graph(np.random.default_rng(1), blocks=1)

@@ -13,8 +13,8 @@ from converters.passes.balance_delays import BalanceDelays
 from converters.passes.catalogue import (
     ABOUT,
     DEFAULT_PASSES,
-    MAKERS,
     PASS_NAMES,
+    PASSES,
     PassContext,
     choose_passes,
     make_passes,
@@ -42,7 +42,7 @@ def test_every_file_is_a_pass_of_its_name_and_in_the_table_of_contents() -> None
 
 @pytest.mark.parametrize("name", PASS_NAMES)
 def test_a_pass_is_a_frozen_dataclass_that_says_why_it_is_right(name: str) -> None:
-    kind = MAKERS[name][0]
+    kind = PASSES[name]
     (made,) = make_passes({name: {}}, CONTEXT)
     assert type(made) is kind and made.name == name and is_dataclass(kind)
     assert kind.__name__ == name.title().replace("-", "") and kind.__module__.endswith(name.replace("-", "_"))
