@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
 
 import numpy as np
 from lava.magma.core.model.py.model import PyLoihiProcessModel
 from lava.magma.core.process.process import ProcessServer
 
-from targets.lava.lowering import Plan
 from targets.lava.network import COMPILE_CONFIG, build, run_config
-from targets.lava.records import RecordLayout
+from targets.lava.program import Setup
 from targets.lava.stepfile import StepFile
 
 
@@ -42,16 +40,14 @@ class QueueEnd:
         return self._queue.popleft()
 
 
-class InlineProgram:
+class InlineNetwork:
     """A network that steps in this Python process."""
 
-    def __init__(
-        self, plan: Plan, layout: RecordLayout, feed: StepFile, records: StepFile, models: Mapping[str, str]
-    ) -> None:
+    def __init__(self, setup: Setup, feed: StepFile, records: StepFile) -> None:
         handlers, registered = list(logging.getLogger().handlers), list(ProcessServer().processes)
         try:
-            network = build(plan, layout, feed, records)
-            executable = network.head.compile(run_config(models), dict(COMPILE_CONFIG))
+            network = build(setup.plan, setup.groups, setup.layout, feed, records)
+            executable = network.head.compile(run_config(setup.models), dict(COMPILE_CONFIG))
         finally:
             logging.getLogger().handlers[:] = handlers  # each Lava process adds a handler to the root logger
             ProcessServer().processes[:] = registered  # and is kept alive for ever
@@ -64,8 +60,14 @@ class InlineProgram:
             builder = executable.proc_builders[channel.dst_process]
             builder.set_csp_ports([in_end])
             builder.add_csp_port_mapping(f"{channel.src_process.id}_{source.name}", in_end)
+        # each after those it waits for: the plan is in such an order, groups are, and recorders come last
+        names = [process.name for process in network.processes]
+        if setup.models is not None:  # groups were taken apart
+            names = [spec.name for spec in setup.plan.specs]
+        place = {name: number for number, name in enumerate(names)}
+        order = sorted(executable.proc_builders, key=lambda process: place.get(process.name, len(place)))
         self.models: tuple[PyLoihiProcessModel, ...] = tuple(
-            executable.proc_builders[process].build() for process in network.processes
+            executable.proc_builders[process].build() for process in order
         )
 
     def run(self, steps: int) -> None:

@@ -296,9 +296,9 @@ def processes_of(home: Home) -> tuple[str, ...]:
     return tuple(dict.fromkeys(segment.process for segment in home))
 
 
-def lower(graph: Graph) -> Plan:
+def lower(graph: Graph, latencies: LatencyTable = LATENCIES) -> Plan:
     """The plan of a graph that `LavaTarget.check` finds legal. Raises ValueError on differing thresholds."""
-    return lower_laid_out(lay_out(graph))
+    return lower_laid_out(lay_out(graph), latencies)
 
 
 def lay_out(graph: Graph) -> Rewrite:
@@ -306,14 +306,14 @@ def lay_out(graph: Graph) -> Rewrite:
     return LayOutBiasLanes().rewrite(graph)
 
 
-def lower_laid_out(laid: Rewrite) -> Plan:
-    """The plan of a graph whose biases `lay_out` has laid out."""
-    return _Lowering(laid.graph, laid.added).plan()
+def lower_laid_out(laid: Rewrite, latencies: LatencyTable = LATENCIES) -> Plan:
+    """The plan of a graph whose biases `lay_out` has laid out, for a machine that takes so many steps."""
+    return _Lowering(laid.graph, laid.added, latencies).plan()
 
 
 def attention_inputs(laid: Graph) -> dict[str, int]:
     """Attention -> from how many processes its q, k and v come, in a graph whose biases are laid out."""
-    lowering = _Lowering(laid, {})
+    lowering = _Lowering(laid, {}, LATENCIES)
     for node in laid:
         lowering.settle(node)
     return {node.name: lowering.count_inputs(node) for node in laid if isinstance(node, Attention)}
@@ -328,8 +328,8 @@ class _Lowering:
     widened  add -> the concat that its process carries
     """
 
-    def __init__(self, graph: Graph, added: Mapping[str, int]) -> None:
-        self.graph, self.schedule = graph, balance_delays(graph, LATENCIES)
+    def __init__(self, graph: Graph, added: Mapping[str, int], latencies: LatencyTable) -> None:
+        self.graph, self.schedule = graph, balance_delays(graph, latencies)
         self.specs: list[Spec] = []
         self.homes: dict[str, Home] = {}
         self.channels: dict[str, int] = {}

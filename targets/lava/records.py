@@ -63,16 +63,33 @@ def feed_rows(graph: Graph, plan: Plan, batch: TokenBatch) -> np.ndarray:
 
 
 def read_values(
-    graph: Graph, plan: Plan, layout: RecordLayout, name: str, records: np.ndarray, batch: TokenBatch
+    graph: Graph,
+    plan: Plan,
+    layout: RecordLayout,
+    name: str,
+    records: np.ndarray,
+    batch: TokenBatch,
+    begins: bool = True,
+    ends: bool = True,
 ) -> np.ndarray:
-    """Values int64 [T, B, N, D] of one node from `records` int32 [steps, layout width].
+    """Values int64 [T, B, N, D] of one node from `records` int32 [steps, layout width], the first step of which is
+    that at which the batch enters.
 
-    Raises LavaMismatchError where the node is not silent before its first and after its last step or in padding,
-    where its lanes are not the mask, or where a doubled current is odd.
+    begins, ends whether the network was empty before the batch and is so after it, or other samples stand there
+
+    Raises LavaMismatchError where the node is not silent while the network is empty or in padding, where its lanes are
+    not the mask, or where a doubled current is odd.
     """
     features, parts = graph.features[name], []
     for segment in plan.homes[name]:
-        sent = _window(graph, plan, layout, name, segment.process, records, batch)
+        rows = records[:, layout.columns[segment.process]]
+        start = plan.schedule.latency_steps[name]
+        stop = start + len(batch) * graph.timesteps
+        if begins:
+            _require_silent(name, "before its first step", rows[:start])
+        if ends:
+            _require_silent(name, "after its last step", rows[stop:])
+        sent = _by_sample(graph, plan, name, segment.process, rows[start:stop], batch)
         parts.append(sent[..., segment.start : segment.stop])
     adds_up = isinstance(graph[name], CURRENTS)
     values = np.sum(parts, axis=0) if adds_up else np.concatenate(parts, axis=-1)
@@ -84,22 +101,10 @@ def read_values(
     return np.ascontiguousarray(values, dtype=np.int64)
 
 
-def _window(
-    graph: Graph,
-    plan: Plan,
-    layout: RecordLayout,
-    name: str,
-    process: str,
-    records: np.ndarray,
-    batch: TokenBatch,
-) -> np.ndarray:
-    """What a process sent for the samples at a node's steps, int32 [T, B, N, channels], once it is checked."""
-    samples, tokens, timesteps = *batch.ids.shape, graph.timesteps
-    rows = records[:, layout.columns[process]]
-    start, count = plan.schedule.latency_steps[name], samples * timesteps
-    _require_silent(name, "before its first step", rows[:start])
-    _require_silent(name, "after its last step", rows[start + count :])
-    values = rows[start : start + count].reshape(samples, timesteps, plan.tokens, -1).swapaxes(0, 1)
+def _by_sample(graph: Graph, plan: Plan, name: str, process: str, rows: np.ndarray, batch: TokenBatch) -> np.ndarray:
+    """What a process sent for the samples, int32 [T, B, N, channels], once padding and lanes are checked."""
+    samples, tokens = batch.ids.shape
+    values = rows.reshape(samples, graph.timesteps, plan.tokens, -1).swapaxes(0, 1)
     _require_silent(name, "in the padding", values[:, :, tokens:])
     values = values[:, :, :tokens]
     if count := plan.lanes.get(process, 0):

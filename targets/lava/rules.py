@@ -12,9 +12,10 @@ import numpy as np
 
 from converters.graph import LIF, Attention, Concat, Graph, Product, Readout, Relay, Synapses
 from converters.passes.balance_delays import balance_delays
+from converters.schedule import LatencyTable
 from targets.lava import limits
 from targets.lava.lowering import DOUBLING, LATENCIES, attention_inputs
-from targets.legality import Rule, rule
+from targets.legality import Limit, Rule, rule
 
 
 @rule(
@@ -29,15 +30,23 @@ def scalar_thresholds(graph: Graph) -> Iterator[tuple[str, int]]:
             yield node.name, np.unique(np.asarray(node.threshold)).size
 
 
-@rule("bounded-delay", limits.DELAY, "shorten the longer way into this node, or pass the shorter one through a layer")
-def bounded_delays(laid: Graph) -> Iterator[tuple[str, int]]:
-    """An input that is early waits in a DelaySparse, whose delays have 6 bits."""
-    schedule = balance_delays(laid, LATENCIES)
-    for node in laid:
-        if len(node.inputs) > 1:
-            # these take no step for what leads into them, so the step of the route itself is part of the wait
-            free = 1 if isinstance(node, (Attention, Concat)) else 0
-            yield node.name, max(schedule.delay_steps[node.name]) - free
+def delay_rule(limit: Limit, latencies: LatencyTable) -> Rule:
+    """The rule for a machine that takes so many steps. Its graph is one whose biases are laid out."""
+
+    @rule("bounded-delay", limit, "shorten the longer way into this node, or pass the shorter one through a layer")
+    def bounded(laid: Graph) -> Iterator[tuple[str, int]]:
+        """An input that is early waits in a DelaySparse, whose delays have 6 bits."""
+        schedule = balance_delays(laid, latencies)
+        for node in laid:
+            if len(node.inputs) > 1:
+                # these take no step for what leads into them, so the step of the route itself is part of the wait
+                free = 1 if isinstance(node, (Attention, Concat)) else 0
+                yield node.name, max(schedule.delay_steps[node.name]) - free
+
+    return bounded
+
+
+bounded_delays = delay_rule(limits.DELAY, LATENCIES)
 
 
 @rule("bounded-message-bits", limits.MESSAGE_BITS, "add fewer branches, or put a LIF between the adds")

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 
 import numpy as np
 
-HEADER_BYTES = 4096  # one page: int64 first_step, int64 steps
+HEADER_BYTES = 4096  # one page: int64 first_step, int64 steps, int64 reached
 ITEM_BYTES = 4
 
 
 class StepFile:
     """Rows int32 [steps, width] for time_steps `first_step .. first_step + steps - 1`.
 
-    fd    descriptor of the memory; the creator closes it with `close`
+    fd    descriptor of the memory, closed by `close`, or when this object is collected
     width values of a row
     """
 
     def __init__(self, fd: int, width: int) -> None:
         self.fd, self.width = fd, width
-        self._header = np.frombuffer(mmap.mmap(fd, HEADER_BYTES), dtype=np.int64, count=2)
+        self._close_fd = weakref.finalize(self, os.close, fd)
+        self._header = np.frombuffer(mmap.mmap(fd, HEADER_BYTES), dtype=np.int64, count=3)
         self._span = (0, 0)
         self._rows = np.zeros((0, width), dtype=np.int32)
 
@@ -39,7 +41,7 @@ class StepFile:
         """Make room for rows of zeros. Only while the network stands still."""
         os.ftruncate(self.fd, HEADER_BYTES)  # forget what was there: new pages hold zeros
         os.ftruncate(self.fd, HEADER_BYTES + steps * self.width * ITEM_BYTES)
-        self._header[:] = first_step, steps
+        self._header[:2] = first_step, steps
 
     @property
     def rows(self) -> np.ndarray:
@@ -62,12 +64,18 @@ class StepFile:
         first_step, steps = int(self._header[0]), int(self._header[1])
         if not first_step <= time_step < first_step + steps:
             raise IndexError(f"time_step {time_step} has no row, there are rows from {first_step} for {steps} steps")
+        self._header[2] = time_step
         return self.rows[time_step - first_step]
+
+    @property
+    def reached(self) -> int:
+        """The time_step whose row was asked for last, in any process; 0 before the first. Tells that steps go on."""
+        return int(self._header[2])
 
     def close(self) -> None:
         """Give the memory back; views of its rows keep it until they go. May be called twice."""
         if self.fd >= 0:
-            self._header, self._span = np.zeros(2, dtype=np.int64), (0, 0)  # a mapping holds a descriptor of its own
+            self._header, self._span = np.zeros(3, dtype=np.int64), (0, 0)  # a mapping holds a descriptor of its own
             self._rows = np.zeros((0, self.width), dtype=np.int32)
-            os.close(self.fd)
+            self._close_fd()
             self.fd = -1

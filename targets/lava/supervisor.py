@@ -1,7 +1,7 @@
-"""Keeps the real Lava runtime in a child process, with a deadline, and cleans up after it whatever happens.
+"""Keeps the real Lava runtime in processes of its own, with deadlines, and cleans up after it whatever happens.
 
-The child is the leader of its own session, so one `killpg` reaches everything Lava forks, and a Ctrl-C at the
-terminal reaches only the parent, which then closes in order.
+Below this process stands a keeper (`keeper.py`), which leads a session and group of its own: one `killpg` reaches
+everything Lava forks, and a Ctrl-C at the terminal reaches only this process, which then closes in order.
 """
 
 from __future__ import annotations
@@ -11,21 +11,30 @@ import os
 import secrets
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
+import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 
-from targets.lava.child import Done, Failed, Job, Ready, remove_shared_memory
+from targets.lava.child import Done, Failed, Job, Ready
+from targets.lava.grouping import Group
+from targets.lava.keeper import KILLED, remove_semaphores, session_members
 from targets.lava.lowering import Plan
 from targets.lava.records import RecordLayout
-from targets.lava.resources import check_resources
+from targets.lava.resources import check_resources, shortages_explained, signal_text
 from targets.lava.stepfile import StepFile
 
-GOODBYE_SECONDS = 10.0  # in which the child may end on its own before it is killed
+LOOK_SECONDS = 0.1  # between looks whether the network still goes on
+ANSWER_SECONDS = 3  # in which an answer that has begun comes to its end
+GOODBYE_SECONDS = 3.0  # in which the keeper ends everything on its own, before it is killed itself
+GONE_SECONDS = 15.0  # in which killed processes are gone; a hundred of them take some seconds on a busy machine
 LOG_TAIL_BYTES = 2000
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LavaRuntimeError(RuntimeError):
@@ -33,14 +42,15 @@ class LavaRuntimeError(RuntimeError):
 
 
 class LavaTimeoutError(LavaRuntimeError):
-    """The Lava runtime did not answer within its deadline."""
+    """The Lava runtime did not go on within its deadline."""
 
 
 class SupervisedProgram:
-    """A network in the real Lava runtime, in a child process.
+    """A network in the real Lava runtime, in processes below this one.
 
     start_seconds the deadline for building the network
-    step_seconds  the deadline of a run is `steps * step_seconds`
+    step_seconds  the deadline for each step of a run, and for the answer after the last: a run of n steps takes
+                  (n + 1) * step_seconds at most. Time in which this process itself stands still does not count
 
     Raises `ResourceError` where the machine has too little for it, LavaRuntimeError and LavaTimeoutError where
     the runtime fails; after any of them everything is cleaned up, and the program is closed.
@@ -49,74 +59,98 @@ class SupervisedProgram:
     def __init__(
         self,
         plan: Plan,
+        groups: tuple[Group, ...],
         layout: RecordLayout,
         feed: StepFile,
         records: StepFile,
-        models: Mapping[str, str],
+        models: Mapping[str, str] | None,
         start_seconds: float,
         step_seconds: float,
     ) -> None:
-        file_descriptors = check_resources(plan, layout)
-        self._step_seconds = step_seconds
-        prefix = f"psm_spikebert_{os.getpid()}_{secrets.token_hex(4)}_"
-        ours, theirs = socket.socketpair()
-        self._control = Connection(ours.detach())
-        self._log_fd = os.memfd_create("spikebert-lava-log", os.MFD_CLOEXEC)
-        with theirs:
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", _child_command(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log_fd,
-                stderr=self._log_fd,
-                pass_fds=(theirs.fileno(), feed.fd, records.fd),
-                env={**os.environ, **ONE_THREAD},
-                start_new_session=True,
-            )
-        # also runs when this object is collected and at the end of the interpreter
-        self._finalizer = weakref.finalize(
-            self, _shut_down, os.getpid(), self._child, self._control, prefix, self._log_fd
-        )
-        job = Job(plan, layout, feed.fd, records.fd, models, prefix, file_descriptors)
-        self._call(job, Ready, start_seconds)
+        file_descriptors = check_resources(plan, groups, layout)
+        self._feed, self._step_seconds = feed, step_seconds
+        prefix = f"spikebert_{os.getpid()}_{secrets.token_hex(4)}_"
+        with contextlib.ExitStack() as undo:
+            with shortages_explained(), interrupts_held():
+                self._keeper, self._control, self._log_fd = _start_keeper(
+                    (feed.fd, records.fd), prefix, take_seconds=start_seconds
+                )
+                # also runs when this object is collected and at the end of the interpreter
+                self._finalizer = weakref.finalize(
+                    self, _shut_down, os.getpid(), self._keeper, self._control, prefix, self._log_fd
+                )
+                undo.callback(self.close)
+            job = Job(plan, groups, layout, feed.fd, records.fd, models, prefix, file_descriptors)
+            self._call(job, Ready, start_seconds)
+            undo.pop_all()
 
     @property
     def pid(self) -> int:
-        """Of the child, which is also the id of its process group and session."""
-        return self._child.pid
+        """Of the keeper, which is also the id of the process group and session of all that runs."""
+        return self._keeper.pid
 
     def run(self, steps: int) -> None:
         """Advance the network by `steps`."""
-        self._call(steps, Done, steps * self._step_seconds)
+        self._call(steps, Done, self._step_seconds)
 
     def close(self) -> None:
-        """End the child and everything it made. May be called twice."""
-        self._finalizer()
+        """End the runtime and everything it made. May be called twice."""
+        with interrupts_held():
+            self._finalizer()
 
     def _call(self, message: object, expected: type, seconds: float) -> None:
         """Send, and wait for the answer; close on anything else, a KeyboardInterrupt too."""
         if not self._finalizer.alive:
             raise LavaRuntimeError("the Lava runtime was closed")
         try:
-            answer = self._exchange(message, seconds)
+            answer = self._exchange(message, expected, seconds)
             if isinstance(answer, Failed):
                 raise LavaRuntimeError(f"Lava: '{answer.process}' failed: {answer.cause}")
             if not isinstance(answer, expected):
-                raise LavaRuntimeError(f"Lava's child answered {answer!r}, {expected.__name__} was expected")
+                raise LavaRuntimeError(f"Lava's runtime answered {answer!r}, {expected.__name__} was expected")
         except BaseException:
             self.close()
             raise
 
-    def _exchange(self, message: object, seconds: float) -> object:
+    def _exchange(self, message: object, expected: type, seconds: float) -> object:
         try:
-            self._control.send(message)
-            if not self._control.poll(seconds):
+            with contextlib.suppress(ConnectionError):  # the other end is closed; its last words may be there to read
+                self._control.send(message)
+            if not self._wait_for_answer(seconds):
+                what = "start" if expected is Ready else f"get beyond time_step {self._feed.reached}"
                 raise LavaTimeoutError(
-                    f"Lava did not answer within {seconds:g} s and was ended; raise the deadline if it needs longer."
+                    f"Lava did not {what} within {seconds:g} s and was ended; raise the deadline if it needs longer."
                     f"{self._log_tail()}"
                 )
             return self._control.recv()
+        except BlockingIOError:
+            raise LavaTimeoutError(
+                f"Lava's runtime stood still in the midst of a message and was ended.{self._log_tail()}"
+            ) from None
         except (EOFError, ConnectionError):
-            raise LavaRuntimeError(f"the child process that holds the Lava runtime died.{self._log_tail()}") from None
+            raise LavaRuntimeError(f"Lava's runtime died: {self._end()}.{self._log_tail()}") from None
+
+    def _wait_for_answer(self, seconds: float) -> bool:
+        """Whether an answer came; the deadline begins anew with each step that the network reaches."""
+        look, waited, reached = min(LOOK_SECONDS, seconds), 0.0, self._feed.reached
+        while not self._control.poll(look):
+            waited += look
+            if self._feed.reached != reached:
+                waited, reached = 0.0, self._feed.reached
+            if waited >= seconds:
+                return False
+        return True
+
+    def _end(self) -> str:
+        """How the keeper ended, which has let go of the socket."""
+        end = _wait_without_reaping(self.pid, GOODBYE_SECONDS)
+        if end is None:
+            return "it let go of its owner"
+        if end.si_code != os.CLD_EXITED:
+            return f"its keeper was killed by {signal_text(end.si_status)}"
+        if end.si_status > KILLED:
+            return f"it was killed by {signal_text(end.si_status - KILLED)}"
+        return f"it ended with exit code {end.si_status}"
 
     def _log_tail(self) -> str:
         """The last that Lava printed, for an error message."""
@@ -125,27 +159,102 @@ class SupervisedProgram:
         return f" It last printed:\n{text}" if text else ""
 
 
-def _child_command(control_fd: int) -> str:
-    """Python for the child: our own import path, whatever the working directory holds."""
-    return f"import sys; sys.path[:] = {sys.path!r}; from targets.lava.child import main; main({control_fd})"
+def _start_keeper(
+    inherited: tuple[int, int], prefix: str, take_seconds: float
+) -> tuple[subprocess.Popen, Connection, int]:
+    """The keeper, our end of the socket to what it keeps, and the descriptor of what all of them print.
+
+    inherited    descriptors
+    take_seconds in which a message must be taken at the other end
+    """
+    with contextlib.ExitStack() as undo:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            for option, seconds in ((socket.SO_SNDTIMEO, take_seconds), (socket.SO_RCVTIMEO, ANSWER_SECONDS)):
+                ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", *divmod(int(seconds * 1e6), 1_000_000)))
+            control = Connection(ours.detach())
+            undo.callback(control.close)
+            log_fd = os.memfd_create("spikebert-lava-log", os.MFD_CLOEXEC)
+            undo.callback(os.close, log_fd)
+            arguments = f"{theirs.fileno()}, {os.getpid()}, {prefix!r}"
+            # our own import path, whatever the working directory holds
+            command = f"import sys; sys.path[:] = {sys.path!r}; from targets.lava.keeper import main; main({arguments})"
+            keeper = subprocess.Popen(
+                [sys.executable, "-c", command],
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                pass_fds=(theirs.fileno(), *inherited),
+                env={**os.environ, **ONE_THREAD},
+                start_new_session=True,
+            )
+        undo.pop_all()
+        return keeper, control, log_fd
 
 
-def _shut_down(owner_pid: int, child: subprocess.Popen, control: Connection, prefix: str, log_fd: int) -> None:
-    """Let the child end, make sure it has, and remove what it may have left."""
-    if os.getpid() != owner_pid:
-        return  # a fork of the owner must not end the owner's child
-    control.close()
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C, and other signals for which this process has a handler of its own, wait until the end of the block.
+
+    So that nothing is half started or half cleaned up. By handlers and not by a mask: with a mask a thread of some
+    library would take the signal, and Python's handler would run here all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread alone
+        return
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in INTERRUPTS if callable(signal.getsignal(number))}
     try:
-        child.wait(GOODBYE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:  # also where a second Ctrl-C comes while waiting
-        _kill_group(child.pid)
-        child.wait()
-        remove_shared_memory(prefix)
+        for number in handlers:
+            signal.signal(number, lambda number, _frame: came.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in dict.fromkeys(came):
+            signal.raise_signal(late)
+
+
+def _shut_down(owner_pid: int, keeper: subprocess.Popen, control: Connection, prefix: str, log_fd: int) -> None:
+    """Let the keeper end everything, make sure it has, and remove what may be left."""
+    if os.getpid() != owner_pid:
+        return  # a fork of the owner must not end what is the owner's
+    with interrupts_held():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(control.fileno())) as ours:
+            ours.shutdown(socket.SHUT_RDWR)  # a close would not reach the keeper where the owner has forked
+        control.close()
+        end = _wait_without_reaping(keeper.pid, GOODBYE_SECONDS)  # unreaped, its id cannot be another's
+        if end is None or end.si_code != os.CLD_EXITED:  # else it has ended and reaped all the others before itself
+            _kill_group(keeper.pid)
+        keeper.poll()
+        _reap_group(keeper.pid)
+        remove_semaphores(prefix)
         os.close(log_fd)
 
 
 def _kill_group(group: int) -> None:
+    """Kill all processes of a group, which is a session too, and wait until they are gone."""
     with contextlib.suppress(ProcessLookupError):  # all of them have ended
         os.killpg(group, signal.SIGKILL)
+    deadline = time.monotonic() + GONE_SECONDS
+    while session_members(group) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _wait_without_reaping(pid: int, seconds: float) -> os.waitid_result | None:
+    """How a child ended, or None where it has not within so long, or somebody else has reaped it."""
+    deadline = time.monotonic() + seconds
+    end = None
+    with contextlib.suppress(ChildProcessError):
+        while end is None and time.monotonic() < deadline:
+            end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            if end is None:
+                time.sleep(0.005)
+    return end
+
+
+def _reap_group(group: int) -> None:
+    """Reap the dead of the group that are our children: where this is process 1, all orphans come here."""
+    with contextlib.suppress(ChildProcessError):  # none is left
+        while os.waitpid(-group, os.WNOHANG)[0] != 0:
+            pass

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 from converters.graph import Graph
 from converters.passes.rewrite import Rewrite
+from converters.schedule import LatencyTable
 from spikebert.commands import UserError
 from targets import legality
 from targets.lava.lowering import (
@@ -22,7 +24,7 @@ from targets.lava.lowering import (
     lower_laid_out,
 )
 from targets.lava.rules import LAID_OUT_RULES, RULES
-from targets.legality import IllegalGraphError, Violation
+from targets.legality import IllegalGraphError, Rule, Violation
 
 SCHEMA = 2  # 1 had the processes of an older lowering; its times are the same
 SCHEDULE_FILE = "schedule.json"
@@ -34,24 +36,6 @@ PROCESSES = {
     "AdderSpec": "GradedVec",
     "ProductSpec": "ProdNeuron",
 }
-
-
-def check(graph: Graph) -> list[Violation]:
-    """Everything in a graph that Lava cannot hold."""
-    return _check(graph, lay_out(graph))
-
-
-def _check(graph: Graph, laid: Rewrite) -> list[Violation]:
-    return [*legality.check(RULES, graph), *legality.check(LAID_OUT_RULES, laid.graph)]
-
-
-def lower_legal(graph: Graph) -> Plan:
-    """The plan of a graph. Raises IllegalGraphError with every violation where it is not legal."""
-    laid = lay_out(graph)
-    violations = _check(graph, laid)
-    if violations:
-        raise IllegalGraphError(LavaTarget.name, violations)
-    return lower_laid_out(laid)
 
 
 def describe(plan: Plan) -> dict:
@@ -122,19 +106,52 @@ def _first_difference(stored: object, computed: object, where: str) -> str | Non
     return next((found for a, b, path in pairs if (found := _first_difference(a, b, path)) is not None), None)
 
 
-class LavaTarget:
+class LoweredTarget:
+    """What every target does that runs a plan of Lava processes.
+
+    name           of the target, and of its folder in a bundle
+    latencies      steps that each kind of node takes on its machine
+    rules          of the graph as it is
+    laid_out_rules of the one that is lowered, whose biases are laid out on lanes
+    """
+
+    name: ClassVar[str]
+    latencies: LatencyTable
+    rules: ClassVar[tuple[Rule, ...]]
+    laid_out_rules: ClassVar[tuple[Rule, ...]]
+
+    def check(self, graph: Graph) -> list[Violation]:
+        """Everything in a graph that the target cannot hold."""
+        return self._check(graph, lay_out(graph))
+
+    def lower(self, graph: Graph) -> Plan:
+        """The plan of a graph. Raises IllegalGraphError with every violation where it is not legal."""
+        laid = lay_out(graph)
+        violations = self._check(graph, laid)
+        if violations:
+            raise IllegalGraphError(self.name, violations)
+        return lower_laid_out(laid, self.latencies)
+
+    def emit(self, graph: Graph, folder: Path) -> None:
+        """Write `schedule.json` into `folder`. Raises IllegalGraphError where the graph is not legal."""
+        plan = self.lower(graph)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(describe(plan), indent=1) + "\n"
+        (folder / SCHEDULE_FILE).write_text(text, encoding="utf-8")
+
+    def _check(self, graph: Graph, laid: Rewrite) -> list[Violation]:
+        return [*legality.check(self.rules, graph), *legality.check(self.laid_out_rules, laid.graph)]
+
+
+class LavaTarget(LoweredTarget):
     """What the entry-point group `spikebert.targets` names `lava`."""
 
     name = "lava"
     latencies = LATENCIES
+    rules = RULES
+    laid_out_rules = LAID_OUT_RULES
 
-    def check(self, graph: Graph) -> list[Violation]:
-        """Everything in a graph that Lava cannot hold."""
-        return check(graph)
 
-    def emit(self, graph: Graph, folder: Path) -> None:
-        """Write `schedule.json` into `folder`. Raises IllegalGraphError where the graph is not legal."""
-        plan = lower_legal(graph)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(describe(plan), indent=1) + "\n"
-        (folder / SCHEDULE_FILE).write_text(text, encoding="utf-8")
+def lower_legal(graph: Graph) -> Plan:
+    """The plan of a graph on Lava. Raises IllegalGraphError with every violation where it is not legal."""
+    return LavaTarget().lower(graph)

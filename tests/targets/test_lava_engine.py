@@ -25,10 +25,11 @@ from converters.passes.merge_query_key_value import MergeQueryKeyValue
 from converters.passes.split_wide_layers import SplitWideLayers
 from sim.reference import ReferenceEngine
 from targets.lava import engine as engine_module
+from targets.lava import program as program_module
 from targets.lava.engine import STOCK_MODELS, LavaEngine, LavaInlineEngine, open_lava, open_lava_inline
 
 ENGINES = pytest.mark.parametrize("make", [LavaInlineEngine, LavaEngine])
-Make = Callable[..., engine_module.StreamingEngine]
+Make = Callable[..., program_module.LavaProgram]
 
 
 def names_of(graph: Graph) -> list[str]:
@@ -97,7 +98,7 @@ PASSES = [
 
 
 @pytest.mark.parametrize("each", [*PASSES, None], ids=lambda each: each.name if each else "all")
-@pytest.mark.parametrize("models", [engine_module.FAST_MODELS, STOCK_MODELS], ids=["fast models", "stock models"])
+@pytest.mark.parametrize("models", [None, engine_module.FAST_MODELS, STOCK_MODELS], ids=["groups", "fast", "stock"])
 def test_inline_after_passes(each, models) -> None:
     """Two blocks and a random wiring, with every node that only passes make."""
     for seed, make in enumerate((random_graph, random_dag)):
@@ -209,10 +210,10 @@ def test_a_large_batch_is_streamed_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     rng = np.random.default_rng(7)
     graph = random_dag(rng, nodes=4)
     batch = random_batch(rng, graph, 7)
-    monkeypatch.setattr(engine_module, "RECORD_BYTES_MAX", 1)  # one sample at a time
+    monkeypatch.setattr(program_module, "RECORD_BYTES_MAX", 1)  # one sample at a time
     engine = LavaInlineEngine(graph)
     assert_equal(graph, batch, engine.run(batch, names_of(graph)))
-    assert engine._session._next_step == 1 + 7 * (graph.timesteps + engine.plan.schedule.drain_steps)
+    assert engine._session.next_step == 1 + 7 * graph.timesteps + engine.plan.schedule.drain_steps
 
 
 @pytest.mark.parametrize("dv", [0, 2048, 4095])

@@ -13,6 +13,9 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
+from targets.lava.lowering import Piece
+from targets.lava.parts import attended
+
 INPUT_PORTS = 12  # four for each of q, k and v
 
 
@@ -24,7 +27,7 @@ class SpikingAttention(AbstractProcess):
     tokens         N
     features, heads D and H; head h is features h*d .. (h+1)*d - 1, d = D / H
     input_channels  of the processes that q, k and v come from, at most INPUT_PORTS, each at a port of its own
-    pieces          (slot, input, start, count): these channels are the next features of q (0), k (1) or v (2)
+    pieces          put q, k and v together from those
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class SpikingAttention(AbstractProcess):
         features: int,
         heads: int,
         input_channels: tuple[int, ...],
-        pieces: tuple[tuple[int, int, int, int], ...],
+        pieces: tuple[Piece, ...],
         name: str,
     ) -> None:
         super().__init__(features=features, heads=heads, pieces=pieces, inputs=len(input_channels), name=name)
@@ -55,10 +58,7 @@ def attention_port(index: int) -> str:
 @requires(CPU)
 @tag("fixed_pt")
 class PySpikingAttentionModel(PyLoihiProcessModel):
-    """numpy, in float32: scores reach d, sums `d * N`, which a graph proves to be at most 65535.
-
-    Its input ports are declared below the class, all alike.
-    """
+    """Its input ports are declared below the class, all alike."""
 
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     a_buff: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=24)
@@ -66,21 +66,8 @@ class PySpikingAttentionModel(PyLoihiProcessModel):
     def run_spk(self) -> None:
         """One time_step: send what the last one gave, then take in this one's spikes."""
         self.a_out.send(self.a_buff)
-        received = [getattr(self, attention_port(index)).recv() for index in range(self.proc_params["inputs"])]
-        q, k, v = (self._split(self._gather(received, slot)) for slot in range(3))
-        mixed = (q @ k.swapaxes(1, 2)) @ v  # [H, N, d]
-        current = mixed.swapaxes(0, 1).reshape(self.a_buff.shape)
-        self.a_buff = 2 * current.astype(np.int32)
-
-    def _gather(self, received: list[np.ndarray], slot: int) -> np.ndarray:
-        """q, k or v: [N, features]."""
-        pieces = [piece for piece in self.proc_params["pieces"] if piece[0] == slot]
-        return np.concatenate([received[source][:, 0, start : start + count] for _, source, start, count in pieces], 1)
-
-    def _split(self, spikes: np.ndarray) -> np.ndarray:
-        """[N, features] -> float32 [H, N, d]"""
-        heads = self.proc_params["heads"]
-        return spikes.reshape(spikes.shape[0], heads, -1).swapaxes(0, 1).astype(np.float32)
+        received = [getattr(self, attention_port(index)).recv()[:, 0] for index in range(self.proc_params["inputs"])]
+        self.a_buff = attended(received, self.proc_params["pieces"], self.proc_params["heads"])[:, None]
 
 
 for _index in range(INPUT_PORTS):

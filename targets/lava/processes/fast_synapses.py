@@ -9,21 +9,13 @@ from __future__ import annotations
 import numpy as np
 from lava.proc.conv.models import PyConvModelFixed
 from lava.proc.sparse.models import PyDelaySparseModelBitAcc, PySparseModelBitAcc
-from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
 from scipy.sparse import csr_matrix
 
-
-def as_hardware_holds(weight: np.ndarray) -> np.ndarray:
-    """8-bit weights as Dense, Sparse and the chip hold them: where signs are mixed, floored to even numbers."""
-    sign_mode = determine_sign_mode(weight)
-    return truncate_weights(clip_weights(weight, sign_mode, num_bits=8), sign_mode, 8)
+from targets.lava.parts import as_hardware_holds, summed, weight_matrix
 
 
 class FastConvModel(PyConvModelFixed):
-    """A 1x1 Conv as one matrix product; stricter than the stock model, which does not round odd weights.
-
-    float32 is exact here: every partial sum is a doubled accumulator, at most 131072.
-    """
+    """A 1x1 Conv as one matrix product; stricter than the stock model, which does not round odd weights."""
 
     a_buf: np.ndarray  # the current to send next; Lava gives it
 
@@ -40,15 +32,13 @@ class FastConvModel(PyConvModelFixed):
         if self.num_message_bits.item() == 0:
             spikes = spikes.astype(bool)
         tokens = spikes.shape[0]
-        current = spikes.reshape(tokens, -1).astype(np.float32) @ self.matrix
-        self.a_buf = current.astype(np.int32).reshape(tokens, 1, -1)
+        self.a_buf = summed(spikes.reshape(tokens, -1), self.matrix)[:, None]
 
     def _matrix(self) -> np.ndarray:
         channels_out, width, height, _ = self.weight.shape
         if (width, height) != (1, 1):
             raise ValueError(f"FastConvModel takes a 1x1 kernel, this one is {width}x{height}")
-        matrix = as_hardware_holds(self.weight.reshape(channels_out, -1))
-        return np.ascontiguousarray(matrix.T, dtype=np.float32)
+        return weight_matrix(self.weight.reshape(channels_out, -1))
 
 
 class FastSparseModel(PySparseModelBitAcc):

@@ -16,7 +16,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
 from targets.lava.stepfile import StepFile
 
-RECORDER_PORTS = 16
+RECORDER_PORTS = 256
 
 
 class SpikeFeed(AbstractProcess):
