@@ -1,0 +1,77 @@
+"""The limits of Loihi 2 that a graph must keep to: one table, each number with the place that says so.
+
+They are about one node: what must hold for its neurons to be mapped to any core at all. How many cores a network
+takes, and which, is not asked here. Intel publishes few numbers of the chip, so each source says what kind it is:
+
+(Lava)     in the public code of lava-nc 0.10.0, below `lava/`, which is what a compiler for the chip takes
+(Loihi 2)  published by Intel for Loihi 2
+(Loihi 1)  published for the first chip only; that of Loihi 2 is not public
+(unpublished) no public source was found for it
+
+Units are those of Lava, in which weights, currents and thresholds are twice those of the graph. Numbers that Lava's
+CPU models share are taken from their table, so that they stand once.
+"""
+
+from __future__ import annotations
+
+from targets.lava import limits as lava
+from targets.legality import Limit
+
+TIMESTEPS = Limit(
+    "timesteps",
+    1,
+    "odd factor of T",
+    "(unpublished) that resets of the chip repeat every power of two of steps stands in no source we found; public "
+    "networks that ran there reset every 16 (lava-dl, tutorials/lava/lib/dl/netx/pilotnet_snn/run.py) and every 32 "
+    "steps",
+)
+ATTENTIONS = Limit(
+    "attention processes",
+    0,
+    "processes of ours",
+    "(Lava) targets/lava/processes/attention.py: SpikingAttention has a ProcessModel for a CPU only",
+)
+FAN_IN = Limit(
+    "fan-in",
+    4096,
+    "neurons that one neuron reads",
+    "(Loihi 1) nengo-loihi, block.py: MAX_IN_AXONS of a core, on which all synapses of a neuron lie",
+)
+MESSAGE_BITS = Limit(
+    "message bits",
+    23,
+    "bits beside the sign",
+    "(Lava) networks/gradedvecnetwork.py, OutputVec: messages of 24 bits, read as signed by `(x << 8) >> 8`; the "
+    "technology brief has up to 32",
+)
+SYNAPTIC_MEMORY = Limit(
+    "synaptic memory",
+    192 * 1024,
+    "bytes for one neuron",
+    "(Loihi 2) Intel, Taking Neuromorphic Computing to the Next Level with Loihi 2, technology brief, 2021: 192 KB a "
+    "neuron core, flexible allocation",
+)
+THRESHOLDS, DELAY, WEIGHT, CURRENT, RELAY_READERS = (
+    lava.THRESHOLDS,
+    lava.DELAY,
+    lava.WEIGHT,
+    lava.CURRENT,
+    lava.RELAY_READERS,
+)
+THRESHOLD, DECAY, MEMBRANE = lava.THRESHOLD, lava.DECAY, lava.MEMBRANE
+
+LIMITS = (
+    TIMESTEPS,
+    ATTENTIONS,
+    THRESHOLDS,
+    FAN_IN,
+    DELAY,
+    MESSAGE_BITS,
+    WEIGHT,
+    CURRENT,
+    RELAY_READERS,
+    SYNAPTIC_MEMORY,
+    THRESHOLD,
+    DECAY,
+    MEMBRANE,
+)

@@ -1,0 +1,76 @@
+"""The rules by which a graph is legal for Loihi 2. Needs no Lava.
+
+Most are those of Lava (`targets/lava/rules.py`), the same functions with the limits of the chip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from converters.graph import Attention, Graph, Readout, Synapses
+from converters.schedule import LatencyTable
+from targets.lava import rules as lava
+from targets.legality import Rule, rule
+from targets.loihi2 import limits
+
+# Steps on the chip. A spike that a neuron sends in one step is added to the neuron at the other end of the synapse in
+# the next, and a neuron answers in the step in which it is charged. So every connection takes one step, whether a
+# layer stands behind it, an add, a coincidence or a product. An attention of ours cannot be there at all; its number is
+# read only to name what else is wrong with such a graph. Why these and how sure: docs/loihi2.md.
+LATENCIES = LatencyTable(synapses=1, attention=1, add=1, coincidence=1, product=1)
+
+
+@rule("power-of-two-timesteps", limits.TIMESTEPS, "train with T = 1, 2, 4, 8 or 16")
+def timesteps_of_power_two(graph: Graph) -> Iterator[tuple[str, int]]:
+    """Samples follow each other every T steps, and neurons are reset as often: every power of two of steps."""
+    timesteps = graph.timesteps
+    yield graph.source.name, timesteps // (timesteps & -timesteps)
+
+
+@rule(
+    "no-attention-process",
+    limits.ATTENTIONS,
+    "export with --pass expand-attention, which makes it of stock neurons (spikebert-run --engine lava --attention "
+    "stock tries them on a CPU)",
+)
+def no_attention_process(graph: Graph) -> Iterator[tuple[str, int]]:
+    """The chip has no process for the attention that Lava's CPU models run as one."""
+    for node in graph:
+        if isinstance(node, Attention):
+            yield node.name, 1
+
+
+@rule(
+    "bounded-fan-in",
+    limits.FAN_IN,
+    "make the layer before it narrower, or its weights sparser; with expanded attention, use fewer tokens",
+)
+def bounded_fan_in(laid: Graph) -> Iterator[tuple[str, int]]:
+    """All synapses of a neuron lie on its core, which takes so many inputs. Lanes of biases are among them."""
+    for node in laid:
+        if isinstance(node, (Synapses, Readout)):
+            yield node.name, int(np.count_nonzero(node.weight, axis=1).max())
+
+
+scalar_thresholds = replace(lava.scalar_thresholds, limit=limits.THRESHOLDS)
+bounded_delays = lava.delay_rule(limits.DELAY, LATENCIES)
+bounded_messages = replace(lava.bounded_messages, limit=limits.MESSAGE_BITS)
+bounded_weights = replace(lava.bounded_weights, limit=limits.WEIGHT)
+bounded_currents = replace(lava.bounded_currents, limit=limits.CURRENT)
+relays_into_products = replace(lava.relays_into_products, limit=limits.RELAY_READERS)
+
+# Of the graph as it is ...
+RULES: tuple[Rule, ...] = (
+    timesteps_of_power_two,
+    no_attention_process,
+    scalar_thresholds,
+    bounded_messages,
+    bounded_weights,
+    bounded_currents,
+    relays_into_products,
+)
+# ... and of the one that is lowered, whose biases are laid out on lanes.
+LAID_OUT_RULES: tuple[Rule, ...] = (bounded_fan_in, bounded_delays)
