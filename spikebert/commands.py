@@ -33,6 +33,7 @@ EXTRAS = {
     "yaml": "train",
     "datasets": "hub",
     "lava": "lava",
+    "nir": "nir",
     "pyarrow": "parquet",
     "dask": "dask",
     "distributed": "dask",

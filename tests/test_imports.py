@@ -40,6 +40,7 @@ RULES: dict[str, set[str]] = {
     "converters.torch_engine": {"converters", "spikebert", "torch"},
     "converters.export_command": {"converters", "spikebert", "targets.legality"},
     "targets": {"targets", *CONTRACT, "converters.passes", "converters.schedule", "lava"},
+    "targets.nir": {"targets.nir", "targets.legality", "converters.graph", "converters.ranges"},
     "targets.legality": {"converters.graph"},  # the words in which any target refuses a graph
     "sim": {"sim", *CONTRACT, "converters.bundle", "converters.ranges", "converters.schedule", "recipes"},
 }
