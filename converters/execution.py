@@ -6,10 +6,10 @@ are found by name through the entry-point group `spikebert.engines`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -131,6 +131,8 @@ class Engine(Protocol):
     """Runs one graph, batch after batch, until it is closed.
 
     counts_activity whether every `Execution` tells the activity; otherwise it is counted from the spiking nodes
+
+    An engine whose pipeline would run empty between batches may also have `stream`: see `PipelinedEngine`.
     """
 
     graph: Graph
@@ -149,6 +151,53 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class PipelinedEngine(Engine, Protocol):
+    """An engine that keeps its pipeline full from one batch to the next."""
+
+    def stream(self, batches: Iterable[TokenBatch], observe: Collection[str]) -> Iterator[Execution]:
+        """What `run` gives for each batch, in order, one `Execution` a batch.
+
+        It may take a batch or two before it gives the result of an earlier one, and takes them in the thread that asks
+        for results. When the batches end it empties its pipeline and gives the rest. Raises as `run` does. Where it is
+        closed before its end it must be usable again.
+        """
+        ...
+
+
+def run_batches(
+    engine: Engine, batches: Iterable[TokenBatch], observe: Collection[str] = ()
+) -> Generator[Execution, None, None]:
+    """The execution of each batch, in order: streamed where the engine can (`PipelinedEngine`), else one by one.
+
+    Close it where not all are wanted. Raises what the engine raises, and RuntimeError where a stream has more or
+    fewer results than batches.
+    """
+    if not isinstance(engine, PipelinedEngine):
+        for batch in batches:
+            yield engine.run(batch, observe)
+        return
+    taken = given = 0
+
+    def counted() -> Iterator[TokenBatch]:
+        nonlocal taken
+        for batch in batches:
+            taken += 1
+            yield batch
+
+    for execution in engine.stream(counted(), observe):
+        given += 1
+        if given > taken:
+            raise RuntimeError(f"the engine gave {given} results for {taken} batches")
+        yield execution
+        del execution  # or its values would be held while the next batch runs
+    if given < taken:
+        raise RuntimeError(f"the engine gave {given} results for {taken} batches")
+
+
+ATTENTION_KINDS = ("process", "stock")
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """What an engine may need beside the graph.
@@ -156,11 +205,23 @@ class EngineOptions:
     bundle  folder of the bundle the graph was read from (a target finds its own files there)
     model   folder of the trained model; the `torch` engine runs that
     threads so many processors are for this engine; 0 for all
+
+    For engines that run on Lava alone:
+
+    attention    "process": attention is one process of ours; "stock": it is made of Lava's own neurons and synapses,
+                 by the pass `expand-attention`. The nodes of the graph have the same values either way
+    stock_models whether Lava's own ProcessModels run, in the place of our faster ones for the same processes
     """
 
     bundle: Path | None = None
     model: Path | None = None
     threads: int = 0
+    attention: str = "process"
+    stock_models: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTION_KINDS:
+            raise ValueError(f"attention '{self.attention}' is none of {', '.join(ATTENTION_KINDS)}")
 
 
 class EngineFactory(Protocol):

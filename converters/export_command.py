@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from converters.execution import ATTENTION_KINDS
 from converters.passes.catalogue import ABOUT, options_of
 from spikebert.commands import OK, note, output_kept_clean, run_command, write_json, write_output
 
@@ -52,6 +53,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="change the graph by a pass, and prove it the same; may be repeated; the order is that of the list below",
     )
     parser.add_argument(
+        "--attention",
+        choices=ATTENTION_KINDS,
+        default="process",
+        help="stock: of stock neurons and synapses, the same as --pass expand-attention (default: process)",
+    )
+    parser.add_argument(
         "--save-passes", type=Path, metavar="DIR", help="keep the graph before and after each pass there, as text"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an older bundle at --out")
@@ -62,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def body(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
+    stock = ["expand-attention"] if arguments.attention == "stock" else []
     from converters.pipeline import export
     from targets.legality import IllegalGraphError
 
@@ -74,7 +82,7 @@ def body(argv: Sequence[str]) -> int:
                 name=arguments.name,
                 overwrite=arguments.overwrite,
                 command=" ".join(["spikebert-export", *argv]),
-                passes=arguments.passes,
+                passes=[*stock, *arguments.passes],  # of a pass given twice the later counts, with its options
                 save_passes=arguments.save_passes,
             )
     except IllegalGraphError as error:

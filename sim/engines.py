@@ -14,6 +14,7 @@ from sim.reference import ReferenceEngine
 from spikebert.commands import UserError, extra_of, missing_extra
 
 GROUP = "spikebert.engines"
+LAVA_ENGINES = ("lava", "lava-inline")  # the engines that EngineOptions.attention and stock_models are for
 
 
 def open_reference(graph: Graph, options: EngineOptions) -> Engine:
@@ -34,19 +35,32 @@ def holds_values(name: str) -> bool:
 def open_engine(name: str, graph: Graph, options: EngineOptions | None = None) -> Engine:
     """Load and open an engine; whoever opens it closes it.
 
-    Raises UserError for a name that is not registered and MissingExtra where its library is not installed.
+    Raises UserError for a name that is not registered and for options of Lava's given to another engine, and
+    MissingExtra where its library is not installed.
     """
+    options = options or EngineOptions()
     registered = _registered()
     if name not in registered:
         known = ", ".join(engine_names()) or "none: install spikebert with pip"
         raise UserError(f"there is no engine '{name}'. Engines: {known}")
+    _require_lava_options_fit(name, options)
     try:
         factory: EngineFactory = registered[name].load()
-        return factory(graph, options or EngineOptions())
+        return factory(graph, options)
     except ModuleNotFoundError as error:
         if extra_of(error.name or "") is None:
             raise
         raise missing_extra(error.name or "") from error
+
+
+def _require_lava_options_fit(name: str, options: EngineOptions) -> None:
+    flags = ["--attention stock"] if options.attention != "process" else []
+    flags += ["--stock-models"] if options.stock_models else []
+    if flags and name not in LAVA_ENGINES:
+        raise UserError(
+            f"{' '.join(flags)}: engine '{name}' does not run on Lava. Leave it out, or take --engine "
+            f"{' or '.join(LAVA_ENGINES)}"
+        )
 
 
 def _registered() -> dict[str, EntryPoint]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from spikebert.commands import UserError, missing_extra
+from sim.whole_file import check_path, errors_name, whole_file
+from spikebert.commands import missing_extra
 
+FLAG = "--predictions"
 ROWS_AT_ONCE = 4096  # of a Parquet file, held before they are written
 
 
@@ -121,53 +122,24 @@ def _one_line(text: str) -> str:
 
 def check_predictions_path(path: Path, overwrite: bool) -> None:
     """Raises UserError where a file of predictions cannot be put at `path`."""
-    if path.is_dir():
-        raise UserError(f"--predictions {path} is a folder. Name a file")
-    if path.exists() and not overwrite:
-        raise UserError(f"--predictions {path} exists. Give --overwrite to replace it, or another name")
-    if not path.parent.is_dir():
-        raise UserError(f"--predictions {path}: there is no folder {path.parent}. Make it first")
+    check_path(FLAG, path, overwrite)
 
 
 @contextmanager
 def predictions_file(path: Path, class_names: Sequence[str]) -> Iterator[Callable[[Prediction], None]]:
     """A function that writes one prediction to `path`, in the format of its name: .jsonl, .parquet, else tab-separated.
 
-    The file appears when the block ends well; until then it has another name, under which nothing is left behind.
-    Raises UserError where it cannot be written.
+    The file appears when the block ends well (`sim.whole_file`). Raises UserError where it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     writers: dict[str, type] = {".jsonl": _JsonLines, ".parquet": _Parquet}
-    try:
-        with ExitStack() as opened:
-            with _errors_name(path):
-                file = open(partial, "wb")  # noqa: SIM115 (closed by the stack)
-                opened.callback(_close_quietly, file)
-                writer: PredictionsWriter = writers.get(path.suffix.lower(), _Tsv)(file, class_names)
+    with whole_file(FLAG, path) as file:
+        with errors_name(FLAG, path):
+            writer: PredictionsWriter = writers.get(path.suffix.lower(), _Tsv)(file, class_names)
 
-            def write(prediction: Prediction) -> None:
-                with _errors_name(path):
-                    writer.write(prediction)
+        def write(prediction: Prediction) -> None:
+            with errors_name(FLAG, path):
+                writer.write(prediction)
 
-            yield write
-            with _errors_name(path):
-                writer.finish()
-                file.flush()
-        os.replace(partial, path)
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-
-
-def _close_quietly(file: BinaryIO) -> None:
-    """A disk that is full was told of when something was written or flushed."""
-    with suppress(OSError):
-        file.close()
-
-
-@contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--predictions {path}: {error.strerror or error}. Check the rights and the space") from error
+        yield write
+        with errors_name(FLAG, path):
+            writer.finish()

@@ -7,7 +7,7 @@ exactly: a graph proves |a| <= 65535, far below 2^53.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -87,6 +87,23 @@ def evaluate(node: Node, inputs: list[np.ndarray], batch: TokenBatch, timesteps:
     return linear(inputs[0], node.weight, node.bias, batch.mask)
 
 
+def walk(graph: Graph, batch: TokenBatch) -> Iterator[tuple[Node, np.ndarray]]:
+    """Every node with its value int64 [T, B, N, D], in graph order.
+
+    Only the values that a later node reads are kept on the way, so the memory of a whole network is never needed.
+    """
+    values: dict[str, np.ndarray] = {}
+    last_reader = {name: node.name for node in graph for name in node.inputs}
+    for node in graph:
+        value = evaluate(node, [values[name] for name in node.inputs], batch, graph.timesteps, graph.n_max)
+        for name in set(node.inputs):
+            if last_reader[name] == node.name:
+                del values[name]
+        if node.name in last_reader:
+            values[node.name] = value
+        yield node, value
+
+
 class ReferenceEngine:
     """Runs a graph node by node, all timesteps of a batch at once."""
 
@@ -100,15 +117,10 @@ class ReferenceEngine:
         batch.check_fits(self.graph)
         check_observed(self.graph, observe)
         values: dict[str, np.ndarray] = {}
-        last_use = {name: node.name for node in self.graph for name in node.inputs}
-        for node in self.graph:
-            inputs = [values[name] for name in node.inputs]
-            values[node.name] = evaluate(node, inputs, batch, self.graph.timesteps, self.graph.n_max)
-            for name in set(node.inputs) - set(observe):
-                if last_use[name] == node.name:
-                    del values[name]
-        logits = values[self.graph.output].sum(axis=(0, 2))
-        return Execution(logits, {name: values[name] for name in observe})
+        for node, value in walk(self.graph, batch):
+            if node.name in observe:
+                values[node.name] = value
+        return Execution(value.sum(axis=(0, 2)), values)  # the last node is the readout
 
     def close(self) -> None:
         """Nothing to free."""

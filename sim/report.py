@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from converters.bundle import Bundle
 from converters.execution import Activity, NodeActivity
+from converters.graph import Graph
 from sim.predictions import Prediction
+from sim.probe import NodeSummary
 from sim.rows import BadRow
 from sim.run import Outcome, Summary
 from sim.verify import Comparison
@@ -79,6 +82,8 @@ def human_report(bundle: Bundle, summary: Summary) -> str:
         lines.append(f"membranes cut        {total.saturations:,} times at 2^23 - 1, to either side")
     lines.append(f"speed                {summary.samples_per_second:,.2f} samples/s, {samples:,} on '{summary.engine}'")
     lines += ["", *_parts(summary.activity, samples)]
+    if summary.probes:
+        lines += ["", *_probes(bundle.graph, summary.probes)]
     if summary.comparison is not None:
         lines += ["", _verdict(summary.engine, summary.comparison)]
     return "\n".join(lines)
@@ -120,6 +125,21 @@ def _parts(activity: Activity, samples: int) -> list[str]:
             for name, counts in parts.items()
         ),
     ]
+
+
+def _probes(graph: Graph, probes: Mapping[str, NodeSummary]) -> list[str]:
+    """A line for each probed node: the share of its values that are not 0 (of a neuron, its firing rate), its range and
+    mean, how many of its features never were anything but 0, and that share at each timestep. Padding is left out."""
+    width = max(20, *map(len, probes))
+    lines = [f"{'probe':<{width}} {'nonzero':>7} {'range':>18} {'mean':>11} {'silent features':>16}   at each timestep"]
+    for name, probe in probes.items():
+        if probe.sites == 0:
+            lines.append(f"{name:<{width}} no real token")
+            continue
+        rates = " ".join(f"{count / probe.sites:.3f}" for count in probe.nonzero.tolist())
+        reach, silent = f"{probe.low:,} .. {probe.high:,}", f"{probe.silent:,} of {graph.features[name]:,}"
+        lines.append(f"{name:<{width}} {probe.rate:>7.4f} {reach:>18} {probe.mean:>11,.3f} {silent:>16}   {rates}")
+    return lines
 
 
 def _verdict(engine: str, comparison: Comparison) -> str:

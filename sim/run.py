@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy as np
 from converters.bundle import Tokenised
 from converters.execution import Activity
 from converters.graph import Graph
+from sim.probe import NodeSummary
 from sim.rows import BadRow, Row
-from sim.shards import Shard
+from sim.shards import Shard, ShardResult, sample_bytes
 from sim.verify import Comparison
 from sim.workers import Workers
 
@@ -51,6 +53,7 @@ class Summary:
     seconds    in the engine alone; with several workers, from the first shard to the last result
     activity   counts over all samples, None where there was none
     comparison with the reference, or None
+    probes     what the probed nodes did
     confusion  int64 [classes, classes]: labelled samples by true and predicted class
     """
 
@@ -62,6 +65,7 @@ class Summary:
     seconds: float = 0.0
     activity: Activity | None = None
     comparison: Comparison | None = None
+    probes: dict[str, NodeSummary] = field(default_factory=dict)
 
     @property
     def samples_per_second(self) -> float:
@@ -83,6 +87,15 @@ class Summary:
         self.samples += 1
         if row.label is not None:
             self.confusion[row.label, prediction] += 1
+
+    def count_shard(self, result: ShardResult) -> None:
+        """Take into account what is known of a whole shard."""
+        self.activity = result.activity if self.activity is None else self.activity + result.activity
+        if result.comparison is not None:
+            self.comparison = (self.comparison or Comparison()) + result.comparison
+        for name, probe in result.probes.items():
+            self.probes[name] = self.probes[name] + probe if name in self.probes else probe
+        self.seconds += result.seconds
 
     def to_json(self, outcomes: Sequence[Outcome]) -> dict[str, object]:
         """The object of `spikebert-run --json`; a bad row has null for its prediction and its logits."""
@@ -110,6 +123,7 @@ class Summary:
                 "per_node": per_node,
             },
             "bad_rows": {"count": self.bad, "first": [asdict(row) for row in self.first_bad]},
+            **({"probes": {name: probe.to_json() for name, probe in self.probes.items()}} if self.probes else {}),
         }
 
 
@@ -120,8 +134,10 @@ def run(
     shard_size: int,
     tell: Callable[[Outcome], None],
     sample_of: Callable[[Row], str | Tokenised] = lambda row: row.text,
+    keep: Callable[[Sequence[Row], ShardResult], None] | None = None,
 ) -> None:
-    """Run rows and tell the outcome of each, in order; `summary` grows with them.
+    """Run rows and tell the outcome of each, in order; `summary` grows with them. `keep` is given the result of each
+    shard, with its rows.
 
     Nothing is kept of a row once it has been told, and only the rows of the shards under way are held.
     """
@@ -132,15 +148,18 @@ def run(
 
     under_way: deque[Row | BadRow] = deque()
     start = time.perf_counter()
-    for result in workers.results(_shards(rows, shard_size, under_way, done, sample_of)):
-        notes = dict(result.notes)
-        for index, logits in enumerate(result.logits):
-            _tell_bad(under_way, done)
-            done(Outcome(under_way.popleft(), logits, int(result.real_tokens[index]), notes.get(index)))
-        summary.activity = result.activity if summary.activity is None else summary.activity + result.activity
-        if result.comparison is not None:
-            summary.comparison = (summary.comparison or Comparison()) + result.comparison
-        summary.seconds += result.seconds
+    with closing(workers.results(_shards(rows, shard_size, under_way, done, sample_of))) as results:
+        for result in results:
+            notes, good = dict(result.notes), []
+            for index, logits in enumerate(result.logits):
+                _tell_bad(under_way, done)
+                row = under_way.popleft()
+                assert isinstance(row, Row)  # bad ones have been told
+                done(Outcome(row, logits, int(result.real_tokens[index]), notes.get(index)))
+                good.append(row)
+            if keep is not None:
+                keep(good, result)
+            summary.count_shard(result)
     _tell_bad(under_way, done)
     if workers.several:
         summary.seconds = time.perf_counter() - start
@@ -180,12 +199,9 @@ def _tell_bad(under_way: deque[Row | BadRow], done: Callable[[Outcome], None]) -
         done(Outcome(under_way.popleft()))
 
 
-def batch_size_for(graph: Graph, executions: int) -> int:
-    """Samples whose values, int64 and at most n_max tokens, take CHUNK_BYTES: 1 .. BATCH_MAX.
-
-    `executions` is how many are held at a time: 2 when comparing, 1 for activity to be counted from them, else 0.
-    """
-    per_sample = 8 * graph.timesteps * graph.n_max * sum(graph.features.values()) * executions
+def batch_size_for(graph: Graph, observed: Collection[str]) -> int:
+    """Samples whose values of the nodes `observed` take CHUNK_BYTES, at n_max tokens: 1 .. BATCH_MAX."""
+    per_sample = sample_bytes(graph, observed)
     if per_sample == 0:
         return BATCH_MAX
     return int(np.clip(CHUNK_BYTES // per_sample, 1, BATCH_MAX))

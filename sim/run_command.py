@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from converters.bundle import Bundle, Tokenised, read_bundle
+from converters.execution import ATTENTION_KINDS
 from sim.check import check_bundle
 from sim.engines import engine_names, holds_values
 from sim.find_bundle import find_bundle
 from sim.predictions import check_predictions_path, predictions_file
+from sim.probe import choose_nodes
+from sim.record import check_record_path, record_file
 from sim.report import human_report, prediction_of, sample_report
 from sim.rows import FORMATS, BadRow, Row, Rows, open_rows
 from sim.run import Outcome, Summary, batch_size_for, run
-from sim.shards import Job
+from sim.shards import Job, ShardResult
 from sim.workers import DaskWorkers, LocalWorkers, ThisProcess, Workers
 from spikebert.commands import (
     CHECK_FAILED,
@@ -48,7 +53,9 @@ EXAMPLES = """examples:
   spikebert-run build/sst2 --file data.tsv --json
   spikebert-run build/sst2 --file data.jsonl --predictions out.jsonl --workers 4
   spikebert-run build/sst2 --engine lava --verify --file data.tsv --limit 8
-  spikebert-run build/sst2 --verify
+  spikebert-run build/sst2 --engine lava --attention stock --verify
+  spikebert-run build/sst2 --file data.tsv --probe '*.query.lif' blocks.0.attention
+  spikebert-run build/sst2 --file data.tsv --record spikes.npz    # read it with sim.record.read_record
   spikebert-run sst2.zip --check
 
 exit codes: 0 ok, 1 the check failed, 2 wrong use (a damaged bundle; a bad row, after all others were run),
@@ -63,11 +70,13 @@ class Inputs:
     """What is to be run.
 
     rows       texts; those of golden samples are empty, and `tokenised` holds their tokens
+    place      where they are from, for people: a file, or the command line
     name_of    a row for people
     show_each  whether each sample is reported, not only their sums
     """
 
     rows: Rows
+    place: str
     name_of: Callable[[Row], str]
     show_each: bool = False
     tokenised: tuple[Tokenised, ...] = ()
@@ -89,17 +98,25 @@ def _body(argv: Sequence[str]) -> int:
         bundle = read_bundle(find_bundle(arguments.bundle))
         if arguments.predictions:
             check_predictions_path(arguments.predictions, arguments.overwrite)
+        if arguments.record:
+            check_record_path(arguments.record, arguments.overwrite)
+            if arguments.record == arguments.predictions:
+                raise UserError(f"--predictions and --record both name {arguments.record}. Give two files")
+        job = _job(arguments, bundle)
         inputs = _inputs(arguments, bundle)
         classes = len(bundle.labels)
         summary = Summary(arguments.engine, np.zeros((classes, classes), np.int64))
-        kept = _run(arguments, bundle, inputs, summary)
+        about = _about(arguments, bundle, inputs, shlex.join(["spikebert-run", *argv]))
+        kept = _run(arguments, bundle, job, inputs, summary, about)
     if not summary.samples:
         raise UserError(f"{arguments.file}: {_bad_rows(summary, inputs)}")
     if arguments.json:
-        write_json(summary.to_json(kept))
+        write_json(summary.to_json(kept) | _flags_used(arguments, job))
     else:
         each = [sample_report(bundle, inputs.name_of(row), outcome) for row, outcome in _good(kept)]
         write_output("\n".join([*each, *([""] if each else []), human_report(bundle, summary)]))
+        if arguments.record:
+            note(f"recorded {len(job.record):,} nodes, {summary.samples:,} samples: {arguments.record}")
     if summary.comparison is not None and summary.comparison.mismatches:
         note(f"error: engine '{arguments.engine}' differs from the reference: {summary.comparison.first_mismatch}")
         return CHECK_FAILED
@@ -134,16 +151,68 @@ def _check(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _run(arguments: argparse.Namespace, bundle: Bundle, inputs: Inputs, summary: Summary) -> list[Outcome]:
+def _job(arguments: argparse.Namespace, bundle: Bundle) -> Job:
+    """How samples are to be run. Raises UserError where a probe is no node."""
+    graph = bundle.graph
+    probe = choose_nodes(graph, arguments.probe or ())
+    return Job(
+        bundle.folder.resolve(),
+        arguments.engine,
+        arguments.model and arguments.model.resolve(),
+        arguments.verify,
+        probe=probe,
+        record=(probe or graph.spiking) if arguments.record else (),
+        attention=arguments.attention,
+        stock_models=arguments.stock_models,
+    )
+
+
+def _about(arguments: argparse.Namespace, bundle: Bundle, inputs: Inputs, command: str) -> dict[str, object]:
+    """What a record tells of its run."""
+    return {
+        "what": "values of nodes of a spiking network, for every sample of a run",
+        "bundle": {"name": bundle.place.name, "digest": bundle.manifest["digest"]},
+        "labels": list(bundle.labels),
+        "engine": arguments.engine,
+        "command": command,
+        "spikebert": version("spikebert"),
+        "input": inputs.place,
+        "numbers": f"{inputs.rows.unit}s, from {1 if arguments.file else 0}",
+    }
+
+
+def _flags_used(arguments: argparse.Namespace, job: Job) -> dict[str, object]:
+    """What the object of --json has more, where flags ask for more."""
+    used: dict[str, object] = {}
+    if arguments.record:
+        size = arguments.record.stat().st_size
+        used["record"] = {"file": str(arguments.record), "bytes": size, "nodes": list(job.record)}
+    if job.attention != "process":
+        used["attention"] = job.attention
+    if job.stock_models:
+        used["stock_models"] = True
+    return used
+
+
+def _run(
+    arguments: argparse.Namespace,
+    bundle: Bundle,
+    job: Job,
+    inputs: Inputs,
+    summary: Summary,
+    about: Mapping[str, object],
+) -> list[Outcome]:
     """Runs everything; returns the outcomes where they are to be told one by one, else none are kept."""
     kept: list[Outcome] = []
-    held = 2 if arguments.verify else int(holds_values(arguments.engine))
-    size = arguments.batch_size or batch_size_for(bundle.graph, executions=held)
+    observed = job.observes(bundle.graph, not holds_values(arguments.engine))
+    size = arguments.batch_size or batch_size_for(bundle.graph, observed)
     with ExitStack() as opened:
-        write = None
+        write = record = None
         if arguments.predictions:
             write = opened.enter_context(predictions_file(arguments.predictions, bundle.labels))
-        workers = opened.enter_context(closing(_workers(arguments, bundle)))
+        if arguments.record:
+            record = opened.enter_context(record_file(arguments.record, bundle.graph, job.record, about))
+        workers = opened.enter_context(closing(_workers(arguments, job, bundle)))
         advance = opened.enter_context(counted_progress(f"running on {arguments.engine}", inputs.rows.total))
         notes = 0
 
@@ -157,20 +226,22 @@ def _run(arguments: argparse.Namespace, bundle: Bundle, inputs: Inputs, summary:
                 kept.append(outcome)
             advance()
 
-        run(inputs.rows.items, workers, summary, size, tell, inputs.sample_of)
+        def keep(rows: Sequence[Row], result: ShardResult) -> None:
+            if record is not None and result.batch is not None:
+                record.add(rows, result.batch, result.logits, result.recorded)
+
+        run(inputs.rows.items, workers, summary, size, tell, inputs.sample_of, keep)
     if notes > NOTES_MAX:
         note(f"note: {notes - NOTES_MAX:,} more texts are unusual (cut, empty, or of unknown words)")
     return kept
 
 
-def _workers(arguments: argparse.Namespace, bundle: Bundle) -> Workers:
+def _workers(arguments: argparse.Namespace, job: Job, bundle: Bundle) -> Workers:
     """Who runs the samples: this process, several, or a cluster."""
     if arguments.scheduler and bundle.zip:
         raise UserError(
             f"--scheduler: {bundle.zip} is a zip. Unpack it where every worker can read it and give that folder"
         )
-    model = arguments.model and arguments.model.resolve()
-    job = Job(bundle.folder.resolve(), arguments.engine, model, arguments.verify)
     if arguments.scheduler:
         return DaskWorkers(job, arguments.scheduler)
     if arguments.workers > 1:
@@ -193,21 +264,22 @@ def _inputs(arguments: argparse.Namespace, bundle: Bundle) -> Inputs:
     limit = arguments.limit
     if arguments.text:
         texts = [_valid_text(text, number) for number, text in enumerate(arguments.text[:limit], start=1)]
-        return Inputs(_rows_of(texts), lambda row: _quoted(row.text), show_each=True)
+        return Inputs(_rows_of(texts, "text"), "--text", lambda row: _quoted(row.text), show_each=True)
     if arguments.file:
         rows = open_rows(arguments.file, bundle.labels, limit)
-        return Inputs(rows, lambda row: f"{arguments.file}, {rows.unit} {row.number}")
+        return Inputs(rows, str(arguments.file), lambda row: f"{arguments.file}, {rows.unit} {row.number}")
     if not arguments.verify:
         raise UserError("nothing to run. Give --text, --file, or --verify alone to check the bundle's golden samples")
     golden = bundle.golden.batch[:limit]
     samples = (tuple(ids[mask == 1].tolist()) for ids, mask in zip(golden.ids, golden.mask))
     tokenised = tuple(Tokenised(ids, full=len(ids), unknown=0, special=0) for ids in samples)
-    return Inputs(_rows_of([""] * len(tokenised)), lambda row: f"golden sample {row.number}", tokenised=tokenised)
+    rows = _rows_of([""] * len(tokenised), "golden sample")
+    return Inputs(rows, "the bundle's own samples", lambda row: f"golden sample {row.number}", tokenised=tokenised)
 
 
-def _rows_of(texts: Sequence[str]) -> Rows:
+def _rows_of(texts: Sequence[str], unit: str) -> Rows:
     rows: list[Row | BadRow] = [Row(number, text) for number, text in enumerate(texts)]
-    return Rows(iter(rows), len(rows))
+    return Rows(iter(rows), len(rows), unit)
 
 
 def _valid_text(text: str, number: int) -> str:
@@ -244,7 +316,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the prediction of every row to this file, in such a format",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --predictions")
+    parser.add_argument(
+        "--probe",
+        action="extend",
+        nargs="+",
+        metavar="NODE",
+        help="tell what these nodes did: rates, ranges; names as in graph.json, or patterns such as 'blocks.0.*'",
+    )
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE.npz",
+        help="write every value of the nodes of --probe, for every sample, to this file of numpy arrays; without "
+        "--probe, of all spiking nodes",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of --predictions and --record")
     spread = parser.add_mutually_exclusive_group()
     spread.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="share the rows among N processes of this machine"
@@ -252,6 +338,14 @@ def _parser() -> argparse.ArgumentParser:
     spread.add_argument("--scheduler", metavar="ADDRESS", help="share the rows among the workers of a Dask cluster")
     parser.add_argument("--engine", default="fast", help=f"one of {', '.join(engine_names())} (default: fast)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of the trained model, for the engine 'torch'")
+    lava = parser.add_argument_group("the engines 'lava' and 'lava-inline'")
+    lava.add_argument(
+        "--attention",
+        choices=ATTENTION_KINDS,
+        default="process",
+        help="attention as one process of ours, or from Lava's own neurons and synapses (default: process)",
+    )
+    lava.add_argument("--stock-models", action="store_true", help="run with Lava's own ProcessModels alone; slow")
     parser.add_argument(
         "--verify",
         action="store_true",

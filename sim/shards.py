@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from converters.bundle import Bundle, Tokenised, read_bundle
-from converters.execution import Activity, Engine, EngineOptions
+from converters.execution import Activity, EngineOptions, Execution, TokenBatch, run_batches
+from converters.graph import Graph
 from sim.activity import count_activity
 from sim.check import require_golden
 from sim.engines import open_engine
+from sim.probe import NodeSummary, summarise
+from sim.record import value_dtype
+from sim.reference import walk
 from sim.saturation import saturable_neurons
-from sim.verify import Comparison, compare
+from sim.verify import LOGITS, Comparison, Differences
+
+# Values of one sample held at a time; a network that has more is observed part by part. 12 blocks of 768 features have
+# no more at T = 4 and 128 tokens.
+SAMPLE_BYTES = 800 * 2**20
+VALUE_BYTES = 8  # the largest integers that an engine gives
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,9 @@ class Job:
     model   folder of the trained model, for the engine `torch`
     verify  compare every node with the reference
     threads so many processors are for this process; 0 for all
+    probe   nodes of which it is told in short what they did
+    record  nodes whose values come back
+    attention, stock_models  as in `converters.execution.EngineOptions`, for the engines of Lava
     """
 
     bundle: Path
@@ -35,6 +48,18 @@ class Job:
     model: Path | None = None
     verify: bool = False
     threads: int = 0
+    probe: tuple[str, ...] = ()
+    record: tuple[str, ...] = ()
+    attention: str = "process"
+    stock_models: bool = False
+
+    def observes(self, graph: Graph, counts_activity: bool) -> tuple[str, ...]:
+        """The nodes whose values the engine must give, in graph order: all when verifying, else what is probed or
+        recorded, and the spiking ones for an engine that does not count activity itself."""
+        if self.verify:
+            return tuple(graph.features)
+        wanted = {*self.probe, *self.record, *(() if counts_activity else graph.spiking)}
+        return tuple(name for name in graph.features if name in wanted)
 
 
 @dataclass(frozen=True)
@@ -54,6 +79,9 @@ class ShardResult:
     notes        (index of a sample in the shard, what is unusual about its text)
     seconds      in the engine alone
     comparison   with the reference, or None
+    probes       what the nodes of `Job.probe` did
+    batch        the tokens [B, N], and
+    recorded     the values [T, B, N, D] of the nodes of `Job.record`, where there are any
     """
 
     logits: np.ndarray
@@ -62,6 +90,9 @@ class ShardResult:
     seconds: float
     activity: Activity
     comparison: Comparison | None
+    probes: Mapping[str, NodeSummary] = field(default_factory=dict)
+    batch: TokenBatch | None = None
+    recorded: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class ShardRunner:
@@ -74,37 +105,159 @@ class ShardRunner:
     def __init__(self, job: Job, bundle: Bundle | None = None) -> None:
         self.bundle = bundle or read_bundle(job.bundle)
         self.job, self.graph = job, self.bundle.graph
-        options = EngineOptions(bundle=self.bundle.folder, model=job.model, threads=job.threads)
-        self.reference: Engine | None = None
+        options = EngineOptions(
+            bundle=self.bundle.folder,
+            model=job.model,
+            threads=job.threads,
+            attention=job.attention,
+            stock_models=job.stock_models,
+        )
         with ExitStack() as opened:
             self.engine = opened.enter_context(closing(open_engine(job.engine, self.graph, options)))
             if job.verify:
-                self.reference = opened.enter_context(closing(open_engine("reference", self.graph)))
-                require_golden(self.bundle, self.reference)
+                require_golden(self.bundle)
             self.opened = opened.pop_all()
+        self.parts = parts_of(self.graph, job.observes(self.graph, self.engine.counts_activity))
         self.saturable = () if self.engine.counts_activity else saturable_neurons(self.graph)
 
     def close(self) -> None:
         self.opened.close()
 
     def run(self, shard: Shard) -> ShardResult:
-        """Tokenise and run one shard, as one batch. When verifying it is padded to n_max: padding is checked too."""
-        texts = self._tokenised(shard.samples)
-        batch = self.bundle.batch(texts, self.graph.n_max if self.job.verify else None)
-        counting = () if self.engine.counts_activity else self.graph.spiking
-        observe = counting if self.reference is None else tuple(node.name for node in self.graph)
-        start = time.perf_counter()
-        execution = self.engine.run(batch, observe)
-        seconds = time.perf_counter() - start
-        activity = execution.activity or count_activity(self.graph, execution.values, batch, self.saturable)
-        comparison = None
-        if self.reference is not None:
-            comparison = compare(self.graph, self.reference.run(batch, observe), execution, first_sample=shard.first)
-        notes = tuple((i, message) for i, text in enumerate(texts) if (message := input_note(text)))
-        return ShardResult(execution.logits, batch.mask.sum(1), notes, seconds, activity, comparison)
+        """One shard by itself."""
+        with closing(self.results([shard])) as results:
+            return next(results)
 
-    def _tokenised(self, samples: Sequence[str | Tokenised]) -> list[Tokenised]:
-        return [self.bundle.tokenise(sample) if isinstance(sample, str) else sample for sample in samples]
+    def results(self, shards: Iterable[Shard]) -> Generator[ShardResult, None, None]:
+        """Tokenise and run shards, each as one batch, and give their results in order.
+
+        An engine that can (`PipelinedEngine`) is kept busy from one to the next; of a shard that cannot be made, the
+        results of those before it are given first. When verifying, batches are padded to n_max: padding is checked
+        too.
+        """
+        return self._in_parts(shards) if len(self.parts) > 1 else self._streamed(shards)
+
+    def _streamed(self, shards: Iterable[Shard]) -> Generator[ShardResult, None, None]:
+        under_way: deque[_Work] = deque()
+        failed: list[Exception] = []
+        preparing = 0.0  # seconds in which the engine waited for a batch
+
+        def batches() -> Iterator[TokenBatch]:
+            nonlocal preparing
+            start = time.perf_counter()
+            try:
+                for shard in shards:
+                    under_way.append(_Work(self, shard))
+                    preparing += time.perf_counter() - start
+                    yield under_way[-1].batch
+                    start = time.perf_counter()
+            except Exception as error:  # raised when the engine has given what it holds
+                failed.append(error)
+            preparing += time.perf_counter() - start
+
+        with closing(run_batches(self.engine, batches(), self.parts[0])) as executions:
+            while True:
+                start, before = time.perf_counter(), preparing
+                execution = next(executions, None)
+                seconds = time.perf_counter() - start - (preparing - before)
+                if execution is None:
+                    break
+                work = under_way.popleft()
+                work.take(execution, self.parts[0], seconds)
+                result = work.result()
+                del execution, work  # or their values would be held while the next batch runs
+                yield result
+        if failed:
+            raise failed[0]
+
+    def _in_parts(self, shards: Iterable[Shard]) -> Generator[ShardResult, None, None]:
+        """Each batch is run once for each part of the network, so that only its values are held."""
+        for shard in shards:
+            work = _Work(self, shard)
+            for part in self.parts:
+                start = time.perf_counter()
+                execution = self.engine.run(work.batch, part)
+                work.take(execution, part, time.perf_counter() - start)
+                del execution
+            yield work.result()
+
+
+class _Work:
+    """A shard under way: its batch, and what is kept of what the engine did with it."""
+
+    def __init__(self, runner: ShardRunner, shard: Shard) -> None:
+        self.runner, self.job, self.graph = runner, runner.job, runner.graph
+        bundle = runner.bundle
+        texts = [bundle.tokenise(sample) if isinstance(sample, str) else sample for sample in shard.samples]
+        self.batch = bundle.batch(texts, self.graph.n_max if self.job.verify else None)
+        self.notes = tuple((i, message) for i, text in enumerate(texts) if (message := input_note(text)))
+        self.differences = Differences(shard.first) if self.job.verify else None
+        self.expected = walk(self.graph, self.batch)  # runs as far as it is asked
+        self.probes: dict[str, NodeSummary] = {}
+        self.kept: dict[str, np.ndarray] = {}
+        self.seconds = 0.0
+        self.last: Execution | None = None
+
+    def take(self, execution: Execution, names: Sequence[str], seconds: float) -> None:
+        """What the engine gave for the nodes `names`; parts of the network come in graph order."""
+        self.seconds += seconds
+        counting = execution.activity is None
+        for name in names:
+            if name not in execution.values:
+                raise ValueError(f"the engine gave no values of node '{name}'")
+            values = execution.values[name]
+            if self.differences is not None:
+                node, expected = next(self.expected)
+                self.differences.add(node.name, expected, values)
+                if name == self.graph.output:
+                    self.differences.add(LOGITS, expected.sum(axis=(0, 2)), execution.logits)
+                del expected
+            if name in self.job.probe:
+                self.probes[name] = summarise(values, self.batch.mask)
+            if name in self.job.record or (counting and name in self.graph.spiking):
+                self.kept[name] = compact(values, value_dtype(self.graph, name))
+        self.last = Execution(execution.logits, activity=execution.activity)
+
+    def result(self) -> ShardResult:
+        assert self.last is not None
+        activity = self.last.activity or count_activity(self.graph, self.kept, self.batch, self.runner.saturable)
+        return ShardResult(
+            self.last.logits,
+            self.batch.mask.sum(1),
+            self.notes,
+            self.seconds,
+            activity,
+            None if self.differences is None else self.differences.comparison,
+            self.probes,
+            self.batch if self.job.record else None,
+            {name: self.kept[name] for name in self.job.record},
+        )
+
+
+def parts_of(graph: Graph, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """`names`, in graph order, cut into parts of which one sample's values take at most SAMPLE_BYTES; at least one."""
+    parts: list[list[str]] = [[]]
+    held = 0
+    for name in names:
+        size = sample_bytes(graph, [name])
+        if parts[-1] and held + size > SAMPLE_BYTES:
+            parts.append([])
+            held = 0
+        parts[-1].append(name)
+        held += size
+    return tuple(map(tuple, parts))
+
+
+def sample_bytes(graph: Graph, names: Collection[str]) -> int:
+    """What the values of these nodes take, of one sample of n_max tokens, in the integers that engines give."""
+    return VALUE_BYTES * graph.timesteps * graph.n_max * sum(graph.features[name] for name in names)
+
+
+def compact(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy in integers of `dtype` where they hold all values, else as they are (the engine is wrong then)."""
+    info = np.iinfo(dtype)
+    holds = not values.size or (values.min() >= info.min and values.max() <= info.max)
+    return values.astype(dtype) if holds else values
 
 
 def input_note(text: Tokenised) -> str | None:

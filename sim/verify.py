@@ -59,38 +59,54 @@ class Comparison:
         return {"values_compared": self.values_compared, "mismatches": self.mismatches, "first_mismatch": first}
 
 
+class Differences:
+    """Collects what differs between two executions, one node after another, so that neither is ever held whole.
+
+    first_sample  number of the first sample of the batch
+    """
+
+    def __init__(self, first_sample: int = 0) -> None:
+        self.first_sample = first_sample
+        self._compared = self._mismatches = 0
+        self._firsts: list[Mismatch] = []  # of each node that differs
+
+    def add(self, name: str, expected: np.ndarray, got: np.ndarray) -> None:
+        """The values [T, B, N, D] of a node; nodes come in graph order, and after them `LOGITS`, [B, classes].
+
+        Raises ValueError where `got` has another shape, or holds no integers.
+        """
+        if name != LOGITS:  # the sample first
+            expected, got = expected.swapaxes(0, 1), got.swapaxes(0, 1)
+        if expected.shape != got.shape:
+            raise ValueError(f"'{name}': the engine gave shape {got.shape}, expected {expected.shape} (samples first)")
+        if got.dtype.kind not in "biu":
+            raise ValueError(f"'{name}': the engine gave {got.dtype}, expected integers")
+        differs = expected != got
+        self._compared += differs.size
+        self._mismatches += int(np.count_nonzero(differs))
+        if differs.any():
+            self._firsts.append(_first(name, expected, got, differs, self.first_sample))
+
+    @property
+    def comparison(self) -> Comparison:
+        """Of all that was added."""
+        first = min(self._firsts, key=_sample_and_timestep, default=None)
+        return Comparison(self._compared, self._mismatches, first)
+
+
 def compare(graph: Graph, expected: Execution, got: Execution, first_sample: int = 0) -> Comparison:
     """Compare the logits and every node that `expected` has values of. Padding is compared too.
 
     `first_sample` is the number of the first sample of this batch. Raises ValueError where `got` lacks a node, has
     another shape, or holds no integers.
     """
-    compared = mismatches = 0
-    firsts: list[Mismatch] = []  # of each node that differs, in graph order
-    nodes = [node.name for node in graph if node.name in expected.values]
-    for name in [*nodes, LOGITS]:
-        right, given = _pair(expected, got, name)
-        differs = right != given
-        compared += right.size
-        mismatches += int(np.count_nonzero(differs))
-        if differs.any():
-            firsts.append(_first(name, right, given, differs, first_sample))
-    return Comparison(compared, mismatches, min(firsts, key=_sample_and_timestep, default=None))
-
-
-def _pair(expected: Execution, got: Execution, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays of a node, or of the logits, with the sample first: [B, T, N, D], or [B, classes]."""
-    if name == LOGITS:
-        right, given = expected.logits, got.logits
-    elif name in got.values:
-        right, given = expected.values[name].swapaxes(0, 1), got.values[name].swapaxes(0, 1)
-    else:
-        raise ValueError(f"the engine gave no values of node '{name}'")
-    if right.shape != given.shape:
-        raise ValueError(f"'{name}': the engine gave shape {given.shape}, expected {right.shape} (samples first)")
-    if given.dtype.kind not in "biu":
-        raise ValueError(f"'{name}': the engine gave {given.dtype}, expected integers")
-    return right, given
+    differences = Differences(first_sample)
+    for name in (node.name for node in graph if node.name in expected.values):
+        if name not in got.values:
+            raise ValueError(f"the engine gave no values of node '{name}'")
+        differences.add(name, expected.values[name], got.values[name])
+    differences.add(LOGITS, expected.logits, got.logits)
+    return differences.comparison
 
 
 def _first(name: str, right: np.ndarray, given: np.ndarray, differs: np.ndarray, first_sample: int) -> Mismatch:

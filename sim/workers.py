@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -22,7 +22,8 @@ from converters.bundle import Bundle
 from sim.shards import Job, Shard, ShardResult, ShardRunner
 from spikebert.commands import UserError, missing_extra
 
-AHEAD = 2  # shards a worker has: one it runs, one that waits
+AHEAD = 3  # shards a worker has: one whose result it gives next, one that its engine has begun, one that waits
+GRACE_SECONDS = 0.02  # the parent has to send a shard for a result, before a worker's engine empties its pipeline
 END_SECONDS = 10.0  # a worker has to close its engine
 ATTEMPTS = 3  # a shard that so many workers died of is given up
 
@@ -35,23 +36,23 @@ class Workers(Protocol):
 
     several: bool
 
-    def results(self, shards: Iterable[Shard]) -> Iterator[ShardResult]:
-        """The result of each shard, in order. Raises what a shard raised."""
+    def results(self, shards: Iterable[Shard]) -> Generator[ShardResult, None, None]:
+        """The result of each shard, in order. Raises what a shard raised. Close it where not all are wanted."""
         ...
 
     def close(self) -> None: ...
 
 
 class ThisProcess:
-    """One shard after the other, here."""
+    """One shard after the other, here; an engine that streams is kept busy from one to the next."""
 
     several = False
 
     def __init__(self, job: Job, bundle: Bundle | None = None) -> None:
         self.runner = ShardRunner(job, bundle)
 
-    def results(self, shards: Iterable[Shard]) -> Iterator[ShardResult]:
-        return map(self.runner.run, shards)
+    def results(self, shards: Iterable[Shard]) -> Generator[ShardResult, None, None]:
+        return self.runner.results(shards)
 
     def close(self) -> None:
         self.runner.close()
@@ -66,7 +67,7 @@ class LocalWorkers:
         self.job = replace(job, threads=threads)
         self.workers = [_Worker(self.job) for _ in range(count)]
 
-    def results(self, shards: Iterable[Shard]) -> Iterator[ShardResult]:
+    def results(self, shards: Iterable[Shard]) -> Generator[ShardResult, None, None]:
         waiting, done = iter(shards), {}
         order: deque[int] = deque()  # numbers of the shards whose results were not given yet
         window = AHEAD * len(self.workers)
@@ -161,11 +162,20 @@ def _work(job: Job, connection: Connection) -> None:
     try:
         with closing(ShardRunner(job)) as runner:
             while True:
-                connection.send(runner.run(connection.recv()))
-    except EOFError:  # the parent is gone
+                for result in runner.results(_waiting(connection)):
+                    connection.send(result)
+    except (EOFError, BrokenPipeError):  # the parent is gone
         return
     except Exception as error:
         connection.send(_portable(error))
+
+
+def _waiting(connection: Connection) -> Iterator[Shard]:
+    """The next shard, and those that have come by the time they are asked for. An engine that streams gives all its
+    results when there is no more: else it would wait for a shard, and the parent for a result."""
+    yield connection.recv()
+    while connection.poll(GRACE_SECONDS):
+        yield connection.recv()
 
 
 def _portable(error: Exception) -> Exception:
@@ -189,7 +199,7 @@ class DaskWorkers:
         except (OSError, ValueError) as error:
             raise UserError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
 
-    def results(self, shards: Iterable[Shard]) -> Iterator[ShardResult]:
+    def results(self, shards: Iterable[Shard]) -> Generator[ShardResult, None, None]:
         waiting = iter(shards)
         under_way: deque = deque()
         while True:

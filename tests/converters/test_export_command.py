@@ -17,7 +17,7 @@ from command_output import one_error
 import converters.from_torch as bridge
 from converters.bundle import read_bundle
 from converters.export_command import main
-from converters.graph import LIF, Graph, GraphError, Node, Readout
+from converters.graph import LIF, Attention, Graph, GraphError, Node, Product, Readout
 
 ROOT = Path(__file__).parents[2]
 ILLEGAL = ("blocks.0.query.lif", "blocks.0.up.lif")
@@ -203,6 +203,32 @@ def test_json_is_exactly_one_object(model: Path, out: Path, capfd) -> None:
     assert report["nodes"] == len(read_bundle(out).graph.nodes)
     assert main(["--model", str(model), "--out", str(out)]) == 2
     assert "exists" in one_error(capfd)
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights"),
+    [
+        (["--attention", "stock"], 2**27),
+        (["--attention", "stock", "--pass", "expand-attention"], 2**27),
+        (["--pass", "expand-attention:most_weights=9", "--attention", "stock"], 9),  # its options stay
+    ],
+)
+def test_attention_of_stock_neurons_is_the_pass_by_another_name(model, out, capfd, flags, weights) -> None:
+    code = main(["--model", str(model), "--out", str(out), "--json", *flags])
+    if weights == 9:
+        assert code == 1 and "the limit is 9" in capfd.readouterr().err
+        return
+    assert code == 0
+    report = json.loads(capfd.readouterr().out)
+    assert [each["name"] for each in report["passes"]] == ["prove-ranges", "expand-attention"]
+    graph = read_bundle(out).graph
+    assert not any(isinstance(node, Attention) for node in graph)
+    assert any(isinstance(node, Product) for node in graph)
+
+
+def test_attention_stays_as_it_is_by_default(model: Path, out: Path) -> None:
+    assert main(["--model", str(model), "--out", str(out), "--attention", "process"]) == 0
+    assert any(isinstance(node, Attention) for node in read_bundle(out).graph)
 
 
 STOPPED = """

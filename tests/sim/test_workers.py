@@ -14,7 +14,7 @@ import pytest
 from small_bundles import small_bundle
 
 from sim.shards import Job, Shard
-from sim.workers import ATTEMPTS, DaskWorkers, LocalWorkers, ThisProcess
+from sim.workers import AHEAD, ATTEMPTS, DaskWorkers, LocalWorkers, ThisProcess
 from spikebert.commands import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def test_only_a_few_shards_are_asked_for_ahead(job):
 
     with closing(LocalWorkers(job, 2)) as workers:
         assert len(list(islice(workers.results(shards()), 3))) == 3
-    assert len(asked) <= 8
+    assert len(asked) <= 2 * AHEAD + 2
 
 
 def test_a_killed_worker_loses_nothing(job, expected):
