@@ -24,7 +24,7 @@ FAST_MODELS: Mapping[str, str] = {
 }
 STOCK_MODELS: Mapping[str, str] = {}  # Lava's own; slow
 START_SECONDS = 300.0
-STEP_SECONDS = 5.0
+STEP_SECONDS = 30.0  # of each step; a busy machine takes some for the first one of a large network
 
 
 Made = TypeVar("Made", bound=LavaProgram)
@@ -59,7 +59,7 @@ class LavaInlineEngine(LavaProgram):
 class LavaEngine(LavaProgram):
     """The real Lava runtime, one operating system process for each group, in a supervised child.
 
-    start_seconds, step_seconds are deadlines: for starting the network, and for a run, the latter times its steps.
+    start_seconds, step_seconds are deadlines: for starting the network, and for each step of a run.
     When one passes, or a ProcessModel raises, `LavaRuntimeError` says why and nothing is left running.
     """
 

@@ -33,7 +33,11 @@ def main(control_fd: int, owner_pid: int, semaphore_prefix: str) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans below come here, not to process 1, which may not reap
     keeper_pid = os.getpid()
-    runtime = os.fork()
+    try:
+        runtime = os.fork()
+    except OSError as error:
+        print(f"no process could be started for the runtime: {error}", flush=True)
+        os._exit(1)
     if runtime == 0:
         _become_runtime(control_fd, keeper_pid)
     code = _wait(runtime, control_fd, owner_pid)

@@ -302,7 +302,16 @@ def owner_in_a_run(fault: str = "IsSlow") -> Iterator[tuple[subprocess.Popen[str
         owner.communicate()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        signal.SIGINT,
+        signal.SIGHUP,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGQUIT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_to_the_owner_leaves_nothing(sent: signal.Signals) -> None:
     with owner_in_a_run() as (owner, _):
         begun = time.monotonic()
@@ -729,7 +738,7 @@ print(os.getpid(), sorted(path.name for path in Path("/proc").glob("[0-9]*")))
 @pytest.mark.slow
 def test_random_kills() -> None:
     graph = random_graph(np.random.default_rng(0), blocks=1)
-    rows = kill_runs(10, seed=7, graph=graph, batch=random_batch(np.random.default_rng(1), graph, 64))
+    rows = list(kill_runs(10, seed=7, graph=graph, batch=random_batch(np.random.default_rng(1), graph, 64)))
     assert len(rows) == 10
     for row in rows:
         assert row.is_right, row
