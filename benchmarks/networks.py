@@ -30,14 +30,24 @@ FINE = 64  # thresholds of attention are searched in parts of one
 
 
 def random_network(
-    depth: int, hidden: int, heads: int, n_max: int, timesteps: int, firing_rate: float, seed: int = 0
+    depth: int,
+    hidden: int,
+    heads: int,
+    n_max: int,
+    timesteps: int,
+    firing_rate: float,
+    seed: int = 0,
+    one_threshold: bool = False,
 ) -> Graph:
     """`depth` blocks of int8 weights; every LIF fires at about `firing_rate` spikes / (T x real tokens x features).
+
+    With `one_threshold` each LIF has one threshold for all features, as Lava wants it; those after attention may then
+    fire less often than asked for. Else their features have one of two neighbouring thresholds.
 
     The rate holds for sentences of `n_max` tokens: a shorter one gives attention less to count. Where spikes are very
     few (1 %, few tokens), attention may find too few matches and fire less.
     """
-    builder = _Builder(n_max, timesteps, firing_rate, seed)
+    builder = _Builder(n_max, timesteps, firing_rate, seed, one_threshold)
     x = builder.source("encoder", hidden)
     for index in range(depth):
         name = f"blocks.{index}"
@@ -65,8 +75,8 @@ class _Builder:
     value_max the largest value of a spiking node
     """
 
-    def __init__(self, n_max: int, timesteps: int, firing_rate: float, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, n_max: int, timesteps: int, firing_rate: float, seed: int, one_threshold: bool) -> None:
+        self.rng, self.one_threshold = np.random.default_rng(seed), one_threshold
         self.n_max, self.timesteps, self.firing_rate = n_max, timesteps, firing_rate
         self.ids = self.rng.integers(0, VOCABULARY, (-(-CALIBRATION_TOKENS // n_max), n_max))
         self.nodes: list[Node] = []
@@ -95,16 +105,19 @@ class _Builder:
 
     def attention(self, name: str, inputs: tuple[str, str, str], heads: int) -> str:
         """Attention and its LIF; the name of the LIF. Its currents are small counts, so that one threshold for all
-        features would miss the rate: each has that or the next."""
+        features misses the rate: unless it must be one, each has that or the next."""
 
         def split(x: np.ndarray) -> np.ndarray:  # [T, B, N, D] -> [T, B, H, N, d]
             return x.reshape(*x.shape[:3], heads, -1).swapaxes(2, 3)
 
         q, k, v = (split(self.values[name]) for name in inputs)
         current = (q @ k.swapaxes(-1, -2) @ v).swapaxes(2, 3).reshape(self.values[inputs[0]].shape)
+        self.nodes.append(Attention(name, inputs, heads))
+        if self.one_threshold:
+            level, spikes = fire(current, self.firing_rate)
+            return self._keep(LIF(f"{name}.lif", (name,), int(level), DV), spikes)
         offsets = self.rng.integers(0, FINE, current.shape[-1])
         threshold, spikes = fire(current, self.firing_rate, offsets, FINE)
-        self.nodes.append(Attention(name, inputs, heads))
         return self._keep(LIF(f"{name}.lif", (name,), threshold, DV), spikes)
 
     def add(self, name: str, a: str, b: str) -> str:
