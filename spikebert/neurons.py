@@ -15,13 +15,14 @@ from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor
 
-from spikebert import fused_lif
+from spikebert import fused_lif, triton_lif
 from spikebert.lif_rule import LIFRule
 
 SHIFT = 7  # bits: membrane units per accumulator unit, 2^7; the graph's own constant (tests compare them)
 DECAY_ONE = 4096
 MEMBRANE_MAX = float(2**23 - 1)
 _SURROGATES = {"atan": surrogate.ATan, "sigmoid": surrogate.Sigmoid}
+PATHS = ("auto", "plain", "fused", "triton")
 
 
 class StrictSpike(torch.autograd.Function):
@@ -65,8 +66,10 @@ class LoihiLIF(BaseNode):
     The integer mode computes with integers held exactly in floats: float32 for a decay of 0 or 2048,
     float64 otherwise. The surrogate sees `v / threshold - 1` in both, so gradients have one scale.
 
-    path            "plain": step by step in PyTorch, the definition; "fused": all steps in one pass, on the CPU
-                    (`fused_lif.py`); "auto": fused where it can
+    path            "plain": step by step in PyTorch, the definition, on any device
+                    "fused": all steps in one pass, on the CPU (`fused_lif.py`)
+                    "triton": all steps in one launch, on a GPU (`triton_lif.py`)
+                    "auto": "triton" on a GPU, "fused" on the CPU, "plain" where those cannot take the current
     """
 
     v: Tensor  # the membrane, a memory of BaseNode
@@ -118,11 +121,23 @@ class LoihiLIF(BaseNode):
         return torch.stack([self.single_step_forward(current) for current in currents.unbind(0)])
 
     def forward(self, current: Tensor, threshold: float) -> Tensor:
-        """current [T, ...] and the threshold, in accumulator units in integer mode -> spikes [T, ...]."""
+        """current [T, ...] and the threshold, in accumulator units in integer mode -> spikes [T, ...].
+
+        Raises ValueError for a path that is not of PATHS and for float16, which cannot hold an integer membrane;
+        UserError where the path "triton" cannot be taken.
+        """
         self.reset()  # a membrane starts every text at 0
-        self.v_threshold = float(threshold)
-        exact_in_float32 = self.decay in (0, DECAY_ONE // 2)
-        wide = current.double() if self.integer and not exact_in_float32 else current
+        exact = not self.integer or self.decay in (0, DECAY_ONE // 2)
+        real = current.dtype if exact else torch.float64  # what membranes are held in
+        if self.path not in PATHS:
+            raise ValueError(f"path is '{self.path}', it must be one of {PATHS}")
+        if self.integer and real == torch.float16:
+            raise ValueError("float16 ends at 65504 and cannot hold an integer membrane: use a current in float32")
+        # of the same type, or half precision would be compared in one way on the CPU and in another on a GPU
+        self.v_threshold = float(torch.as_tensor(threshold, dtype=real))
+        if self.path == "triton" or (self.path == "auto" and triton_lif.serves(current)):
+            return triton_lif.TritonLIF.apply(current, self.rule(), real)
+        wide = current.to(real)
         if self.path == "fused" or (self.path == "auto" and fused_lif.serves(wide)):
             return fused_lif.FusedLIF.apply(wide, self.rule()).to(current.dtype)
         spikes = super().forward(wide).to(current.dtype)

@@ -10,13 +10,15 @@ from small_bundles import small_bundle
 
 ROOT = Path(__file__).parents[1]
 OURS = ("spikebert", "converters", "targets", "sim", "recipes")
-HEAVY = ("torch", "transformers", "spikingjelly", "lava", "accelerate", "datasets")
+HEAVY = ("torch", "transformers", "spikingjelly", "lava", "accelerate", "datasets", "triton")
 CONTRACT = {"converters.graph", "converters.execution", "converters.encoder"}  # what every engine needs
 SHARED = {"spikebert.commands", "spikebert.compiled"}  # the modules of spikebert for everyone
 
 # which of ours, and which heavy libraries, a module may import; of several rules the one with the longest name counts
 RULES: dict[str, set[str]] = {
     "spikebert": {"spikebert", "recipes", "torch", "transformers", "spikingjelly", "accelerate", "datasets"},
+    "spikebert.triton_lif": {"spikebert", "torch", "triton"},  # Triton is not everywhere where torch is
+    "spikebert.triton_lif_kernels": {"triton"},
     "spikebert.demo": {*OURS, "torch", "transformers"},  # it runs the commands one after another
     "converters": {"converters"},
     "converters.graph": set(),
