@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from spikebert.data import UNLABELLED
 from spikebert.packing import linear_in_buckets
+from spikebert.processes import mean_over_processes
 
 
 def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
@@ -32,14 +33,25 @@ class Alignment(nn.Module):
     def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [B, N, D] of both, mask [B, N] -> embedding loss and mean hidden-state loss.
 
-        Each is the mean squared error over real tokens and features.
+        Each is the mean squared error over real tokens and features: this process's part of it, see
+        `mean_over_processes`.
         """
         real = mask.bool()
         losses = []
         for state, target_index, to_teacher in zip(student, self.teacher_state, self.maps):
             target = F.layer_norm(teacher[target_index][real].float(), teacher[target_index].shape[-1:])
             losses.append(F.mse_loss(linear_in_buckets(to_teacher, state[real]), target))
-        return losses[0], torch.stack(losses[1:]).mean()
+        both = torch.stack([losses[0], torch.stack(losses[1:]).mean()])
+        embedding, hidden = mean_over_processes(both, int(real.sum()))
+        return embedding, hidden
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of logits [B, classes] with labels [B], over the texts that have one; 0 where none has."""
+    labelled = int((labels != UNLABELLED).sum())
+    reduction = "mean" if labelled else "sum"  # a mean of none is no number; the sum keeps its (zero) gradient
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction=reduction)
+    return mean_over_processes(loss, labelled)
 
 
 @dataclass(frozen=True)
@@ -57,17 +69,21 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     """KL(teacher || student) of softened logits [B, classes], times temperature^2 (Hinton et al. 2015)."""
     student_log = F.log_softmax(student.float() / temperature, dim=-1)
     teacher_log = F.log_softmax(teacher.float() / temperature, dim=-1)
-    return F.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean") * temperature**2
+    divergence = F.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean")
+    return mean_over_processes(divergence * temperature**2, len(student))
 
 
 def distillation_loss(
     weights: LossWeights, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor,
     embedding: Tensor | None, hidden: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The weighted sum. Texts labelled `UNLABELLED` take no part in the label loss."""
+    """The weighted sum, this process's part of it (`mean_over_processes`); embedding and hidden are such parts already.
+
+    Texts labelled `UNLABELLED` take no part in the label loss.
+    """
     total = student_logits.new_zeros((), dtype=torch.float32)
-    if weights.label and bool((labels != UNLABELLED).any()):
-        total = total + weights.label * F.cross_entropy(student_logits.float(), labels, ignore_index=UNLABELLED)
+    if weights.label:
+        total = total + weights.label * label_loss(student_logits, labels)
     if weights.logits and teacher_logits is not None:
         total = total + weights.logits * soft_cross_entropy(student_logits, teacher_logits, weights.temperature)
     if weights.embedding and embedding is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spikebert.data import TokenisedTexts, sorted_batches
 from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.processes import process_count, process_index, summed
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,20 @@ def accuracy(predictions: np.ndarray, texts: TokenisedTexts) -> Accuracy:
     return Accuracy.of(int((predictions == texts.labels).sum()), len(texts))
 
 
+def predict_together(model: nn.Module, texts: TokenisedTexts, pad_id: int, device: torch.device) -> np.ndarray:
+    """As `predict`; every process calls it, runs its part of the texts, and gets the classes of all."""
+    processes = process_count()
+    if processes == 1:
+        return predict(model, texts, pad_id, device=device)
+    own = np.arange(process_index(), len(texts), processes)
+    classes = np.zeros(len(texts), dtype=np.int64)
+    classes[own] = predict(model, texts.select(own), pad_id, device=device)
+    return summed(torch.from_numpy(classes).to(device)).cpu().numpy()
+
+
 def validation(model: nn.Module, texts: TokenisedTexts, pad_id: int, device: torch.device) -> Callable[[], float]:
-    """A function without arguments that gives the model's accuracy on `texts` as it is then."""
-    return lambda: accuracy(predict(model, texts, pad_id, device=device), texts).value
+    """A function without arguments that gives the model's accuracy on `texts` as it is then; see `predict_together`."""
+    return lambda: accuracy(predict_together(model, texts, pad_id, device), texts).value
 
 
 @torch.no_grad()

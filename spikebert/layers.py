@@ -17,12 +17,12 @@ floats; `spikebert.quantise` makes its integer twin, in which every number is on
 
 Letters: T timesteps, B texts, N tokens, D features, H heads, d = D / H. Layers that look at one token at a time work
 on *packed* tokens `[T, R, D]`, R the number of real tokens in the batch: padding costs nothing, takes no part in
-BatchNorm, and is silent because it is not there. Only attention unpacks to `[T, B, N, D]`.
+BatchNorm, and is silent because it is not there. Only attention unpacks, a few texts of like length at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,11 +31,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikebert.config import ENCODERS, SURROGATES
+from spikebert.exact_product import capabilities, exact_matmul, exact_product
 from spikebert.integer_linear import integer_linear
 from spikebert.neurons import LoihiLIF
 from spikebert.packing import Packing, linear_in_buckets
 from spikebert.rounding import round_bias, round_straight_through, round_weight
 from spikebert.spikes import SpikeOperationError, Spikes, add, check_spikes
+from spikebert.synchronised_norm import SynchronisedBatchNorm
 
 
 def require(condition: bool, message: str) -> None:
@@ -179,7 +181,7 @@ class SpikingLinear(SpikingLayer):
         self.weight_bits = 8
         self.linear = nn.Linear(inputs, outputs)
         nn.init.zeros_(self.linear.bias)
-        self.norm: nn.BatchNorm1d | None = nn.BatchNorm1d(outputs)
+        self.norm: nn.BatchNorm1d | None = SynchronisedBatchNorm(outputs)
         self.lif = neuron.make()
         self.register_buffer("threshold", torch.tensor(1.0))  # integer mode: accumulator units
 
@@ -205,7 +207,7 @@ class SpikingLinear(SpikingLayer):
 
 
 class SpikingAttention(SpikingLayer):
-    """LIF((q k^T) v) for each head, on spikes: an N x N map of counts, no softmax, no scale.
+    """LIF((q k^T) v) for each head, on spikes: counts of matches, no softmax, no scale.
 
     heads      H, must divide the width of q, k and v
     threshold  0 .. 65535: matches `(q k^T) v` must exceed for a spike
@@ -225,21 +227,65 @@ class SpikingAttention(SpikingLayer):
         if q.features % self.heads:
             raise SpikeOperationError(f"{q.features} features do not divide into {self.heads} heads")
 
-        def split(x: Spikes) -> Tensor:  # [T, R, D] -> [T, B, H, N, d]
-            return packing.unpack(x.values).unflatten(-1, (self.heads, -1)).transpose(2, 3)
-
-        device = q.values.device.type
-        enabled = self._mixed_precision(q.features // self.heads) and torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=enabled):
-            scores = split(q) @ split(k).transpose(-1, -2)  # [T, B, H, N, N]
-            mixed = (scores @ split(v)).transpose(2, 3).flatten(-2)  # [T, B, N, D]
-        current = packing.pack(mixed).to(q.values.dtype)
+        dtype = self._type_of_products(q)
+        exact = self._exact_product(q) if self.integer else None
+        groups = packing.groups(self.heads)
+        rows = [group.rows for group in groups]
+        mixed = []  # of each group [T, r, D]
+        with torch.autocast(q.values.device.type, enabled=False):
+            for group, *qkv in zip(groups, *(x.values.to(dtype).split(rows, 1) for x in (q, k, v))):
+                q_heads, k_heads, v_heads = map(group.unpack, qkv)  # [T * b * H, n, d] each
+                mixed.append(group.pack(matches(q_heads, k_heads, v_heads, exact), len(q.values)))
+        current = torch.cat(mixed, 1).to(q.values.dtype)  # [T, R, D]
         return Spikes(self.lif(current, self.threshold), packing, 1, self, (q, k, v), current)
 
-    def _mixed_precision(self, features: int) -> bool:
-        """bf16 holds counts up to 256 exactly. A score is at most d; a larger sum is above such a threshold however it
-        is rounded, so the spikes are the same. An integer model keeps every number exact."""
-        return not self.integer and features <= 256 and self.threshold < 256
+    def _type_of_products(self, q: Spikes) -> torch.dtype:
+        """That of mixed precision where it leaves the spikes as they are, else that of the spikes.
+
+        bf16 holds integers up to 256 and rounds none above to less than 256; so does float16 (2048), which ends at
+        65504. Here all are counts, sums of products of counts, and none is negative. So a result below 256 was made of
+        exact numbers alone, in either order of the products, and one of 256 or more stays 256 or more however often
+        it is rounded: it is above a threshold below 256, and the neuron fires and is reset either way. An integer model
+        keeps every number exact.
+        """
+        device, given = q.values.device.type, q.values.dtype
+        if self.integer or self.threshold >= 256 or not torch.is_autocast_enabled(device):
+            return given
+        mixed = torch.get_autocast_dtype(device)
+        most = q.features // self.heads * q.packing.mask.shape[1]
+        return mixed if most <= torch.finfo(mixed).max else given
+
+    def _exact_product(self, q: Spikes) -> Product:
+        """As `matches` takes it: exact, in the fastest type; under mixed precision its gradients are in that type."""
+        device = q.values.device
+        can = capabilities(device, batched=True)
+        enabled = torch.is_autocast_enabled(device.type)
+        gradients = torch.get_autocast_dtype(device.type) if enabled else None
+
+        def product(a: Tensor, b: Tensor, a_max: int, b_max: int) -> Tensor:
+            kind = exact_product(a_max, b_max, a_max * b_max * a.shape[-1], can)
+            return exact_matmul(a, b, kind, gradients)
+
+        return product
+
+
+Product = Callable[[Tensor, Tensor, int, int], Tensor]  # two batches of matrices, the largest integer of each
+
+
+def matches(q: Tensor, k: Tensor, v: Tensor, product: Product | None = None) -> Tensor:
+    """(q k^T) v of spikes [batch, n, d] each -> [batch, n, d].
+
+    There is no softmax between the two products, so it is q (k^T v) too, of the same integers. The first makes
+    n x n scores of at most d, the second d x d counts of at most n, and each costs as much: n * n * d or n * d * d
+    twice. The cheaper one is made; neither sum passes n * d.
+
+    product  `@`, or one for integers that must be exact
+    """
+    product = product or (lambda a, b, a_max, b_max: a @ b)
+    tokens, features = q.shape[1:]
+    if tokens <= features:
+        return product(product(q, k.transpose(1, 2), 1, 1), v, features, 1)
+    return product(q, product(k.transpose(1, 2), v, 1, 1), 1, tokens)
 
 
 class Add(nn.Module):
@@ -310,8 +356,11 @@ class Readout(SpikingLayer):
     def forward(self, x: Spikes) -> Logits:
         check_spikes((x,), "Readout", self.linear.in_features)
         with torch.autocast(x.values.device.type, enabled=False):
-            parameters = self.integers(x.maximum) if self.integer else (self.linear.weight, self.linear.bias)
-            current = F.linear(x.values, *parameters)
+            if self.integer:
+                rows = x.values.flatten(0, 1)  # [T * R, in]
+                current = integer_linear(rows, *self.integers(x.maximum), x.maximum).unflatten(0, x.values.shape[:2])
+            else:
+                current = F.linear(x.values, self.linear.weight, self.linear.bias)
         summed = x.packing.sum_per_text(current.sum(0, dtype=torch.float64))  # exact: far below 2^53
         mean = summed / (x.values.shape[0] * x.packing.lengths[:, None])
         if not self.integer:

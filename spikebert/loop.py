@@ -1,24 +1,31 @@
 """One training loop for every stage: batches, optimiser, progress, TensorBoard, best model, checkpoints.
 
-A checkpoint holds all that decides what comes next (weights, optimiser, position, random state, best model
+A checkpoint holds all that decides what comes next (weights, optimiser, position, random states, best model
 so far), and the order of batches depends on seed and epoch alone, so a killed stage goes on where it was.
+Several processes share each batch out among themselves: their number changes the speed, not the result.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from spikebert.commands import UserError
 from spikebert.data import TokenisedTexts, shuffled_batches
+from spikebert.machine_use import MachineUse
+from spikebert.processes import each_alone, process_count, summed
 from spikebert.progress import Progress
 from spikebert.recipe import PRECISIONS
 
@@ -28,7 +35,7 @@ GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True)
 class Schedule:
-    """epochs over the texts, texts a batch (of one process), the highest learning rate, AdamW's weight decay.
+    """epochs over the texts, texts a batch (of all processes), the highest learning rate, AdamW's weight decay.
 
     token_rate      how many times faster the token table learns; see `parameter_groups`
     """
@@ -78,6 +85,40 @@ def copy_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage went.
+
+    best               the best value of `evaluate`; None where there was none
+    seconds            spent on steps, over all runs that a stopped stage took; validation and checkpoints left out
+    sentences          that these steps were made of, those of all processes together
+    peak_memory_bytes  of each process, the most main memory it has ever held
+    gpu_peak_bytes     of each process, the most memory it has held of its GPU; None without one
+    """
+
+    best: float | None
+    seconds: float
+    sentences: int
+    peak_memory_bytes: list[int]
+    gpu_peak_bytes: list[int] | None
+
+    def figures(self) -> dict:
+        """For `stage.json`."""
+        speed = self.sentences / self.seconds if self.seconds else None
+        figures = {"seconds": self.seconds, "sentences_per_second": speed, "peak_memory_bytes": self.peak_memory_bytes}
+        return figures if self.gpu_peak_bytes is None else figures | {"gpu_peak_memory_bytes": self.gpu_peak_bytes}
+
+
+def own_share(texts: TokenisedTexts, batch: np.ndarray, process: int, processes: int) -> np.ndarray:
+    """Which texts of a batch (indices) are one process's: every so-manieth by length, so that all have like work.
+
+    All of them where there are fewer than processes; see `each_alone`.
+    """
+    if processes == 1 or len(batch) < processes:
+        return batch
+    return batch[np.argsort(texts.lengths[batch], kind="stable")][process::processes]
+
+
 def fit(
     model: nn.Module,
     loss_of: Callable[[nn.Module, dict[str, Tensor]], Tensor],
@@ -92,15 +133,18 @@ def fit(
     checkpoint_seconds: float = 120,
     title: str = "training",
     table: nn.Parameter | None = None,
-) -> float | None:
+) -> Outcome:
     """Train `model` in place; it ends as the best epoch by `evaluate` (higher is better), or as the last.
 
-    loss_of         the (possibly distributed) model and one batch -> the loss
+    loss_of         the (possibly distributed) model and this process's texts of a batch -> its part of the mean loss
+                    (`mean_over_processes`); it is computed by the model's own forward pass
     texts_of_epoch  the texts of an epoch; their number must be the same in every epoch
+    evaluate        called by all processes at once
     keep_start      the model as it came competes with the epochs for the best
-    folder          where `checkpoint.pt` and TensorBoard's files go; a checkpoint there is resumed from
+    folder          where `checkpoint.pt` and TensorBoard's files go, one folder for all processes; a checkpoint there
+                    is resumed from, whatever the number of processes that wrote it
     table           the token table among the model's parameters; see `parameter_groups`
-    Returns the best value of `evaluate`. Raises RuntimeError where the loss is no number.
+    Raises RuntimeError where the loss is no number, UserError where the checkpoint is of other texts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(parameter_groups(model, table, schedule), lr=schedule.learning_rate, fused=True)
@@ -108,41 +152,51 @@ def fit(
     checkpoint = folder / "checkpoint.pt"
     state = _Position()
     if checkpoint.exists():
-        state = _resume(checkpoint, model, optimiser)
-    elif evaluate is not None and keep_start:
-        state.best, state.best_weights = evaluate(), copy_weights(model)
+        state = _resume(checkpoint, model, optimiser, accelerator, seed)
+    else:
+        _seed_process(accelerator.process_index, seed)
+        if evaluate is not None and keep_start:
+            state.best, state.best_weights = evaluate(), copy_weights(model)
     texts = texts_of_epoch(state.epoch) if state.epoch < schedule.epochs else None
-    steps_an_epoch = -(-len(texts) // schedule.batch_size) // accelerator.num_processes if texts else 0
+    steps_an_epoch = -(-len(texts) // schedule.batch_size) if texts else 0
     steps = steps_an_epoch * schedule.epochs
+    if texts is not None and not 0 <= state.step - state.epoch * steps_an_epoch <= steps_an_epoch:
+        raise UserError(f"{checkpoint} is of other texts or another number of processes: delete it to start again")
     writer = SummaryWriter(str(folder / "tensorboard")) if accelerator.is_main_process else None
-    with Progress(title, total=steps, done=state.step, enabled=accelerator.is_main_process) as progress:
+    machine = MachineUse(accelerator.device)
+    seconds_before, sentences_before = state.seconds, state.sentences  # of the runs before this one
+    with Progress(title, steps, state.step, accelerator.is_main_process, machine.describe) as progress:
         saved_at = time.monotonic()
         while state.epoch < schedule.epochs and texts is not None:
             batches = shuffled_batches(len(texts), schedule.batch_size, (seed, state.epoch))
-            mine = batches[accelerator.process_index :: accelerator.num_processes][:steps_an_epoch]
             model.train()
-            for indices in mine[state.step - state.epoch * steps_an_epoch :]:
+            for indices in batches[state.step - state.epoch * steps_an_epoch :]:
+                began = time.perf_counter()
                 rate = learning_rate(schedule, state.step, steps)
                 for group in optimiser.param_groups:
                     group["lr"] = rate * group["rate"]
-                batch = {k: v.to(accelerator.device) for k, v in texts.batch(indices, pad_id).items()}
-                loss = loss_of(wrapped, batch)
-                if not bool(torch.isfinite(loss)):
-                    raise RuntimeError(
-                        f"{title}: the loss is {float(loss.detach())} at step {state.step}: lower learning_rate"
-                    )
+                with each_alone() if len(indices) < accelerator.num_processes else nullcontext():
+                    loss = loss_of(wrapped, _own_batch(texts, indices, pad_id, accelerator))
+                save_is_due = accelerator.is_main_process and time.monotonic() - saved_at > checkpoint_seconds
+                value, save_is_due = _agree(loss, save_is_due)
+                if not math.isfinite(value):
+                    raise RuntimeError(f"{title}: the loss is {value} at step {state.step}: lower learning_rate")
                 accelerator.backward(loss)
-                accelerator.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+                accelerator.clip_grad_norm_(model.parameters(), GRADIENT_NORM)  # the mean over processes by now
                 optimiser.step()
                 optimiser.zero_grad()
                 state.step += 1
-                state.loss_sum, state.loss_count = state.loss_sum + float(loss.detach()), state.loss_count + 1
-                progress.advance(loss=state.loss_sum / state.loss_count)
+                state.loss_sum, state.loss_count = state.loss_sum + value, state.loss_count + 1
+                state.seconds += time.perf_counter() - began
+                state.sentences += len(indices)
+                speed = (state.sentences - sentences_before) / (state.seconds - seconds_before)
+                progress.advance(state.loss_sum / state.loss_count, speed)
                 if writer and state.step % 20 == 0:
-                    writer.add_scalar("loss", float(loss.detach()), state.step)
-                    writer.add_scalar("learning_rate", rate, state.step)
-                if accelerator.is_main_process and time.monotonic() - saved_at > checkpoint_seconds:
-                    _save(checkpoint, model, optimiser, state)
+                    scalars = {"loss": value, "learning_rate": rate, "sentences_per_second": speed}
+                    for name, scalar in (scalars | machine.figures()).items():
+                        writer.add_scalar(name, scalar, state.step)
+                if save_is_due:
+                    _save(checkpoint, model, optimiser, state, accelerator)
                     saved_at = time.monotonic()
             state.epoch += 1
             _end_of_epoch(model, state, evaluate, writer, progress)
@@ -152,8 +206,37 @@ def fit(
         writer.close()
     if state.best_weights is not None:
         model.load_state_dict(state.best_weights)
-    checkpoint.unlink(missing_ok=True)
-    return state.best
+    accelerator.wait_for_everyone()  # all have read the checkpoint
+    if accelerator.is_main_process:
+        checkpoint.unlink(missing_ok=True)
+    return _outcome(state, machine)
+
+
+def _own_batch(texts: TokenisedTexts, batch: np.ndarray, pad_id: int, accelerator: Accelerator) -> dict[str, Tensor]:
+    """This process's share of a batch, on its device."""
+    own = own_share(texts, batch, accelerator.process_index, accelerator.num_processes)
+    return {name: value.to(accelerator.device) for name, value in texts.batch(own, pad_id).items()}
+
+
+def _outcome(state: _Position, machine: MachineUse) -> Outcome:
+    memory = gather_object([machine.peak_memory_bytes()])
+    gpu = gather_object([machine.gpu_peak_bytes()])
+    return Outcome(state.best, state.seconds, state.sentences, memory, None if None in gpu else gpu)
+
+
+def _agree(loss: Tensor, save_is_due: bool) -> tuple[float, bool]:
+    """The loss of the whole batch, and whether the main process wants a checkpoint: the same in every process."""
+    if process_count() == 1:
+        return float(loss.detach()), save_is_due
+    loss = loss.detach().double()
+    total, wishes = summed(torch.stack([loss, torch.full_like(loss, float(save_is_due))])).tolist()
+    return total / process_count(), wishes > 0
+
+
+def _seed_process(process: int, seed: int) -> None:
+    """Dropout of its own for every process but the first, which goes on with the random state it has."""
+    if process:
+        torch.manual_seed(int(np.random.SeedSequence([seed, process]).generate_state(1)[0]))
 
 
 @dataclass
@@ -166,6 +249,8 @@ class _Position:
     loss_count: int = 0
     best: float | None = None
     best_weights: dict[str, Tensor] | None = None
+    seconds: float = 0.0
+    sentences: int = 0
 
 
 def _end_of_epoch(
@@ -184,9 +269,15 @@ def _end_of_epoch(
     progress.say(message)
 
 
-def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: _Position) -> None:
+def _save(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: _Position, accelerator: Accelerator
+) -> None:
+    """All processes call this, the main one writes."""
+    random = gather_object([_random_state(accelerator.device)])
+    if not accelerator.is_main_process:
+        return
     content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "position": dict(vars(state))}
-    content["random"] = torch.get_rng_state()
+    content["random"] = random
     partial = path.with_suffix(".partial")
     try:
         with open(partial, "wb") as file:
@@ -198,9 +289,25 @@ def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state:
     os.replace(partial, path)  # a kill while writing leaves the checkpoint before
 
 
-def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> _Position:
+def _random_state(device: torch.device) -> list[Tensor]:
+    """Of this process: the CPU's generator, and its GPU's where it has one."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _resume(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, accelerator: Accelerator, seed: int
+) -> _Position:
     content = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(content["model"])
     optimiser.load_state_dict(content["optimiser"])
-    torch.set_rng_state(content["random"])
-    return _Position(**content["position"])
+    position = _Position(**content["position"])
+    saved = content["random"]
+    states = [[saved]] if isinstance(saved, Tensor) else saved  # one process, as checkpoints once had it
+    if accelerator.process_index < len(states):
+        cpu, *gpu = states[accelerator.process_index]
+        torch.set_rng_state(cpu)
+        if gpu and accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(gpu[0], accelerator.device)
+    else:  # more processes than before
+        _seed_process(accelerator.process_index, seed + position.step)
+    return position

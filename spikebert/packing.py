@@ -1,12 +1,21 @@
-"""Real tokens side by side, without padding: `[T, B, N, D]` <-> `[T, R, D]`, R the real tokens of a batch."""
+"""Real tokens side by side, without padding: `[T, B, N, D]` <-> `[T, R, D]`, R the real tokens of a batch.
+
+Texts stand in the order of their lengths, longest first. So those of like length are neighbours, and attention, which
+alone needs texts of one length, takes a few at a time and pads each little (`Packing.groups`).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 BUCKET = 512  # rows
+GROUPS = 4  # of a batch, at most
+GROUP_TEXTS = 8  # in a group, at least
 
 
 class Packing:
@@ -14,9 +23,12 @@ class Packing:
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask.bool()
-        self.index = self.mask.flatten().nonzero().squeeze(1)  # [R]
         self.lengths = self.mask.sum(1)  # [B]
+        self.order = self.lengths.argsort(descending=True, stable=True)  # [B]: the longest text first
+        rank, token = self.mask[self.order].nonzero(as_tuple=True)  # [R] each
+        self.index = self.order[rank] * self.mask.shape[1] + token  # [R]: in [B * N]
         self.places = (self.mask.cumsum(1) - 1).flatten()[self.index]  # [R]: how many real tokens stand before
+        self._groups: dict[int, tuple[LengthGroup, ...]] = {}  # by the number of heads
 
     def pack(self, x: Tensor) -> Tensor:
         """[..., B, N, D] -> [..., R, D]"""
@@ -24,14 +36,72 @@ class Packing:
 
     def unpack(self, x: Tensor) -> Tensor:
         """[..., R, D] -> [..., B, N, D], zeros at padding"""
-        batch, tokens = self.mask.shape
-        full = x.new_zeros(*x.shape[:-2], batch * tokens, x.shape[-1])
-        return full.index_copy(-2, self.index, x).unflatten(-2, (batch, tokens))
+        return _place(x, self.index, self.mask.numel()).unflatten(-2, self.mask.shape)
 
     def sum_per_text(self, x: Tensor) -> Tensor:
         """[R, C] -> [B, C]"""
         text_of_token = self.index // self.mask.shape[1]
         return x.new_zeros(self.mask.shape[0], x.shape[-1]).index_add(0, text_of_token, x)
+
+    def groups(self, heads: int) -> tuple[LengthGroup, ...]:
+        """The texts in groups of like length, in packed order, for attention of so many heads.
+
+        In a shuffled batch of reviews most places are padding (docs/design.md), and a few groups leave little of it.
+        On a GPU all texts are one group: what a launch costs there has not been weighed against padding.
+        """
+        if heads not in self._groups:
+            parts = max(1, min(GROUPS, len(self.order) // GROUP_TEXTS)) if self.mask.device.type == "cpu" else 1
+            self._groups[heads] = tuple(self._make_groups(heads, parts))
+        return self._groups[heads]
+
+    def _make_groups(self, heads: int, parts: int) -> Iterator[LengthGroup]:
+        start = 0
+        for lengths in self.lengths[self.order].tensor_split(parts):
+            tokens, stop = int(lengths[:1].sum()), start + int(lengths.sum())
+            text = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)  # [r]
+            head = torch.arange(heads, device=lengths.device)
+            index = (text[:, None] * heads + head) * tokens + self.places[start:stop, None]  # [r, H]
+            yield LengthGroup(heads, len(lengths), tokens, index.flatten())
+            start = stop
+
+
+@dataclass(frozen=True, eq=False)
+class LengthGroup:
+    """Some neighbours of a packing, padded to the longest of them and divided into heads.
+
+    heads   H
+    texts   b
+    tokens  n, of the longest text
+    index   [r * H], r their real tokens: where each head of each token stands in [b * H * n]
+    """
+
+    heads: int
+    texts: int
+    tokens: int
+    index: Tensor
+
+    @property
+    def rows(self) -> int:
+        """r"""
+        return len(self.index) // self.heads
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """[T, r, D] -> [T * b * H, n, d], zeros at padding. Real tokens stand first, whatever the side of padding."""
+        steps, features = x.shape[0], x.shape[-1] // self.heads
+        pieces = x.reshape(steps, len(self.index), features)
+        full = _place(pieces, self.index, self.texts * self.heads * self.tokens)
+        return full.view(steps * self.texts * self.heads, self.tokens, features)
+
+    def pack(self, x: Tensor, steps: int) -> Tensor:
+        """[T * b * H, n, d] and T -> [T, r, D]"""
+        features = x.shape[-1]
+        full = x.reshape(steps, self.texts * self.heads * self.tokens, features)
+        return full.index_select(1, self.index).view(steps, self.rows, self.heads * features)
+
+
+def _place(x: Tensor, index: Tensor, rows: int) -> Tensor:
+    """[..., r, D] -> [..., rows, D]: row i stands at index[i], the others are zeros."""
+    return x.new_zeros(*x.shape[:-2], rows, x.shape[-1]).index_copy_(-2, index, x)
 
 
 def linear_in_buckets(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -46,3 +116,12 @@ def linear_in_buckets(linear: nn.Linear, x: Tensor) -> Tensor:
     rows = x.shape[0]
     padded = F.pad(x.to(torch.get_autocast_dtype("cpu")), (0, 0, 0, -rows % BUCKET))
     return linear(padded)[:rows].to(x.dtype)
+
+
+def rows_in_bucket(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x [rows, D] as another type, with rows of zeros up to the next multiple of `BUCKET`. It has no gradient."""
+    rows, features = x.shape
+    padded = torch.empty(rows + -rows % BUCKET, features, dtype=dtype, device=x.device)
+    padded[:rows] = x
+    padded[rows:] = 0
+    return padded

@@ -13,8 +13,9 @@ from transformers import PretrainedConfig
 
 from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
-from spikebert.distillation import Alignment
+from spikebert.distillation import Alignment, LossWeights, distillation_loss
 from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.processes import mean_over_processes
 
 
 class Classifier(nn.Module):
@@ -25,7 +26,8 @@ class Classifier(nn.Module):
         self.teacher = teacher
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.teacher(**batch).loss
+        """The label loss, this process's part of it (`mean_over_processes`)."""
+        return mean_over_processes(self.teacher(**batch).loss, len(batch["labels"]))
 
 
 class Pupil(nn.Module):
@@ -37,13 +39,24 @@ class Pupil(nn.Module):
         self.alignment = alignment
 
     def forward(
-        self, ids: Tensor, mask: Tensor, teacher_states: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Logits [B, classes], embedding loss, hidden-state loss (None where no teacher states are given)."""
+        self,
+        batch: dict[str, Tensor],
+        teacher_logits: Tensor | None,
+        teacher_states: tuple[Tensor, ...] | None,
+        weights: LossWeights,
+    ) -> Tensor:
+        """The distillation loss, this process's part of it (`mean_over_processes`).
+
+        It is computed in here because `DistributedDataParallel` has to see which parameters it depends on. Without
+        teacher states there is no alignment loss.
+        """
+        ids, mask = batch["input_ids"], batch["attention_mask"]
         output = self.student(ids, mask, output_hidden_states=teacher_states is not None)
-        if teacher_states is None:
-            return output.logits, None, None
-        return output.logits, *self.alignment(output.hidden_states, teacher_states, mask)
+        embedding, hidden = None, None
+        if teacher_states is not None:
+            embedding, hidden = self.alignment(output.hidden_states, teacher_states, mask)
+        with torch.autocast(ids.device.type, enabled=False):
+            return distillation_loss(weights, output.logits, teacher_logits, batch["labels"], embedding, hidden)
 
 
 @torch.no_grad()

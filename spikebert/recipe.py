@@ -117,7 +117,10 @@ class Quantise:
 
 @dataclass
 class Recipe:
-    """One experiment: teacher -> stage 1 -> stage 2 -> quantise, written to the folder `out`."""
+    """One experiment: teacher -> stage 1 -> stage 2 -> quantise, written to the folder `out`.
+
+    A `batch_size` counts the texts of all processes together, however many train.
+    """
 
     out: str
     data: Data = field(default_factory=Data)

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
@@ -52,8 +52,8 @@ from spikebert.data import (
     read_split,
     tokenise,
 )
-from spikebert.distillation import Alignment, LossWeights, distillation_loss, embeddings_from_teacher
-from spikebert.evaluation import accuracy, mean_firing_rates, predict, validation
+from spikebert.distillation import Alignment, LossWeights, embeddings_from_teacher
+from spikebert.evaluation import accuracy, mean_firing_rates, predict_together, validation
 from spikebert.loop import Schedule, choose_precision, fit
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.progress import say
@@ -63,6 +63,7 @@ from spikebert.recipe import Recipe, check_recipe
 from spikebert.teachers import resolve
 
 STAGES = ("teacher", "stage1", "stage2", "integer")
+PLAIN_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # What is measured at the end: the student as trained, with BatchNorm folded, rounded, and trained on with integers.
 MEASURED = ("teacher", "float student", "folded student", "quantised student", "integer student")
 # What a recipe and what SpikeBertConfig call the same thing.
@@ -107,10 +108,12 @@ class Training:
         check_text_files(recipe.stage1.text)
         check_text_files(recipe.stage2.extra_text)
         self.accelerator = Accelerator(
+            cpu=several_started(os.environ) and not torch.cuda.is_available(),  # else each would train for itself
             mixed_precision=choose_precision(recipe.precision),
-            # stage 1 leaves the readout without a gradient
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            # stage 1 leaves the readout without a gradient; buffers (BatchNorm's) are the same everywhere
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
         )
+        check_processes(recipe, self.accelerator, os.environ)
         self.teacher_folder = resolve(recipe.teacher.model)
         self.teacher_config = _load(AutoConfig, self.teacher_folder)
         self.tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, self.teacher_folder)
@@ -239,7 +242,7 @@ class Training:
     def _train_teacher(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.teacher
         teacher = self._classifier(self.teacher_folder).to(self.device)
-        best = fit(
+        outcome = fit(
             Classifier(teacher),
             lambda model, batch: model(batch),
             lambda epoch: self.task.train,
@@ -248,7 +251,7 @@ class Training:
             title="teacher",
             **self._common(work),
         )
-        return {"validation_accuracy": best}, teacher.save_pretrained
+        return {"validation_accuracy": outcome.best} | outcome.figures(), teacher.save_pretrained
 
     def _train_stage1(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.stage1
@@ -263,7 +266,7 @@ class Training:
             lines = list(read_lines(options.text, options.lines, options.longest_words))
         texts = tokenise(self.tokenizer, lines, self.recipe.student.n_max)
         weights = LossWeights(hidden=options.hidden_weight, embedding=options.embedding_weight)
-        fit(
+        outcome = fit(
             pupil,
             lambda model, batch: self._distil(model, teacher, batch, weights),
             lambda epoch: texts,
@@ -272,7 +275,7 @@ class Training:
             title="stage 1",
             **self._common(work),
         )
-        return {"texts": len(texts), "epochs": options.epochs}, pupil_saver(pupil)
+        return {"texts": len(texts), "epochs": options.epochs} | outcome.figures(), pupil_saver(pupil)
 
     def _train_stage2(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.stage2
@@ -287,8 +290,8 @@ class Training:
         float_student = pupil.student
         pupil.student = quantise(float_student, options.weight_bits)
         texts = self.task.validation
-        float_classes = predict(float_student, texts, self.pad_id, device=self.device)
-        rounded_classes = predict(pupil.student, texts, self.pad_id, device=self.device)
+        float_classes = predict_together(float_student, texts, self.pad_id, self.device)
+        rounded_classes = predict_together(pupil.student, texts, self.pad_id, self.device)
         as_float, rounded = accuracy(float_classes, texts), accuracy(rounded_classes, texts)
         figures = {
             "float_validation": as_float.to_dict(),
@@ -326,7 +329,7 @@ class Training:
                 texts += extra.select(own)
             return texts
 
-        best = fit(
+        outcome = fit(
             pupil,
             lambda model, batch: self._distil(model, teacher, batch, weights),
             texts_of_epoch,
@@ -337,15 +340,14 @@ class Training:
             title=title,
             **self._common(work),
         )
-        return {"validation_accuracy": best}
+        return {"validation_accuracy": outcome.best} | outcome.figures()
 
     def _distil(self, pupil: nn.Module, teacher: nn.Module, batch: dict[str, Tensor], weights: LossWeights) -> Tensor:
         ids, mask = batch["input_ids"], batch["attention_mask"]
         aligned = bool(weights.hidden or weights.embedding)
         with self.accelerator.autocast():
             teacher_logits, states = ask_teacher(teacher, ids, mask, aligned)
-        logits, embedding, hidden = pupil(ids, mask, states)
-        return distillation_loss(weights, logits, teacher_logits, batch["labels"], embedding, hidden)
+        return pupil(batch, teacher_logits, states, weights)
 
     def _extra_texts(self, epochs: int) -> TokenisedTexts | None:
         options = self.recipe.stage2
@@ -461,7 +463,7 @@ class Training:
             classes = {}
             for name in MEASURED:
                 model = self._measured_model(name)
-                classes[name] = predict(model, texts, self.pad_id, device=self.device)
+                classes[name] = predict_together(model, texts, self.pad_id, self.device)
                 measured = accuracy(classes[name], texts)
                 results["accuracy"].setdefault(name, {})[split] = measured.to_dict()
                 self.say(f"{split}: {name} {measured}")
@@ -488,6 +490,33 @@ class Training:
         if stage == "teacher":
             return self._classifier(str(self.out / stage)).to(self.device).eval()
         return SpikeBertForSequenceClassification.from_pretrained(self.out / stage).to(self.device).eval()
+
+
+def several_started(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher (torchrun, accelerate) started this process as one of several."""
+    return int(environment.get("WORLD_SIZE", "1")) > 1
+
+
+def check_processes(recipe: Recipe, accelerator: Accelerator, environment: Mapping[str, str]) -> None:
+    """Raises UserError where these processes cannot train the recipe together."""
+    if accelerator.num_processes == 1 and "ACCELERATE_USE_CPU" in environment and "MASTER_ADDR" in environment:
+        raise UserError(
+            "accelerate launch was asked for several processes and started one: on the CPU it needs MPI for more. "
+            "Use torchrun --nproc_per_node NUMBER -m spikebert.train_command ..."
+        )
+    if accelerator.distributed_type not in PLAIN_PROCESSES:
+        raise UserError(
+            f"accelerate is set to {accelerator.distributed_type.value}; every process must hold the whole model: "
+            "choose plain multi-CPU or multi-GPU (accelerate config)"
+        )
+    processes = accelerator.num_processes
+    sizes = {name: getattr(recipe, name).batch_size for name in ("teacher", "stage1", "stage2", "quantise")}
+    wrong = [f"{name}.batch_size is {size}" for name, size in sizes.items() if size % processes]
+    if wrong:
+        raise UserError(
+            f"recipe: {', '.join(wrong)}: a batch is shared out among all {processes} processes, "
+            f"give a multiple of {processes}, or start another number of processes"
+        )
 
 
 def _load(kind: Any, folder: str, **options: object) -> Any:

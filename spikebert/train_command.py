@@ -19,9 +19,10 @@ EXAMPLE = """\
 examples:
   spikebert-train --recipe reviews --out runs/reviews
   spikebert-train --recipe my.yaml --stage2.epochs 10 --student.layers 2
-  accelerate launch -m spikebert.train_command --recipe my.yaml
+  torchrun --nproc_per_node 2 -m spikebert.train_command --recipe my.yaml           (two processes, CPU or GPUs)
+  accelerate launch --num_processes 2 -m spikebert.train_command --recipe my.yaml   (the same, on GPUs)
 
-A run that was stopped goes on where it was when the same command is given again.
+A run that was stopped goes on where it was when the same command is given again, with any number of processes.
 """
 
 
@@ -120,6 +121,7 @@ def train(argv: Sequence[str]) -> int:
         recipe = Recipe(**{field.name: getattr(values, field.name) for field in fields(Recipe)})
         training = Training(recipe)
         results = training.run()
+        training.accelerator.end_training()
     if parsed.json and training.accelerator.is_main_process:
         write_json(results)
     return OK

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from spikebert import exact_product
 from spikebert import integer_linear as module
-from spikebert.integer_linear import integer_linear, multiplies_int8
+from spikebert.exact_product import Capabilities
+from spikebert.integer_linear import integer_linear
 
 
 def draw(rows: int, inputs: int, outputs: int, input_max: int, seed: int) -> tuple[torch.Tensor, ...]:
@@ -79,6 +81,50 @@ def test_mixed_precision_rounds_gradients_only() -> None:
 def test_a_processor_without_int8_products_uses_floats(monkeypatch) -> None:
     x, weight, bias = draw(9, 13, 7, 3, seed=0)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    assert not multiplies_int8(x.device)
     monkeypatch.setattr(module, "_Int8Product", None)
     assert torch.equal(integer_linear(x, weight, bias, 3).long(), exact(x, weight, bias))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("input_max", "kind"), [(25, "bf16"), (256, "bf16"), (257, "tf32"), (2049, "float32")])
+def test_the_layer_of_a_gpu(monkeypatch, input_max: int, kind: str, mixed: bool) -> None:
+    """Its bf16 product is emulated: float32 sums of bf16 factors."""
+    made = []
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        made.append("bf16")
+        assert a.dtype == b.dtype == torch.bfloat16
+        return a.float() @ b.float()
+
+    def float32_products(device: torch.device, tf32: bool):
+        made.append("tf32" if tf32 else "float32")
+        return exact_product.float32_products(device, False)
+
+    monkeypatch.setattr(module, "capabilities", lambda device: Capabilities(bf16=True, tf32=True))
+    monkeypatch.setattr(exact_product, "bf16_matmul", product)
+    monkeypatch.setattr(module, "float32_products", float32_products)
+    tensors = [tensor.requires_grad_() for tensor in draw(9, 13, 7, input_max, seed=0)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        current = integer_linear(*tensors, input_max)
+    assert made == [kind] and current.dtype == torch.float32
+    assert torch.equal(current.long(), exact(*tensors))
+    current.square().mean().backward()
+    gradients = [tensor.grad for tensor in tensors]
+    for tensor in tensors:
+        tensor.grad = None
+    F.linear(*tensors).square().mean().backward()
+    error = 0.02 if mixed else 1e-5
+    for gradient, tensor in zip(gradients, tensors):
+        assert gradient is not None and gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, tensor.grad, rtol=error, atol=error * float(tensor.grad.abs().max()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("input_max", [1, 25, 256, 257, 2049])
+def test_any_shape_is_exact_on_a_gpu(input_max: int, mixed: bool) -> None:
+    for rows, inputs, outputs in [(1, 1, 1), (3, 2, 5), (700, 24, 33), (2784, 24, 1536)]:
+        x, weight, bias = (tensor.cuda() for tensor in draw(rows, inputs, outputs, input_max, seed=rows))
+        with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
+            current = integer_linear(x, weight, bias, input_max)
+        assert torch.equal(current.cpu().long(), exact(x.cpu(), weight.cpu(), bias.cpu()))

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from spikebert.commands import UserError
 from spikebert.data import TokenisedTexts
 from spikebert.loop import Schedule, choose_precision, fit, learning_rate, parameter_groups
 
@@ -30,19 +31,59 @@ def train(folder, epochs: int = 3, kill_at: int | None = None, evaluate=None, **
         return nn.functional.cross_entropy(wrapped(batch["input_ids"]), batch["labels"])
 
     schedule = Schedule(epochs, batch_size=8, learning_rate=0.05)
-    best = fit(model, loss_of, lambda epoch: TEXTS, schedule, folder, Accelerator(cpu=True), 0, 1, evaluate, **options)
-    return model, best, steps
+    device = Accelerator(cpu=True)
+    outcome = fit(model, loss_of, lambda epoch: TEXTS, schedule, folder, device, 0, 1, evaluate, **options)
+    return model, outcome, steps
 
 
 def test_a_killed_run_goes_on_bit_by_bit(tmp_path) -> None:
-    whole, _, steps = train(tmp_path / "whole")
-    assert steps == 15
+    whole, outcome, steps = train(tmp_path / "whole")
+    assert steps == 15 and outcome.sentences == 15 * 8
     with pytest.raises(Killed):
         train(tmp_path / "killed", kill_at=8, checkpoint_seconds=0)
-    resumed, _, steps = train(tmp_path / "killed", checkpoint_seconds=0)
+    resumed, outcome, steps = train(tmp_path / "killed", checkpoint_seconds=0)
+    assert steps == 7 and outcome.sentences == 15 * 8, "what was done before the kill counts"
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_an_earlier_version_is_a_start(tmp_path) -> None:
+    """It had one random state, that of the one process, and counted neither seconds nor sentences."""
+    whole, _, _ = train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", kill_at=8, checkpoint_seconds=0)
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["random"] = content["random"][0][0]
+    for name in ("seconds", "sentences"):
+        del content["position"][name]
+    torch.save(content, checkpoint)
+    resumed, _, steps = train(tmp_path / "killed")
     assert steps == 7
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_other_texts_is_refused(tmp_path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, kill_at=8, checkpoint_seconds=0)
+    checkpoint = tmp_path / "checkpoint.pt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["position"]["step"] = 4  # the second of two processes that each counted for itself
+    torch.save(content, checkpoint)
+    with pytest.raises(UserError, match="delete it to start again"):
+        train(tmp_path)
+
+
+def test_the_figures_of_a_stage(tmp_path) -> None:
+    _, outcome, _ = train(tmp_path)
+    figures = outcome.figures()
+    assert figures["sentences_per_second"] == pytest.approx(120 / figures["seconds"])
+    (peak,) = figures["peak_memory_bytes"]
+    assert 50e6 < peak < 1e12, "bytes, of one process with torch in it"
+    assert "gpu_peak_memory_bytes" not in figures
+    nothing_done = train(tmp_path / "none", epochs=0)[1].figures()
+    assert nothing_done["sentences_per_second"] is None
 
 
 def test_the_best_epoch_is_kept(tmp_path) -> None:
@@ -52,16 +93,16 @@ def test_the_best_epoch_is_kept(tmp_path) -> None:
         seen.append(len(seen))
         return [0.2, 0.9, 0.5][seen[-1]]
 
-    _, best, _ = train(tmp_path, evaluate=evaluate)
-    assert best == 0.9 and len(seen) == 3
+    _, outcome, _ = train(tmp_path, evaluate=evaluate)
+    assert outcome.best == 0.9 and len(seen) == 3
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_the_start_competes_if_asked(tmp_path) -> None:
     torch.manual_seed(0)
     values = iter([0.95, 0.2, 0.9, 0.5])
-    model, best, _ = train(tmp_path, evaluate=lambda: next(values), keep_start=True)
-    assert best == 0.95
+    model, outcome, _ = train(tmp_path, evaluate=lambda: next(values), keep_start=True)
+    assert outcome.best == 0.95
     fresh, _, _ = train(tmp_path / "fresh", epochs=0)
     assert torch.equal(model[3].weight, fresh[3].weight)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from small_teachers import recipe_arguments
 
 from spikebert import stages
 from spikebert.data import UNLABELLED, TokenisedTexts
+from spikebert.loop import Outcome
 from spikebert.train_command import main
 
 
@@ -20,8 +22,11 @@ def texts_of_stage2(trained: Path, out: Path, monkeypatch, flags: list[str]) -> 
         shutil.copytree(trained / "run" / stage, out / stage)
     given: list[Callable[[int], TokenisedTexts]] = []
 
-    def fit(model: object, loss_of: object, texts_of_epoch: Callable[[int], TokenisedTexts], *rest, **options) -> None:
+    def fit(
+        model: object, loss_of: object, texts_of_epoch: Callable[[int], TokenisedTexts], *rest, **options
+    ) -> Outcome:
         given.append(texts_of_epoch)
+        return Outcome(None, 0.0, 0, [0], None)
 
     monkeypatch.setattr(stages, "fit", fit)
     assert main([*recipe_arguments(trained), f"--out={out}", *flags]) == 0
@@ -50,3 +55,10 @@ def test_stage2_adds_altered_copies_and_extra_lines_that_change_with_the_epoch(t
 def test_stage2_of_the_task_alone(trained, tmp_path, monkeypatch) -> None:
     texts = texts_of_stage2(trained, tmp_path / "run", monkeypatch, [])(0)
     assert (texts.labels != UNLABELLED).all()
+
+
+def test_a_stage_tells_what_it_took(trained) -> None:
+    for stage in stages.STAGES:
+        figures = json.loads((trained / "run" / stage / "stage.json").read_text())["figures"]
+        assert figures["seconds"] > 0 and figures["sentences_per_second"] > 0
+        assert len(figures["peak_memory_bytes"]) == 1
