@@ -254,7 +254,10 @@ def _wait_without_reaping(pid: int, seconds: float) -> os.waitid_result | None:
 
 
 def _reap_group(group: int) -> None:
-    """Reap the dead of the group that are our children: where this is process 1, all orphans come here."""
+    """Reap the dead of the group that are our children: where this is process 1, all orphans come here. A process shows
+    as dead a moment before it can be reaped, while others of its threads still end."""
+    deadline = time.monotonic() + GONE_SECONDS
     with contextlib.suppress(ChildProcessError):  # none is left
-        while os.waitpid(-group, os.WNOHANG)[0] != 0:
-            pass
+        while time.monotonic() < deadline:
+            if os.waitpid(-group, os.WNOHANG)[0] == 0:
+                time.sleep(0.01)
