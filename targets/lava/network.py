@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lava.magma.core.process.ports.ports import OutPort
@@ -53,8 +53,10 @@ def build(plan: Plan, groups: Sequence[Group], layout: RecordLayout, feed: StepF
     for group, process in zip(groups, processes[1:]):
         for name in group.inputs:
             ports[name].connect(process.input_from(name))
-    for names in _chunks(layout.names, RECORDER_PORTS):
-        processes.append(_make_recorder(plan, layout, names, ports, records))
+    for recorder, names in make_recorders(plan, layout, records):
+        processes.append(recorder)
+        for index, name in enumerate(names):
+            ports[name].connect(getattr(recorder, recorder_port(index)))
     return Network(tuple(processes))
 
 
@@ -81,19 +83,14 @@ def load_class(path: str) -> type:
     return getattr(importlib.import_module(module), name)
 
 
-def _make_recorder(
-    plan: Plan, layout: RecordLayout, names: Sequence[str], ports: Mapping[str, OutPort], steps: StepFile
-) -> Recorder:
-    recorder = Recorder(
-        shapes=[(plan.tokens, 1, plan[name].channels) for name in names],
-        columns=[layout.columns[name].start for name in names],
-        steps=steps,
-        name=f"recorder#{names[0]}",
-    )
-    for index, name in enumerate(names):
-        ports[name].connect(getattr(recorder, recorder_port(index)))
-    return recorder
-
-
-def _chunks(names: Sequence[str], size: int) -> list[Sequence[str]]:
-    return [names[start : start + size] for start in range(0, len(names), size)]
+def make_recorders(plan: Plan, layout: RecordLayout, steps: StepFile) -> Iterator[tuple[Recorder, Sequence[str]]]:
+    """Recorders, not yet connected, and the processes that each one's ports are for, in order."""
+    for start in range(0, len(layout.names), RECORDER_PORTS):
+        names = layout.names[start : start + RECORDER_PORTS]
+        recorder = Recorder(
+            shapes=[(plan.tokens, 1, plan[name].channels) for name in names],
+            columns=[layout.columns[name].start for name in names],
+            steps=steps,
+            name=f"recorder#{names[0]}",
+        )
+        yield recorder, names

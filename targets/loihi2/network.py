@@ -13,7 +13,8 @@ from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2HwCfg, RunConfig
 
 from targets.lava.lowering import NeuronSpec, Plan
-from targets.lava.processes.streams import RECORDER_PORTS, Recorder, SpikeFeed, recorder_port
+from targets.lava.network import make_recorders
+from targets.lava.processes.streams import SpikeFeed, recorder_port
 from targets.lava.program import Setup
 from targets.lava.records import RecordLayout
 from targets.lava.stepfile import StepFile
@@ -73,14 +74,7 @@ def build(plan: Plan, layout: RecordLayout, feed: StepFile, records: StepFile) -
         for slot, producer in enumerate(spec.inputs):
             connect(ports[producer], in_port(spec, process, slot))
         ports[spec.name] = out_port(process)
-    for start in range(0, len(layout.names), RECORDER_PORTS):
-        names = layout.names[start : start + RECORDER_PORTS]
-        recorder = Recorder(
-            shapes=[(plan.tokens, 1, plan[name].channels) for name in names],
-            columns=[layout.columns[name].start for name in names],
-            steps=records,
-            name=f"recorder#{names[0]}",
-        )
+    for recorder, names in make_recorders(plan, layout, records):
         for index, name in enumerate(names):
             sender = plan[senders[name]]
             bits = 0 if isinstance(sender, NeuronSpec) else GRADED_BITS  # 0: a spike without a payload

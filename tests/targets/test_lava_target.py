@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 from random_graphs import random_dag, random_graph
+from unheard import Unheard
 
 from converters.execution import EngineOptions
 from converters.graph import (
@@ -156,15 +156,6 @@ def test_a_rule_takes_nodes_of_every_kind(rule: Rule) -> None:
         Readout("y", ("both",), np.ones((2, 4)).astype(int), ZERO),
     )
     assert list(rule(Graph(4, 2, nodes))) == []
-
-
-@dataclass(frozen=True, eq=False)
-class Unheard:
-    """A node of a kind that nobody knows."""
-
-    op: ClassVar[str] = "unheard"
-    name: str
-    inputs: tuple[str, ...]
 
 
 @pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.name)

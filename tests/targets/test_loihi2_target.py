@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 from random_graphs import random_dag, random_graph
+from unheard import Unheard
 
 from converters.bundle import read_bundle
 from converters.export_command import main as spikebert_export
@@ -195,15 +195,6 @@ def test_rules_that_lava_has_too_are_the_same_functions() -> None:
 @pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.name)
 def test_a_rule_explains_itself(rule: Rule) -> None:
     assert rule.explanation.endswith(".") and rule.remedy
-
-
-@dataclass(frozen=True, eq=False)
-class Unheard:
-    """A node of a kind that nobody knows."""
-
-    op: ClassVar[str] = "unheard"
-    name: str
-    inputs: tuple[str, ...]
 
 
 @pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.name)

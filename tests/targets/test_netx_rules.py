@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 from netx_chains import random_chain
 from random_graphs import random_dag, random_graph, random_machine_dag
+from unheard import Unheard
 
 from converters.graph import (
     LIF,
@@ -203,15 +203,6 @@ def test_of_some_random_graphs_there_are_both() -> None:
 @pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.name)
 def test_a_rule_explains_itself(rule: Rule) -> None:
     assert rule.explanation.endswith(".") and rule.remedy
-
-
-@dataclass(frozen=True, eq=False)
-class Unheard:
-    """A node of a kind that nobody knows."""
-
-    op: ClassVar[str] = "unheard"
-    name: str
-    inputs: tuple[str, ...]
 
 
 @pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.name)
