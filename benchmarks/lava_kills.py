@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -105,9 +106,9 @@ def kill_runs(runs: int, seed: int, graph: Graph, batch: TokenBatch) -> Iterator
     begun = time.monotonic()
     _whole_run(graph, batch)
     clean_seconds = time.monotonic() - begun
-    descriptors = _descriptors()
+    before = _Belongings.now()
     for _ in range(runs):
-        yield _one_run(graph, batch, expected, rng, clean_seconds, descriptors)
+        yield _one_run(graph, batch, expected, rng, clean_seconds, before)
 
 
 def _whole_run(graph: Graph, batch: TokenBatch) -> None:
@@ -122,7 +123,7 @@ def _one_run(
     expected: np.ndarray,
     rng: np.random.Generator,
     clean_seconds: float,
-    descriptors: int,
+    before: _Belongings,
 ) -> Row:
     engine = LavaEngine(graph, start_seconds=START_SECONDS, step_seconds=STEP_SECONDS)
     killer = _Killer(rng, after_seconds=rng.uniform(0, clean_seconds))
@@ -137,7 +138,7 @@ def _one_run(
     killer.join()
     if error and killer.number == signal.SIGSTOP:
         deadline = START_SECONDS if "did not start" in error else STEP_SECONDS
-    leftovers = _leftovers(descriptors) if error else ""
+    leftovers = _leftovers(before) if error else ""
     next_right = np.array_equal(engine.run(batch).logits, expected)
     engine.close()
     return Row(
@@ -148,7 +149,7 @@ def _one_run(
         deadline,
         answer_right and (not error or bool(killer.killed)),
         next_right,
-        leftovers or _leftovers(descriptors),
+        leftovers or _leftovers(before),
     )
 
 
@@ -171,24 +172,33 @@ def _parent(pid: int) -> int:
         return 0
 
 
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+@dataclass(frozen=True)
+class _Belongings:
+    """How many descriptors this process has, and the names in /dev/shm."""
+
+    descriptors: int
+    shared_memory: frozenset[str]
+
+    @classmethod
+    def now(cls) -> _Belongings:
+        return cls(len(os.listdir("/proc/self/fd")), frozenset(os.listdir("/dev/shm")))
 
 
-def _leftovers(descriptors: int) -> str:
+def _leftovers(before: _Belongings) -> str:
     """Processes, zombies, files in /dev/shm and descriptors that a network of this process has left."""
-    mark = f"spikebert_{os.getpid()}_"
+    mark = re.compile(rf"targets\.lava\.keeper .*main\(\d+, {os.getpid()}\)")
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if f"'{mark}" in path.read_text():  # of the keeper, and so of all its forks
+            if mark.search(path.read_text()):  # of the keeper, and so of all its forks
                 found.append(f"process {path.parent.name}")
         except (FileNotFoundError, ProcessLookupError):
             continue
     found += [f"zombie {pid}" for pid in [_keeper()] if pid is not None]
-    found += [f"/dev/shm/{path.name}" for path in Path("/dev/shm").iterdir() if mark in path.name]
-    if _descriptors() > descriptors:
-        found.append(f"{_descriptors() - descriptors} descriptors")
+    now = _Belongings.now()
+    found += [f"/dev/shm/{name}" for name in sorted(now.shared_memory - before.shared_memory)]
+    if now.descriptors > before.descriptors:
+        found.append(f"{now.descriptors - before.descriptors} descriptors")
     return ", ".join(found)
 
 

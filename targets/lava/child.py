@@ -7,8 +7,9 @@ first actor that fails, or ends, and then ends this process; the kernel ends the
 
 from __future__ import annotations
 
+import _multiprocessing
 import json
-import multiprocessing
+import multiprocessing.synchronize
 import os
 import resource
 import threading
@@ -25,6 +26,7 @@ from targets.lava.keeper import die_with
 from targets.lava.lowering import Plan
 from targets.lava.records import RecordLayout, feed_width
 from targets.lava.resources import remedy_for, signal_text
+from targets.lava.semaphores import UnnamedSemaphores
 
 CAUSE_CHARACTERS = 1500  # of a traceback's end: a report stays below PIPE_BUF, so that one write is never torn
 LOOK_SECONDS = 0.1  # between looks for actors that are new, while the network starts
@@ -38,7 +40,6 @@ class Job:
     feed_fd, record_fd descriptors of the `StepFile`s, inherited
     groups             the processes of the plan that run as one
     models             process class path -> ProcessModel class path, before Lava's own choice; None: see `run_config`
-    semaphore_prefix   of the names of all semaphores made here, so that they can be told from others'
     file_descriptors   soft limit that this process and its actors need
     """
 
@@ -48,7 +49,6 @@ class Job:
     feed_fd: int
     record_fd: int
     models: Mapping[str, str] | None
-    semaphore_prefix: str
     file_descriptors: int
 
 
@@ -126,8 +126,7 @@ def _prepare(job: Job, owner: _Owner) -> None:
     """Limits and hooks that must stand before Lava makes anything."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (job.file_descriptors, hard))
-    # Python removes the name of a semaphore at once; this is for one that is killed in between. There is no public way.
-    vars(multiprocessing.current_process())["_config"]["semprefix"] = f"/{job.semaphore_prefix}"
+    _multiprocessing.SemLock = UnnamedSemaphores().make  # what `multiprocessing.Semaphore` and its like are made of
     runtime_pid = os.getpid()
 
     def in_actor() -> None:

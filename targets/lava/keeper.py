@@ -26,7 +26,7 @@ PR_SET_CHILD_SUBREAPER = 36
 KILLED = 128  # exit code of the keeper: this and the signal that killed the runtime, as shells have it
 
 
-def main(control_fd: int, owner_pid: int, semaphore_prefix: str) -> NoReturn:
+def main(control_fd: int, owner_pid: int) -> NoReturn:
     """Start the runtime, wait for its end or the owner's, end everything else, and exit as the runtime did."""
     for number in (signal.SIGINT, signal.SIGCHLD):  # whatever the owner does with them
         signal.signal(number, signal.SIG_DFL)
@@ -44,7 +44,6 @@ def main(control_fd: int, owner_pid: int, semaphore_prefix: str) -> NoReturn:
     if code is None:
         os.kill(runtime, signal.SIGKILL)  # and the kernel kills its actors
     _end_descendants()
-    remove_semaphores(semaphore_prefix)
     os._exit(code or 0)
 
 
@@ -97,12 +96,6 @@ def die_with(parent_pid: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
-
-
-def remove_semaphores(prefix: str) -> None:
-    """Remove named semaphores whose maker was killed in the moment before it would have removed the name."""
-    for path in Path("/dev/shm").glob(f"sem.{prefix}*"):
-        path.unlink(missing_ok=True)
 
 
 def session_members(session: int) -> list[int]:

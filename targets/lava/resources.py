@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import resource
-import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -28,11 +27,9 @@ UNLIMITED = 1 << 62
 # What an actor, and a channel between actors, take; measured, and held against a large network by a test
 DESCRIPTORS_PER_ACTOR, DESCRIPTORS_BESIDE = 6, 40  # of the process that holds the runtime
 TASKS_PER_ACTOR, TASKS_PER_CHANNEL, TASKS_BESIDE = 6, 2, 30  # a thread waits at each end of a channel
-SEMAPHORES_PER_ACTOR, SEMAPHORES_PER_CHANNEL, SEMAPHORES_BESIDE = 8, 2, 20
 ACTOR_BYTES, BYTES_BESIDE = 12 << 20, 192 << 20  # apart from weights and channels
 ADDRESS_BYTES = 2 << 30  # of one process with Lava and the libraries that it loads
 STACK_BYTES = 8 << 20  # of a thread, in address space
-PAGE_BYTES = 4096  # a semaphore takes one
 
 
 class ResourceError(RuntimeError):
@@ -45,14 +42,12 @@ class Resources:
 
     file_descriptors    of the process that holds the runtime: a hard limit
     tasks               processes and threads
-    shared_memory_bytes in /dev/shm, for semaphores
     memory_bytes        for everything
     address_space_bytes of the largest process
     """
 
     file_descriptors: int
     tasks: int
-    shared_memory_bytes: int
     memory_bytes: int
     address_space_bytes: int
 
@@ -60,14 +55,12 @@ class Resources:
 REMEDIES = {
     "file_descriptors": "raise the hard limit (ulimit -Hn) or run fewer blocks",
     "tasks": "raise the limit of processes (ulimit -u; in a container: --pids-limit) or end other processes",
-    "shared_memory_bytes": "free space in /dev/shm (in a container: --shm-size)",
     "memory_bytes": "use a machine or a container with more memory, or the engine lava-inline",
     "address_space_bytes": "raise the limit of address space (ulimit -v)",
 }
 REMEDY_OF_ERRNO = {
     errno.EMFILE: REMEDIES["file_descriptors"],
     errno.ENFILE: "this machine has too many files open: end other processes",
-    errno.ENOSPC: REMEDIES["shared_memory_bytes"],
     errno.ENOMEM: REMEDIES["memory_bytes"],
     errno.EAGAIN: REMEDIES["tasks"],
 }
@@ -92,12 +85,10 @@ def channels(plan: Plan, groups: Sequence[Group], layout: RecordLayout) -> list[
 def needed(plan: Plan, groups: Sequence[Group], layout: RecordLayout) -> Resources:
     """An estimate, rather too high than too low."""
     count, messages = actors(groups, layout), channels(plan, groups, layout)
-    semaphores = SEMAPHORES_BESIDE + SEMAPHORES_PER_ACTOR * count + SEMAPHORES_PER_CHANNEL * len(messages)
     weights = weight_bytes(plan.specs, plan.tokens)
     return Resources(
         DESCRIPTORS_BESIDE + DESCRIPTORS_PER_ACTOR * count,
         TASKS_BESIDE + TASKS_PER_ACTOR * count + TASKS_PER_CHANNEL * len(messages),
-        PAGE_BYTES * semaphores,
         BYTES_BESIDE + ACTOR_BYTES * count + 3 * weights + CHANNEL_SLOTS * sum(messages),
         ADDRESS_BYTES + STACK_BYTES * (2 * count + len(messages)) + 3 * weights + CHANNEL_SLOTS * sum(messages),
     )
@@ -109,7 +100,6 @@ def available() -> Resources:
     return Resources(
         _unless_infinite(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),  # the child raises its soft limit
         min(cgroups.tasks, _left_of_user_tasks()),
-        _shared_memory_free(),
         min(cgroups.memory_bytes, _memory_available()),
         _unless_infinite(resource.getrlimit(resource.RLIMIT_AS)[0]),
     )
@@ -158,13 +148,6 @@ def signal_text(number: int) -> str:
     except ValueError:  # a real-time signal
         return f"signal {number}"
     return f"signal {number} ({name}{REASON_OF_SIGNAL.get(signal.Signals(number), '')})"
-
-
-def _shared_memory_free() -> int:
-    try:
-        return shutil.disk_usage("/dev/shm").free
-    except FileNotFoundError:  # there is none: no semaphore can be made
-        return 0
 
 
 def _unless_infinite(limit: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import struct
@@ -22,7 +21,7 @@ from multiprocessing.connection import Connection
 
 from targets.lava.child import Done, Failed, Job, Ready
 from targets.lava.grouping import Group
-from targets.lava.keeper import KILLED, remove_semaphores, session_members
+from targets.lava.keeper import KILLED, session_members
 from targets.lava.lowering import Plan
 from targets.lava.records import RecordLayout
 from targets.lava.resources import check_resources, shortages_explained, signal_text
@@ -69,18 +68,17 @@ class SupervisedProgram:
     ) -> None:
         file_descriptors = check_resources(plan, groups, layout)
         self._feed, self._step_seconds = feed, step_seconds
-        prefix = f"spikebert_{os.getpid()}_{secrets.token_hex(4)}_"
         with contextlib.ExitStack() as undo:
             with shortages_explained(), interrupts_held():
                 self._keeper, self._control, self._log_fd = _start_keeper(
-                    (feed.fd, records.fd), prefix, take_seconds=start_seconds
+                    (feed.fd, records.fd), take_seconds=start_seconds
                 )
                 # also runs when this object is collected and at the end of the interpreter
                 self._finalizer = weakref.finalize(
-                    self, _shut_down, os.getpid(), self._keeper, self._control, prefix, self._log_fd
+                    self, _shut_down, os.getpid(), self._keeper, self._control, self._log_fd
                 )
                 undo.callback(self.close)
-            job = Job(plan, groups, layout, feed.fd, records.fd, models, prefix, file_descriptors)
+            job = Job(plan, groups, layout, feed.fd, records.fd, models, file_descriptors)
             self._call(job, Ready, start_seconds)
             undo.pop_all()
 
@@ -159,9 +157,7 @@ class SupervisedProgram:
         return f" It last printed:\n{text}" if text else ""
 
 
-def _start_keeper(
-    inherited: tuple[int, int], prefix: str, take_seconds: float
-) -> tuple[subprocess.Popen, Connection, int]:
+def _start_keeper(inherited: tuple[int, int], take_seconds: float) -> tuple[subprocess.Popen, Connection, int]:
     """The keeper, our end of the socket to what it keeps, and the descriptor of what all of them print.
 
     inherited    descriptors
@@ -176,7 +172,7 @@ def _start_keeper(
             undo.callback(control.close)
             log_fd = os.memfd_create("spikebert-lava-log", os.MFD_CLOEXEC)
             undo.callback(os.close, log_fd)
-            arguments = f"{theirs.fileno()}, {os.getpid()}, {prefix!r}"
+            arguments = f"{theirs.fileno()}, {os.getpid()}"
             # our own import path, whatever the working directory holds
             command = f"import sys; sys.path[:] = {sys.path!r}; from targets.lava.keeper import main; main({arguments})"
             keeper = subprocess.Popen(
@@ -215,7 +211,7 @@ def interrupts_held() -> Iterator[None]:
             signal.raise_signal(late)
 
 
-def _shut_down(owner_pid: int, keeper: subprocess.Popen, control: Connection, prefix: str, log_fd: int) -> None:
+def _shut_down(owner_pid: int, keeper: subprocess.Popen, control: Connection, log_fd: int) -> None:
     """Let the keeper end everything, make sure it has, and remove what may be left."""
     if os.getpid() != owner_pid:
         return  # a fork of the owner must not end what is the owner's
@@ -228,7 +224,6 @@ def _shut_down(owner_pid: int, keeper: subprocess.Popen, control: Connection, pr
             _kill_group(keeper.pid)
         keeper.poll()
         _reap_group(keeper.pid)
-        remove_semaphores(prefix)
         os.close(log_fd)
 
 

@@ -10,6 +10,7 @@ resources are not checked, as if they had vanished right after the check.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SHARED_MEMORY = Path("/dev/shm")
 WITHIN_SECONDS = 5.0  # of a fault its error has come
 
 
@@ -31,11 +31,6 @@ def command(fault: str, *arguments: object) -> list[str]:
     return [sys.executable, str(HERE / "lava_owners.py"), fault, *map(str, arguments)]
 
 
-def left_behind(owner_pid: int) -> list[str]:
-    """Files in /dev/shm that an owner's runtime has made."""
-    return [path.name for path in SHARED_MEMORY.iterdir() if f"spikebert_{owner_pid}_" in path.name]
-
-
 def running_below(owner_pid: int) -> list[int]:
     """Ids of what runs for an owner, in whatever session: all of them are forks of its keeper, whose command names it.
 
@@ -44,7 +39,7 @@ def running_below(owner_pid: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if f", {owner_pid}, 'spikebert_{owner_pid}_" in path.read_text():
+            if re.search(rf"targets\.lava\.keeper .*main\(\d+, {owner_pid}\)", path.read_text()):
                 found.append(int(path.parent.name))
         except (FileNotFoundError, ProcessLookupError):  # it ended just now
             continue
@@ -52,10 +47,10 @@ def running_below(owner_pid: int) -> list[int]:
 
 
 def wait_until_clean(owner_pid: int, seconds: float = 30.0) -> None:
-    """Wait until nothing of the owner's runs or is left; raises AssertionError after so long."""
+    """Wait until nothing of the owner's runs; raises AssertionError after so long."""
     deadline = time.monotonic() + seconds
-    while running_below(owner_pid) or left_behind(owner_pid):
-        assert time.monotonic() < deadline, (running_below(owner_pid), left_behind(owner_pid))
+    while running := running_below(owner_pid):
+        assert time.monotonic() < deadline, running
         time.sleep(0.05)
 
 
@@ -71,7 +66,7 @@ def finished(
         text=True,
     )
     out, errors = owner.communicate(timeout=seconds)
-    assert running_below(owner.pid) == [] and left_behind(owner.pid) == []
+    assert running_below(owner.pid) == []
     return subprocess.CompletedProcess(owner.args, owner.returncode, out, errors)
 
 
