@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 from operator import add
 from threading import Timer
@@ -37,22 +37,29 @@ from sim.fast.plan import (
 from sim.fast.vectors import BLOCK, aligned
 from spikebert.commands import note, processors
 
+Call = Callable[[], object]
+
 NO_CURRENTS = np.zeros((0, 0, 0), np.int32)
 NO_SPIKES = np.zeros((1, 0, 0, 0), np.uint64)
+SILENT = NodeActivity()
 COMPILING_IS_SLOW = 2.0  # seconds until it is said
 
 
 class Room:
-    """Memory that is used again and again: nothing large is allocated once a batch of that size has been seen."""
+    """Memory that is used again and again: nothing large is allocated once a batch of that size has been seen.
 
-    def __init__(self) -> None:
-        self._bytes = aligned((0,), np.uint8)
+    moved  called when a larger array is asked for than ever before: what was given out is not used any more
+    """
+
+    def __init__(self, moved: Callable[[], None]) -> None:
+        self._bytes, self._moved = aligned((0,), np.uint8), moved
 
     def array(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         """As much of the room as is needed. It holds whatever was there before."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size > len(self._bytes):
             self._bytes = aligned((size,), np.uint8)
+            self._moved()
         array: np.ndarray = np.ndarray(shape, dtype, self._bytes)
         return array
 
@@ -66,34 +73,38 @@ class Counters:
     """
 
     def __init__(self, graph: Graph, steps: Sequence[Step]) -> None:
-        self.graph = graph
+        self.timesteps = graph.timesteps
         widths = [[blocks_of(graph.features[node.name]) * BLOCK for node in neurons_of(step)] for step in steps]
-        self._neurons = [node.name for step in steps for node in neurons_of(step)]
-        self._layers = [name for step in steps for name in layers_of(step)]
+        neurons = [node.name for step in steps for node in neurons_of(step)]
+        layers = [name for step in steps for name in layers_of(step)]
         ends = np.cumsum([0, *(width for step in widths for width in step)])
         self._starts, self._fired = ends[:-1], np.zeros(ends[-1], np.int64)
-        self._operations = np.zeros((len(self._layers), 2), np.int64)
+        self._operations = np.zeros((len(layers), 2), np.int64)
         self._cuts = np.zeros(ends[-1] // BLOCK, np.int64)
         step_ends = np.cumsum([0, *map(sum, widths)])
         self.fired = [self._fired[low:high] for low, high in pairwise(step_ends)]
         self.cuts = [self._cuts[low // BLOCK : high // BLOCK] for low, high in pairwise(step_ends)]
         layer_ends = np.cumsum([0, *(len(layers_of(step)) for step in steps)])
         self.operations = [self._operations[low:high] for low, high in pairwise(layer_ends)]
+        self._places = [
+            (name, width, neurons.index(name) if name in neurons else -1, layers.index(name) if name in layers else -1)
+            for name, width in graph.features.items()
+        ]
 
     def activity(self, tokens: int) -> Activity:
         """The counts of a run over so many real tokens, by node."""
-        sites = self.graph.timesteps * tokens
-        spikes = dict(zip(self._neurons, np.add.reduceat(self._fired, self._starts).tolist()))
-        cuts = dict(zip(self._neurons, np.add.reduceat(self._cuts, self._starts // BLOCK).tolist()))
-        operations = dict(zip(self._layers, self._operations.tolist()))
+        sites = self.timesteps * tokens
+        spikes = np.add.reduceat(self._fired, self._starts).tolist()
+        cuts = np.add.reduceat(self._cuts, self._starts // BLOCK).tolist()
+        operations = self._operations.tolist()
         per_node: dict[str, NodeActivity] = {}
-        for name, width in self.graph.features.items():
-            plain, weighted = operations.get(name, (0, 0))
-            fires = name in spikes
-            per_node[name] = NodeActivity(
-                spikes.get(name, 0), sites * width if fires else 0, plain, weighted, cuts.get(name, 0)
-            )
-        return Activity(self.graph.timesteps, per_node)
+        for name, width, neuron, layer in self._places:
+            plain, weighted = operations[layer] if layer >= 0 else (0, 0)
+            if neuron >= 0:
+                per_node[name] = NodeActivity(spikes[neuron], sites * width, plain, weighted, cuts[neuron])
+            else:
+                per_node[name] = NodeActivity(0, 0, plain, weighted, 0) if layer >= 0 else SILENT
+        return Activity(self.timesteps, per_node)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +128,10 @@ class Share:
     ids, places int64 [R]: token ids, and where in its sample a token stands
     starts      int64 [B + 1]: where each sample begins
     observed    nodes whose values the caller wants
-    spikes      node name -> what it fired
+    spikes      node name -> what it fires
     currents    node name -> int32 [R, T, at least D], where they are stored
+    logits      int64 [B, classes]
+    values      node name -> integers [R, T, D], of the nodes observed
     """
 
     ids: np.ndarray
@@ -127,6 +140,8 @@ class Share:
     observed: frozenset[str]
     spikes: dict[str, Spikes] = field(default_factory=dict)
     currents: dict[str, np.ndarray] = field(default_factory=dict)
+    logits: np.ndarray = field(default_factory=partial(np.zeros, 0))
+    values: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class FastEngine:
@@ -156,11 +171,9 @@ class FastEngine:
         cuts = _cuts(batch.mask.sum(1), self.threads)
         shares = [_pack(batch.ids[low:high], batch.mask[low:high], observed) for low, high in pairwise(cuts)]
         run = self.pool.map if len(shares) > 1 else map
-        results = list(run(lambda job: job[0].run(job[1]), zip(self.workers, shares)))
-        real = batch.mask.astype(bool)
-        values = {name: _unpack([kept[name] for _, kept, _ in results], real) for name in observe}
-        activity = reduce(add, (counts for _, _, counts in results))
-        return Execution(np.concatenate([logits for logits, _, _ in results]), values, activity)
+        done, counts = zip(*run(_Worker.run, self.workers, shares))
+        values = {name: _unpack([share.values[name] for share in done], batch.mask.astype(bool)) for name in observe}
+        return Execution(np.concatenate([share.logits for share in done]), values, reduce(add, counts))
 
     def close(self) -> None:
         """Ends the threads."""
@@ -168,63 +181,81 @@ class FastEngine:
 
 
 class _Worker:
-    """Takes a share through all steps, in memory of its own."""
+    """Takes a share through all steps, in memory of its own.
+
+    A share is *bound* first: for each step, the calls that it takes, with their arrays. That of a single sample is kept
+    and used for the next one of as many tokens: binding takes as long as a third of its work.
+    """
 
     def __init__(self, graph: Graph, steps: tuple[Step, ...]) -> None:
         self.graph, self.steps = graph, steps
         self.counters = Counters(graph, steps)
+        self._bound: dict[int, tuple[Share, list[Call]]] = {}  # by the number of tokens
         numbers = assign_rooms(steps)
-        rooms = [Room() for _ in set(numbers)]
+        rooms = [Room(self._bound.clear) for _ in set(numbers)]
         self.rooms = [rooms[number] for number in numbers]
-        self.scratch, self.lists = Room(), Room()
+        self.scratch, self.lists = Room(self._bound.clear), Room(self._bound.clear)
 
-    def run(self, share: Share) -> tuple[np.ndarray, dict[str, np.ndarray], Activity]:
-        """Logits int64 [B, classes], the observed values [R, T, D], and the activity."""
-        kept: dict[str, np.ndarray] = {}
-        logits = np.zeros(0)
+    def run(self, share: Share) -> tuple[Share, Activity]:
+        """The share with its logits and values (perhaps not that one, but one like it), and the activity."""
+        tokens = len(share.ids)
+        if share.observed or len(share.starts) != 2:
+            calls = self._bind(share)
+        elif tokens in self._bound:
+            kept, calls = self._bound[tokens]
+            kept.ids[:], kept.places[:] = share.ids, share.places
+            share = kept
+        else:
+            calls = self._bind(share)
+            self._bound[tokens] = share, calls
+        for call in calls:
+            call()
+        return share, self.counters.activity(tokens)
+
+    def _bind(self, share: Share) -> list[Call]:
+        calls: list[Call] = []
         for number, step in enumerate(self.steps):
             if isinstance(step, SynapsesStep):
-                self._synapses(number, step, share)
+                calls += self._synapses(number, step, share)
             elif isinstance(step, AddStep):
-                self._add(number, step, share)
+                calls += self._add(step, share, self._planes(number, share, step.node.name))
             elif isinstance(step, AttentionStep):
-                self._attention(number, step, share)
+                calls += self._attention(number, step, share)
             elif isinstance(step, EncodeStep):
-                self._encode(number, step, share)
+                calls += self._encode(number, step, share)
             elif isinstance(step, LIFStep):
-                self._lif(number, step, share)
+                calls += self._lif(number, step, share)
             elif isinstance(step, ReadoutStep):
-                logits = self._read_out(number, step, share)
+                calls += self._read_out(number, step, share)
             else:
-                self._wire(number, step, share)
-            if share.observed:
-                for name in share.observed.intersection(nodes_of(step)):
-                    kept[name] = self._observed(name, share)
-        return logits, kept, self.counters.activity(len(share.ids))
+                calls += self._wire(number, step, share)
+            calls += [partial(self._keep, name, share) for name in share.observed.intersection(nodes_of(step))]
+        return calls
 
-    def _observed(self, name: str, share: Share) -> np.ndarray:
-        """What a node gave, as integers [R, T, D] of the caller's own."""
+    def _keep(self, name: str, share: Share) -> None:
+        """Note what a node gave, as integers [R, T, D] of the caller's own."""
         width = self.graph.features[name]
         if name in share.currents:
-            return share.currents[name][..., :width].copy()
-        return _plain(share.spikes[name].planes, width)
+            share.values[name] = share.currents[name][..., :width].copy()
+        else:
+            share.values[name] = _plain(share.spikes[name].planes, width)
 
-    def _encode(self, number: int, step: EncodeStep, share: Share) -> None:
+    def _encode(self, number: int, step: EncodeStep, share: Share) -> Iterator[Call]:
         planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
-        kernels.encode(
-            share.ids, share.places, step.table, step.position, step.node.kind == "sign", neurons.free, neurons.level,
-            neurons.keep, planes[0], fired, self.counters.cuts[number],
+        yield partial(
+            kernels.encode, share.ids, share.places, step.table, step.position, step.node.kind == "sign", neurons.free,
+            neurons.level, neurons.keep, planes[0], fired, self.counters.cuts[number],
         )  # fmt: skip
         share.spikes[step.node.name] = Spikes(planes, fired, fired)
 
-    def _lif(self, number: int, step: LIFStep, share: Share) -> None:
+    def _lif(self, number: int, step: LIFStep, share: Share) -> Iterator[Call]:
         planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
         currents = share.currents[step.node.inputs[0]]
         cuts = self.counters.cuts[number]
-        kernels.lif(currents, neurons.free, neurons.level, neurons.keep, planes[0], fired, cuts)
+        yield partial(kernels.lif, currents, neurons.free, neurons.level, neurons.keep, planes[0], fired, cuts)
         share.spikes[step.node.name] = Spikes(planes, fired, fired)
 
-    def _synapses(self, number: int, step: SynapsesStep, share: Share) -> None:
+    def _synapses(self, number: int, step: SynapsesStep, share: Share) -> Iterator[Call]:
         x, neurons, timesteps = share.spikes[step.layers[0].inputs[0]], step.neurons, self.graph.timesteps
         tokens, (blocks, inputs, _), room = len(share.ids), step.weight.shape, self.rooms[number]
         sites, shape = tokens * timesteps, (tokens, timesteps, blocks * BLOCK)
@@ -239,11 +270,11 @@ class _Worker:
         index = self.scratch.array((kernels.tile_entries(*size),), np.uint32)
         lists = self.lists.array((kernels.tile_lists(*size), 5), np.int64)
         fired = self.counters.fired[number]
-        kernels.synapses(
-            x.planes, step.weight, step.group, step.bias, step.wide, bool(step.lifs), neurons.free, neurons.level,
-            neurons.keep, step.places, spikes, currents, index, lists, fired, self.counters.cuts[number],
+        yield partial(
+            kernels.synapses, x.planes, step.weight, step.group, step.bias, step.wide, bool(step.lifs), neurons.free,
+            neurons.level, neurons.keep, step.places, spikes, currents, index, lists, fired, self.counters.cuts[number],
         )  # fmt: skip
-        kernels.count_operations(x.payload, x.events, step.fan_out, self.counters.operations[number])
+        yield partial(kernels.count_operations, x.payload, x.events, step.fan_out, self.counters.operations[number])
         first = 0
         for place, layer in enumerate(step.layers):
             words = blocks_of(layer.weight.shape[0])
@@ -255,7 +286,7 @@ class _Worker:
                 share.spikes[step.lifs[place].name] = Spikes(own, counts, counts)
             first += words
 
-    def _attention(self, number: int, step: AttentionStep, share: Share) -> None:
+    def _attention(self, number: int, step: AttentionStep, share: Share) -> Iterator[Call]:
         node, neurons, timesteps = step.node, step.neurons, self.graph.timesteps
         q, k, v = (share.spikes[name].planes for name in node.inputs)
         width, longest = self.graph.features[node.name], int(np.diff(share.starts).max())
@@ -268,93 +299,100 @@ class _Worker:
             currents = np.empty(shape, np.int32) if kept else NO_CURRENTS
         cells = self.scratch.array((kernels.attention_cells(longest, timesteps, width, node.heads),), np.int32)
         fired = self.counters.fired[number]
-        kernels.attention(
-            q, k, v, share.starts, width, node.heads, np.empty(longest, step.sums), step.lif is not None, neurons.free,
-            neurons.level, neurons.keep, planes[0], currents, cells, self.counters.operations[number][0], fired,
-            self.counters.cuts[number],
+        yield partial(
+            kernels.attention, q, k, v, share.starts, width, node.heads, np.empty(longest, step.sums),
+            step.lif is not None, neurons.free, neurons.level, neurons.keep, planes[0], currents, cells,
+            self.counters.operations[number][0], fired, self.counters.cuts[number],
         )  # fmt: skip
         if kept:
             share.currents[node.name] = currents
         if step.lif:
             share.spikes[step.lif.name] = Spikes(planes, fired, fired)
 
-    def _add(self, number: int, step: AddStep, share: Share) -> None:
+    def _add(self, step: AddStep, share: Share, total: np.ndarray) -> Iterator[Call]:
         """The counts of a sum follow from those of its inputs, but for how many sums are not 0."""
         first, *others = (share.spikes[name] for name in step.node.inputs)
-        total = self._planes(number, share, step.node.name)
-        total[: len(first.planes)], total[len(first.planes) :] = first.planes, 0
         payload, events = first.payload.copy(), np.empty_like(first.events)
+        yield partial(np.copyto, total[: len(first.planes)], first.planes)
+        yield partial(total[len(first.planes) :].fill, 0)
+        yield partial(np.copyto, payload, first.payload)
         for x in others:
-            kernels.add(x.planes, total)
-            payload += x.payload
-        kernels.count_sums(total, self.scratch.array(total.shape[1:], np.uint64), events)
+            yield partial(kernels.add, x.planes, total)
+            yield partial(np.add, payload, x.payload, payload)
+        yield partial(kernels.count_sums, total, self.scratch.array(total.shape[1:], np.uint64), events)
         share.spikes[step.node.name] = Spikes(total, payload, events)
 
-    def _wire(self, number: int, step: WiringStep, share: Share) -> None:
+    def _wire(self, number: int, step: WiringStep, share: Share) -> Iterator[Call]:
         node, planes = step.node, self._planes(number, share, step.node.name)
+        payload, events = np.zeros((2, planes.shape[-1] * BLOCK), np.int64)
+        spikes = Spikes(planes, payload, events)
         if isinstance(node, (Slice, Concat)):
-            spikes = self._gather(node, planes, share)
+            yield partial(self._gather, node, spikes, share)
         elif isinstance(node, ValidLane):
-            spikes = self._valid_lane(node, planes)
+            yield partial(self._valid_lane, node, spikes)
         elif isinstance(node, Coincidence):
-            spikes = self._coincidence(number, node, planes, share)
+            spikes = Spikes(planes, self.counters.fired[number], self.counters.fired[number])
+            yield partial(self._coincidence, number, node, spikes, share)
         elif isinstance(node, Relay):
-            wiring.relay(share.currents[node.inputs[0]], self.graph.features[node.name], planes)
-            spikes = self._counted(planes)
+            yield partial(wiring.relay, share.currents[node.inputs[0]], self.graph.features[node.name], planes)
+            yield partial(self._count, spikes)
         else:
-            spikes = self._product(number, node, planes, share)
+            yield partial(self._product, number, node, spikes, share)
         share.spikes[node.name] = spikes
 
-    def _gather(self, node: Slice | Concat, planes: np.ndarray, share: Share) -> Spikes:
-        payload, events = np.zeros((2, planes.shape[-1] * BLOCK), np.int64)
-        planes[:], at = 0, 0
+    def _gather(self, node: Slice | Concat, out: Spikes, share: Share) -> None:
+        out.planes[:], at = 0, 0
         for name in node.inputs:
             x, width = share.spikes[name], self.graph.features[name]
             start, stop = (node.start, node.stop) if isinstance(node, Slice) else (0, width)
             end = at + stop - start
-            wiring.copy_features(x.planes, start, stop - start, planes, at)
-            payload[at:end], events[at:end] = x.payload[start:stop], x.events[start:stop]
+            wiring.copy_features(x.planes, start, stop - start, out.planes, at)
+            out.payload[at:end], out.events[at:end] = x.payload[start:stop], x.events[start:stop]
             at = end
-        return Spikes(planes, payload, events)
 
-    def _valid_lane(self, node: ValidLane, planes: np.ndarray) -> Spikes:
+    def _valid_lane(self, node: ValidLane, out: Spikes) -> None:
         """Only real tokens are here."""
-        lanes = np.arange(planes.shape[-1] * BLOCK) < node.lanes
-        planes[:] = np.packbits(lanes, bitorder="little").view("<u8")
-        counts = lanes * (planes.shape[1] * planes.shape[2])
-        return Spikes(planes, counts, counts)
+        lanes = np.arange(out.planes.shape[-1] * BLOCK) < node.lanes
+        out.planes[:] = np.packbits(lanes, bitorder="little").view("<u8")
+        out.payload[:] = out.events[:] = lanes * (out.planes.shape[1] * out.planes.shape[2])
 
-    def _coincidence(self, number: int, node: Coincidence, planes: np.ndarray, share: Share) -> Spikes:
-        (q, k), fired = (share.spikes[name] for name in node.inputs), self.counters.fired[number]
-        wiring.coincidence(q.planes[0], k.planes[0], share.starts, self.graph.features[node.inputs[0]], planes[0])
-        kernels.count_bits(planes[0].reshape(-1, planes.shape[-1]), fired)
+    def _coincidence(self, number: int, node: Coincidence, out: Spikes, share: Share) -> None:
+        (q, k), planes = (share.spikes[name] for name in node.inputs), out.planes[0]
+        wiring.coincidence(q.planes[0], k.planes[0], share.starts, self.graph.features[node.inputs[0]], planes)
+        kernels.count_bits(planes.reshape(-1, planes.shape[-1]), out.events)
         self.counters.operations[number][0] = self.graph.n_max * (q.payload.sum() + k.payload.sum())
-        return Spikes(planes, fired, fired)
 
-    def _product(self, number: int, node: Product, planes: np.ndarray, share: Share) -> Spikes:
+    def _product(self, number: int, node: Product, out: Spikes, share: Share) -> None:
         (scores, v), width = (share.spikes[name] for name in node.inputs), self.graph.features[node.inputs[1]]
-        wiring.product(scores.planes, v.planes[0], share.starts, width, node.heads, planes)
+        wiring.product(scores.planes, v.planes[0], share.starts, width, node.heads, out.planes)
         size, reached = width // node.heads, self.graph.n_max * v.payload.sum()
         counts = (size * scores.events.sum() + reached, size * scores.payload.sum() + reached)
         self.counters.operations[number][0] = counts
-        return self._counted(planes)
+        self._count(out)
 
-    def _counted(self, planes: np.ndarray) -> Spikes:
-        payload, events = np.zeros((2, planes.shape[-1] * BLOCK), np.int64)
-        kernels.sum_samples(planes, np.array([0, planes.shape[1]]), payload[None])
-        kernels.count_sums(planes, self.scratch.array(planes.shape[1:], np.uint64), events)
-        return Spikes(planes, payload, events)
+    def _count(self, out: Spikes) -> None:
+        planes = out.planes
+        out.payload[:] = 0
+        kernels.sum_samples(planes, np.array([0, planes.shape[1]]), out.payload[None])
+        kernels.count_sums(planes, self.scratch.array(planes.shape[1:], np.uint64), out.events)
 
-    def _read_out(self, number: int, step: ReadoutStep, share: Share) -> np.ndarray:
+    def _read_out(self, number: int, step: ReadoutStep, share: Share) -> Iterator[Call]:
         """The sums over tokens and timesteps are made first: `sum(W x + b) = W sum(x) + T * tokens * b`."""
-        x, name, width = share.spikes[step.node.inputs[0]], step.node.name, len(step.weight)
-        payload = np.zeros((len(share.starts) - 1, len(x.payload)), np.int64)
-        kernels.sum_samples(x.planes, share.starts, payload)
-        kernels.count_operations(x.payload, x.events, step.fan_out, self.counters.operations[number])
-        if name in share.observed:
-            share.currents[name] = _plain(x.planes, width).astype(np.int64) @ step.weight + step.bias
-        tokens = np.diff(share.starts)[:, None]
-        return payload[:, :width] @ step.weight + self.graph.timesteps * tokens * step.bias
+        x, width = share.spikes[step.node.inputs[0]], len(step.weight)
+        sums = np.zeros((len(share.starts) - 1, len(x.payload)), np.int64)
+        bias = self.graph.timesteps * np.diff(share.starts)[:, None] * step.bias
+        share.logits = np.empty_like(bias)
+        yield partial(sums.fill, 0)
+        yield partial(kernels.sum_samples, x.planes, share.starts, sums)
+        yield partial(np.matmul, sums[:, :width], step.weight, share.logits)
+        yield partial(np.add, share.logits, bias, share.logits)
+        yield partial(kernels.count_operations, x.payload, x.events, step.fan_out, self.counters.operations[number])
+        if step.node.name in share.observed:
+            yield partial(self._keep_readout, step, share)
+
+    def _keep_readout(self, step: ReadoutStep, share: Share) -> None:
+        x = _plain(share.spikes[step.node.inputs[0]].planes, len(step.weight))
+        share.currents[step.node.name] = x.astype(np.int64) @ step.weight + step.bias
 
     def _planes(self, number: int, share: Share, name: str) -> np.ndarray:
         """Room for the spikes of a node, or for sums of them."""

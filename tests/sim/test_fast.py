@@ -290,3 +290,19 @@ def test_what_does_not_fit_is_refused() -> None:
             engine.run(TokenBatch(np.ones((1, 4)), np.ones((1, 4))))
         with pytest.raises(ValueError, match="no such node"):
             engine.run(TokenBatch(np.ones((1, 3)), np.ones((1, 3))), ["nothing"])
+
+
+def test_single_samples_one_after_another() -> None:
+    """What was bound for a number of tokens serves the next sample of as many, until a larger batch moves its memory."""
+    rng = np.random.default_rng(7)
+    graph = random_graph(rng, blocks=2, hidden=72, heads=4, n_max=9)
+    masks = [[1, 1, 1], [1] * 9, [1, 1, 1, 0], "many", [1, 1, 1], [1] * 9, [0], [1, 1, 1]]
+    with closing(FastEngine(graph, threads=1)) as engine:
+        for mask in masks:
+            batch = random_batch(rng, graph, 30)
+            if mask != "many":
+                batch = TokenBatch(batch.ids[:1, : len(mask)], np.array([mask]))
+            expected = ReferenceEngine(graph).run(batch, graph.spiking)
+            result = engine.run(batch)
+            assert np.array_equal(result.logits, expected.logits)
+            assert result.activity == count_activity(graph, expected.values, batch)
