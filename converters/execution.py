@@ -61,6 +61,8 @@ class NodeActivity:
                         scores); equal to synaptic_operations where all values are 0 and 1
     saturations         of a neuron: how often a membrane was cut at +-(2^23 - 1), that is sites at which
                         decay(v) + a * 2^shift lay outside
+    messages            nonzero values that a node sends, each once, however many nodes read it: of a neuron its spikes,
+                        of an add, a relay or a product its nonzero sums; 0 for what is only wiring
     """
 
     spikes: int = 0
@@ -68,6 +70,7 @@ class NodeActivity:
     synaptic_operations: int = 0
     weighted_operations: int = 0
     saturations: int = 0
+    messages: int = 0
 
     @property
     def rate(self) -> float | None:
@@ -81,6 +84,7 @@ class NodeActivity:
             self.synaptic_operations + other.synaptic_operations,
             self.weighted_operations + other.weighted_operations,
             self.saturations + other.saturations,
+            self.messages + other.messages,
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from converters.encoder import count_saturations, source_current
 from converters.execution import Activity, NodeActivity, TokenBatch
-from converters.graph import LIF, Attention, Coincidence, Graph, Node, Product, Readout, Source, Synapses
+from converters.graph import LIF, Add, Attention, Coincidence, Graph, Node, Product, Readout, Relay, Source, Synapses
 from sim.reference import evaluate
 from sim.saturation import Saturable, saturable_neurons
 
@@ -54,7 +54,8 @@ def _count_cuts(graph: Graph, neuron: Saturable, values: Mapping[str, np.ndarray
 def _count_node(graph: Graph, node: Node, values: Mapping[str, np.ndarray], real_tokens: int) -> NodeActivity:
     if isinstance(node, (Source, LIF)):
         sites = graph.timesteps * real_tokens * graph.features[node.name]
-        return NodeActivity(spikes=int(np.count_nonzero(values[node.name])), sites=sites)
+        spikes = int(np.count_nonzero(values[node.name]))
+        return NodeActivity(spikes, sites, messages=spikes)
     if isinstance(node, (Synapses, Readout)):
         return _count_linear(values[node.inputs[0]], node.weight)
     if isinstance(node, Attention):
@@ -63,10 +64,14 @@ def _count_node(graph: Graph, node: Node, values: Mapping[str, np.ndarray], real
     if isinstance(node, Coincidence):
         sites = graph.timesteps * real_tokens * graph.features[node.name]
         reached = graph.n_max * sum(int(np.count_nonzero(values[name])) for name in node.inputs)
-        return NodeActivity(int(np.count_nonzero(values[node.name])), sites, reached, reached)
+        spikes = int(np.count_nonzero(values[node.name]))
+        return NodeActivity(spikes, sites, reached, reached, messages=spikes)
     if isinstance(node, Product):
         scores, v = (values[name] for name in node.inputs)
-        return _count_product(scores, v, node.heads, graph.n_max)
+        counts = _count_product(scores, v, node.heads, graph.n_max)
+        return replace(counts, messages=int(np.count_nonzero(values[node.name])))
+    if isinstance(node, (Add, Relay)):
+        return NodeActivity(messages=int(np.count_nonzero(values[node.name])))
     return NodeActivity()
 
 

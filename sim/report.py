@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from converters.bundle import Bundle
 from converters.execution import Activity, NodeActivity
 from converters.graph import Graph
+from sim.energy import Energy
 from sim.predictions import Prediction
 from sim.probe import NodeSummary
 from sim.rows import BadRow
@@ -140,6 +141,53 @@ def _probes(graph: Graph, probes: Mapping[str, NodeSummary]) -> list[str]:
         reach, silent = f"{probe.low:,} .. {probe.high:,}", f"{probe.silent:,} of {graph.features[name]:,}"
         lines.append(f"{name:<{width}} {probe.rate:>7.4f} {reach:>18} {probe.mean:>11,.3f} {silent:>16}   {rates}")
     return lines
+
+
+def energy_report(energies: Sequence[Energy], sentences: int) -> str:
+    """Lines of text: what a sentence would take by each table, part by part and by kind of work."""
+    lines = [f"energy of a sentence, estimated (mean of {sentences:,}; docs/energy.md says what each table is for)"]
+    width = max([34, *(len(part) for energy in energies for part in _by_part(energy))])
+    for energy in energies:
+        table = energy.table
+        lines += ["", f"{table.name} ({table.kind}, version {table.version}): {table.title}"]
+        lines.append(f"  {'in all':<{width}} {joules(energy.total / sentences):>12}")
+        for part, amount in _by_part(energy).items():
+            lines.append(f"  {part:<{width}} {joules(amount / sentences):>12} {_share(amount, energy.total)}")
+        for kind, amount in energy.by_work.items():
+            price = f"{table.prices[kind].picojoules:.4g} pJ each"
+            name = f"for {kind.replace('_', ' ')}"
+            lines.append(f"  {name:<{width}} {joules(amount / sentences):>12} {_share(amount, energy.total)}   {price}")
+        if energy.dense is not None and energy.of_dense is not None:
+            lines.append(
+                f"  {'dense network':<{width}} {joules(energy.dense / sentences):>12}   the same connections, by the "
+                f"same method: this one takes {100 * energy.of_dense:.1f} % of it"
+            )
+        lines.append(f"  not in it: {table.left_out}")
+    return "\n".join(lines)
+
+
+def joules(amount: float) -> str:
+    """Three digits and a unit: "70.5 uJ"."""
+    if amount == 0:
+        return "0 J"
+    amount = float(f"{amount:.2e}")  # rounded first: 999.9 uJ are 1.00 mJ
+    power = min(0, max(-15, 3 * math.floor(math.log10(amount) / 3)))
+    digits = amount / 10.0**power
+    unit = {0: "J", -3: "mJ", -6: "uJ", -9: "nJ", -12: "pJ", -15: "fJ"}[power]
+    return f"{digits:.{max(0, 2 - math.floor(math.log10(digits)))}f} {unit}"
+
+
+def _by_part(energy: Energy) -> dict[str, float]:
+    """Joules of each part of the network, a block each."""
+    parts: dict[str, float] = {}
+    for name, charges in energy.per_node.items():
+        part = ".".join(name.split(".")[:2])
+        parts[part] = parts.get(part, 0.0) + sum(charges.values())
+    return {part: amount for part, amount in parts.items() if amount} if len(parts) <= PARTS_MAX else {}
+
+
+def _share(amount: float, total: float) -> str:
+    return f"{100 * amount / total:5.1f} %" if total else ""
 
 
 def _verdict(engine: str, comparison: Comparison) -> str:

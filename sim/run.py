@@ -13,6 +13,7 @@ import numpy as np
 from converters.bundle import Tokenised
 from converters.execution import Activity
 from converters.graph import Graph
+from sim.energy import Tokens
 from sim.probe import NodeSummary
 from sim.rows import BadRow, Row
 from sim.shards import Shard, ShardResult, sample_bytes
@@ -55,6 +56,7 @@ class Summary:
     comparison with the reference, or None
     probes     what the probed nodes did
     confusion  int64 [classes, classes]: labelled samples by true and predicted class
+    tokens     of the samples
     """
 
     engine: str
@@ -66,6 +68,7 @@ class Summary:
     activity: Activity | None = None
     comparison: Comparison | None = None
     probes: dict[str, NodeSummary] = field(default_factory=dict)
+    tokens: Tokens = field(default_factory=Tokens)
 
     @property
     def samples_per_second(self) -> float:
@@ -85,6 +88,7 @@ class Summary:
                 self.first_bad.append(row)
             return
         self.samples += 1
+        self.tokens = self.tokens.with_sentence(outcome.real_tokens)
         if row.label is not None:
             self.confusion[row.label, prediction] += 1
 
@@ -120,6 +124,7 @@ class Summary:
                 "synaptic_operations": total.synaptic_operations,
                 "weighted_operations": total.weighted_operations,
                 "saturations": total.saturations,
+                "messages": total.messages,
                 "per_node": per_node,
             },
             "bad_rows": {"count": self.bad, "first": [asdict(row) for row in self.first_bad]},

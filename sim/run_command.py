@@ -9,6 +9,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ import numpy as np
 from converters.bundle import Bundle, Tokenised, read_bundle
 from converters.execution import ATTENTION_KINDS
 from sim.check import check_bundle
+from sim.energy import SHIPPED, estimate, read_cost_table
 from sim.engines import engine_names, holds_values
 from sim.find_bundle import find_bundle
 from sim.predictions import check_predictions_path, predictions_file
 from sim.probe import choose_nodes
 from sim.record import check_record_path, record_file
-from sim.report import human_report, prediction_of, sample_report
+from sim.report import energy_report, human_report, prediction_of, sample_report
 from sim.rows import FORMATS, BadRow, Row, Rows, open_rows
 from sim.run import Outcome, Summary, batch_size_for, run
 from sim.shards import Job, ShardResult
@@ -56,6 +58,7 @@ EXAMPLES = """examples:
   spikebert-run build/sst2 --engine lava --attention stock --verify
   spikebert-run build/sst2 --file data.tsv --probe '*.query.lif' blocks.0.attention
   spikebert-run build/sst2 --file data.tsv --record spikes.npz    # read it with sim.record.read_record
+  spikebert-run build/sst2 --file data.tsv --energy               # or --energy 45nm my_table.json
   spikebert-run sst2.zip --check
 
 exit codes: 0 ok, 1 the check failed, 2 wrong use (a damaged bundle; a bad row, after all others were run),
@@ -106,15 +109,20 @@ def _body(argv: Sequence[str]) -> int:
         inputs = _inputs(arguments, bundle)
         classes = len(bundle.labels)
         summary = Summary(arguments.engine, np.zeros((classes, classes), np.int64))
+        tables = [read_cost_table(name) for name in _cost_tables(arguments)]
         about = _about(arguments, bundle, inputs, shlex.join(["spikebert-run", *argv]))
         kept = _run(arguments, bundle, job, inputs, summary, about)
     if not summary.samples:
         raise UserError(f"{arguments.file}: {_bad_rows(summary, inputs)}")
+    assert summary.activity is not None  # there is one where a sample was run
+    energies = estimate(bundle.graph, summary.activity, summary.tokens, tables)
     if arguments.json:
-        write_json(summary.to_json(kept) | _flags_used(arguments, job))
+        used = {energy.table.name: energy.to_json(summary.samples) for energy in energies}
+        write_json(summary.to_json(kept) | _flags_used(arguments, job) | ({"energy": used} if used else {}))
     else:
         each = [sample_report(bundle, inputs.name_of(row), outcome) for row, outcome in _good(kept)]
-        write_output("\n".join([*each, *([""] if each else []), human_report(bundle, summary)]))
+        parts = [*each, *([""] if each else []), human_report(bundle, summary)]
+        write_output("\n".join([*parts, *(["", energy_report(energies, summary.samples)] if energies else [])]))
         if arguments.record:
             note(f"recorded {len(job.record):,} nodes, {summary.samples:,} samples: {arguments.record}")
     if summary.comparison is not None and summary.comparison.mismatches:
@@ -124,6 +132,14 @@ def _body(argv: Sequence[str]) -> int:
         note(f"error: {arguments.file}: {_bad_rows(summary, inputs)}. All others were run")
         return WRONG_USE
     return OK
+
+
+def _cost_tables(arguments: argparse.Namespace) -> Sequence[str]:
+    """Names or files of the tables that --energy asks for. Raises UserError where two of them are the same."""
+    names = () if arguments.energy is None else arguments.energy or SHIPPED
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"--energy names '{twice[0]}' twice. Give each table once")
+    return tuple(names)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -329,6 +345,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE.npz",
         help="write every value of the nodes of --probe, for every sample, to this file of numpy arrays; without "
         "--probe, of all spiking nodes",
+    )
+    parser.add_argument(
+        "--energy",
+        nargs="*",
+        metavar="TABLE",
+        help=f"estimate the energy of a sentence by these cost tables: {', '.join(SHIPPED)} (all of them where none is "
+        "named), or files of your own",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the files of --predictions and --record")
     spread = parser.add_mutually_exclusive_group()

@@ -15,7 +15,7 @@ from threading import Timer
 import numpy as np
 
 from converters.execution import Activity, EngineOptions, Execution, NodeActivity, TokenBatch, check_observed
-from converters.graph import Coincidence, Concat, Graph, Product, Relay, Slice, ValidLane
+from converters.graph import Add, Coincidence, Concat, Graph, Product, Relay, Slice, ValidLane
 from sim.fast import kernels, wiring
 from sim.fast.plan import (
     AddStep,
@@ -87,23 +87,33 @@ class Counters:
         layer_ends = np.cumsum([0, *(len(layers_of(step)) for step in steps)])
         self.operations = [self._operations[low:high] for low, high in pairwise(layer_ends)]
         self._places = [
-            (name, width, neurons.index(name) if name in neurons else -1, layers.index(name) if name in layers else -1)
-            for name, width in graph.features.items()
+            (
+                node.name,
+                graph.features[node.name],
+                neurons.index(node.name) if node.name in neurons else -1,
+                layers.index(node.name) if node.name in layers else -1,
+                isinstance(node, (Add, Relay, Product)),
+            )
+            for node in graph
         ]
 
-    def activity(self, tokens: int) -> Activity:
-        """The counts of a run over so many real tokens, by node."""
-        sites = self.timesteps * tokens
+    def activity(self, share: Share) -> Activity:
+        """The counts of a share that was run, by node."""
+        sites = self.timesteps * len(share.ids)
         spikes = np.add.reduceat(self._fired, self._starts).tolist()
         cuts = np.add.reduceat(self._cuts, self._starts // BLOCK).tolist()
         operations = self._operations.tolist()
         per_node: dict[str, NodeActivity] = {}
-        for name, width, neuron, layer in self._places:
+        for name, width, neuron, layer, sends in self._places:
             plain, weighted = operations[layer] if layer >= 0 else (0, 0)
             if neuron >= 0:
-                per_node[name] = NodeActivity(spikes[neuron], sites * width, plain, weighted, cuts[neuron])
+                fired = spikes[neuron]
+                per_node[name] = NodeActivity(fired, sites * width, plain, weighted, cuts[neuron], fired)
+            elif layer >= 0 or sends:
+                messages = int(share.spikes[name].events.sum()) if sends else 0
+                per_node[name] = NodeActivity(0, 0, plain, weighted, 0, messages)
             else:
-                per_node[name] = NodeActivity(0, 0, plain, weighted, 0) if layer >= 0 else SILENT
+                per_node[name] = SILENT
         return Activity(self.timesteps, per_node)
 
 
@@ -210,7 +220,7 @@ class _Worker:
             self._bound[tokens] = share, calls
         for call in calls:
             call()
-        return share, self.counters.activity(tokens)
+        return share, self.counters.activity(share)
 
     def _bind(self, share: Share) -> list[Call]:
         calls: list[Call] = []

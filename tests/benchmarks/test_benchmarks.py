@@ -240,3 +240,13 @@ def test_engine_runs_the_models_of_a_run(bundle, file, trained, capsys):
     out = capsys.readouterr().out
     assert all(f"| {name} " in out for name in rows)
     assert "their own" in out
+
+
+def test_the_kernel_of_events_gives_what_a_dense_product_gives() -> None:
+    pytest.importorskip("torch")
+    from benchmarks.engine_dense import compare, draw_spikes
+
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (64, 64)).astype(np.int8)
+    times = compare(draw_spikes(rng, 3, 64, 0.2, regular=False), weight, seconds=0.0)  # raises where they differ
+    assert set(times) == {"events", "float32", "int8"}

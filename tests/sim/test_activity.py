@@ -6,7 +6,7 @@ from machine_graphs import BATCH, machine_graph
 from random_graphs import random_batch, random_dag, random_graph, random_machine_dag
 
 from converters.execution import NodeActivity
-from converters.graph import NEURONS, Attention, Coincidence, Graph, Product, Readout, Synapses
+from converters.graph import NEURONS, Add, Attention, Coincidence, Graph, Product, Readout, Relay, Synapses
 from sim.activity import count_activity
 from sim.reference import ReferenceEngine
 
@@ -64,7 +64,7 @@ def test_counts_are_those_of_loops(make, seed):
     for node in graph:
         counts = activity.per_node[node.name]
         inputs = [values[name] for name in node.inputs if name in values]
-        operations, spikes = (0, 0), 0
+        operations, spikes, messages = (0, 0), 0, 0
         if isinstance(node, (Synapses, Readout)):
             operations = naive_linear(inputs[0], node.weight)
         elif isinstance(node, Attention):
@@ -78,6 +78,9 @@ def test_counts_are_those_of_loops(make, seed):
             sites = graph.timesteps * int(batch.mask.sum()) * graph.features[node.name]
             assert counts.rate == spikes / sites
         assert (counts.synaptic_operations, counts.weighted_operations) == operations
+        if isinstance(node, (*NEURONS, Add, Relay, Product)):
+            messages = sum(int(value != 0) for value in values[node.name].ravel())
+        assert counts.messages == messages
         assert counts.spikes == spikes
         assert (counts.rate is None) == (not isinstance(node, NEURONS))
 
@@ -88,14 +91,15 @@ def test_what_passes_make_is_counted():
     values = ReferenceEngine(graph).run(BATCH, graph.spiking).values
     counted = count_activity(graph, values, BATCH).per_node
     assert counted["match"] == NodeActivity(
-        spikes=2 * 6, sites=2 * 3 * 6, synaptic_operations=2 * 3 * (4 + 4), weighted_operations=2 * 3 * (4 + 4)
+        2 * 6, 2 * 3 * 6, synaptic_operations=2 * 3 * (4 + 4), weighted_operations=2 * 3 * (4 + 4), messages=2 * 6
     )
     product = (2 * (2 * 8 + 3 * 4), 2 * (2 * 21 + 3 * 4))  # 8 scores that are not 0, 21 in all; 4 spikes of v
-    assert counted["product"] == NodeActivity(0, 0, *product)
+    assert counted["product"] == NodeActivity(0, 0, *product, messages=2 * 7)
     assert counted["scores"] == NodeActivity(0, 0, 2 * 6, 2 * 6)
     assert counted["attended"] == NodeActivity(0, 0, 2 * 7, 2 * 9)  # two of the seven products are 2
     assert counted["readout"] == NodeActivity(0, 0, 2 * 4, 2 * 4)  # the first valid lane, and one spike of `last`
-    for name in ("second", "valid", "side_by_side", "relay", "all"):
+    assert counted["relay"] == NodeActivity(messages=2 * 8)  # the 8 scores that are not 0
+    for name in ("second", "valid", "side_by_side", "all"):
         assert counted[name] == NodeActivity(), name
 
 

@@ -293,7 +293,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_single_samples_one_after_another() -> None:
-    """What was bound for a number of tokens serves the next sample of as many, until a larger batch moves its memory."""
+    """What was bound for some number of tokens serves the next sample of as many, until a larger batch moves it."""
     rng = np.random.default_rng(7)
     graph = random_graph(rng, blocks=2, hidden=72, heads=4, n_max=9)
     masks = [[1, 1, 1], [1] * 9, [1, 1, 1, 0], "many", [1, 1, 1], [1] * 9, [0], [1, 1, 1]]
