@@ -86,7 +86,7 @@ def human_report(bundle: Bundle, summary: Summary) -> str:
     if summary.probes:
         lines += ["", *_probes(bundle.graph, summary.probes)]
     if summary.comparison is not None:
-        lines += ["", _verdict(summary.engine, summary.comparison)]
+        lines += ["", verdict(summary.engine, summary.comparison)]
     return "\n".join(lines)
 
 
@@ -190,7 +190,8 @@ def _share(amount: float, total: float) -> str:
     return f"{100 * amount / total:5.1f} %" if total else ""
 
 
-def _verdict(engine: str, comparison: Comparison) -> str:
+def verdict(engine: str, comparison: Comparison) -> str:
+    """Whether all values were equal, in a sentence."""
     compared = f"{comparison.values_compared:,} values of '{engine}'"
     if comparison.mismatches == 0:
         return f"verified: all {compared} equal those of the reference"

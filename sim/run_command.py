@@ -24,6 +24,9 @@ from sim.check import check_bundle
 from sim.energy import SHIPPED, estimate, read_cost_table
 from sim.engines import engine_names, holds_values
 from sim.find_bundle import find_bundle
+from sim.page.contents import RunReport, Sentence, energies_of, facts_of
+from sim.page.page import run_page
+from sim.page.raster import raster_of
 from sim.predictions import check_predictions_path, predictions_file
 from sim.probe import choose_nodes
 from sim.record import check_record_path, record_file
@@ -31,6 +34,7 @@ from sim.report import energy_report, human_report, prediction_of, sample_report
 from sim.rows import FORMATS, BadRow, Row, Rows, open_rows
 from sim.run import Outcome, Summary, batch_size_for, run
 from sim.shards import Job, ShardResult
+from sim.whole_file import check_path, whole_file
 from sim.workers import DaskWorkers, LocalWorkers, ThisProcess, Workers
 from spikebert.commands import (
     CHECK_FAILED,
@@ -59,12 +63,14 @@ EXAMPLES = """examples:
   spikebert-run build/sst2 --file data.tsv --probe '*.query.lif' blocks.0.attention
   spikebert-run build/sst2 --file data.tsv --record spikes.npz    # read it with sim.record.read_record
   spikebert-run build/sst2 --file data.tsv --energy               # or --energy 45nm my_table.json
+  spikebert-run build/sst2 --file data.tsv --verify --report run.html
   spikebert-run sst2.zip --check
 
 exit codes: 0 ok, 1 the check failed, 2 wrong use (a damaged bundle; a bad row, after all others were run),
 3 a runtime failed, 130 interrupted
 """
 
+REPORT_FLAG = "--report"
 WITH_CHECK = ("bundle", "check", "json", "debug")  # the arguments that --check goes with
 
 
@@ -103,8 +109,9 @@ def _body(argv: Sequence[str]) -> int:
             check_predictions_path(arguments.predictions, arguments.overwrite)
         if arguments.record:
             check_record_path(arguments.record, arguments.overwrite)
-            if arguments.record == arguments.predictions:
-                raise UserError(f"--predictions and --record both name {arguments.record}. Give two files")
+        if arguments.report:
+            check_path(REPORT_FLAG, arguments.report, arguments.overwrite)
+        _check_names_differ(arguments)
         job = _job(arguments, bundle)
         inputs = _inputs(arguments, bundle)
         classes = len(bundle.labels)
@@ -112,17 +119,22 @@ def _body(argv: Sequence[str]) -> int:
         tables = [read_cost_table(name) for name in _cost_tables(arguments)]
         about = _about(arguments, bundle, inputs, shlex.join(["spikebert-run", *argv]))
         kept = _run(arguments, bundle, job, inputs, summary, about)
-    if not summary.samples:
-        raise UserError(f"{arguments.file}: {_bad_rows(summary, inputs)}")
+        if not summary.samples:
+            raise UserError(f"{arguments.file}: {_bad_rows(summary, inputs)}")
+        if arguments.report:
+            _write_page(arguments.report, bundle, inputs, summary, kept, str(about["command"]))
     assert summary.activity is not None  # there is one where a sample was run
     energies = estimate(bundle.graph, summary.activity, summary.tokens, tables)
     if arguments.json:
         used = {energy.table.name: energy.to_json(summary.samples) for energy in energies}
         write_json(summary.to_json(kept) | _flags_used(arguments, job) | ({"energy": used} if used else {}))
     else:
-        each = [sample_report(bundle, inputs.name_of(row), outcome) for row, outcome in _good(kept)]
+        shown = kept if inputs.show_each else []
+        each = [sample_report(bundle, inputs.name_of(row), outcome) for row, outcome in _good(shown)]
         parts = [*each, *([""] if each else []), human_report(bundle, summary)]
         write_output("\n".join([*parts, *(["", energy_report(energies, summary.samples)] if energies else [])]))
+        if arguments.report:
+            note(f"report: {arguments.report} (open it in a browser)")
         if arguments.record:
             note(f"recorded {len(job.record):,} nodes, {summary.samples:,} samples: {arguments.record}")
     if summary.comparison is not None and summary.comparison.mismatches:
@@ -132,6 +144,37 @@ def _body(argv: Sequence[str]) -> int:
         note(f"error: {arguments.file}: {_bad_rows(summary, inputs)}. All others were run")
         return WRONG_USE
     return OK
+
+
+def _check_names_differ(arguments: argparse.Namespace) -> None:
+    """Raises UserError where two flags name one file to write."""
+    flags = ("predictions", "record", "report")
+    written = [(f"--{flag}", getattr(arguments, flag)) for flag in flags if getattr(arguments, flag)]
+    for place, (flag, path) in enumerate(written):
+        for other, another in written[place + 1 :]:
+            if path == another:
+                raise UserError(f"{flag} and {other} both name {path}. Give two files")
+
+
+def _write_page(
+    path: Path, bundle: Bundle, inputs: Inputs, summary: Summary, kept: Sequence[Outcome], command: str
+) -> None:
+    """The report of a run; the sentence that it shows is the first one that was run."""
+    row, outcome = next(_good(kept))
+    sample = inputs.sample_of(row)
+    tokens = bundle.tokenise(sample) if isinstance(sample, str) else sample
+    predicted = prediction_of(bundle, outcome)
+    name = inputs.name_of(row) if inputs.tokenised else f"{inputs.name_of(row)}: {_quoted(row.text)}"
+    sentence = Sentence(
+        _quoted(row.text) if inputs.show_each and not inputs.tokenised else name,
+        predicted.prediction or "",
+        predicted.probability or 0.0,
+        raster_of(bundle, tokens.ids),
+    )
+    facts = facts_of(bundle, summary.engine, command, inputs.place)
+    report = RunReport(bundle, summary, energies_of(bundle, summary), sentence, facts)
+    with whole_file(REPORT_FLAG, path) as file:
+        file.write(run_page(report).encode())
 
 
 def _cost_tables(arguments: argparse.Namespace) -> Sequence[str]:
@@ -238,7 +281,7 @@ def _run(
                 note(f"note: {inputs.name_of(outcome.row)}: {outcome.note}")
             if write:
                 write(prediction_of(bundle, outcome))
-            if arguments.json or inputs.show_each:
+            if arguments.json or inputs.show_each or (arguments.report and not kept and outcome.logits is not None):
                 kept.append(outcome)
             advance()
 
@@ -347,13 +390,22 @@ def _parser() -> argparse.ArgumentParser:
         "--probe, of all spiking nodes",
     )
     parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="write a page about the run: accuracy, the spikes of the first sentence, every layer, energy by all "
+        "tables",
+    )
+    parser.add_argument(
         "--energy",
         nargs="*",
         metavar="TABLE",
         help=f"estimate the energy of a sentence by these cost tables: {', '.join(SHIPPED)} (all of them where none is "
         "named), or files of your own",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the files of --predictions and --record")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the files of --predictions, --record and --report"
+    )
     spread = parser.add_mutually_exclusive_group()
     spread.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="share the rows among N processes of this machine"

@@ -45,6 +45,7 @@ RULES: dict[str, set[str]] = {
     "targets.nir": {"targets.nir", "targets.legality", "converters.graph", "converters.ranges"},
     "targets.legality": {"converters.graph"},  # the words in which any target refuses a graph
     "sim": {"sim", *CONTRACT, "converters.bundle", "converters.ranges", "converters.schedule", "recipes"},
+    "sim.page": {"sim", *CONTRACT, "converters.bundle", "converters.report"},
 }
 
 

@@ -18,7 +18,7 @@ MARGIN = 4.0
 LONGEST = 18  # letters of a name that fit a box
 
 
-def draw_panel(panel: Panel, consumers: dict[str, list[str]], timesteps: int) -> Markup:
+def draw_panel(panel: Panel[NodeReport], consumers: dict[str, list[str]], timesteps: int) -> Markup:
     """The SVG of one panel. `consumers`: of every node of the graph, the names of those that it feeds."""
     names = [node.name for node in panel.nodes]
     entries = list(dict.fromkeys(name for node in panel.nodes for name in node.inputs if name not in names))
@@ -45,6 +45,20 @@ def draw_panel(panel: Panel, consumers: dict[str, list[str]], timesteps: int) ->
         height=size[1],
         role="img",
         aria_label=f"Drawing of {panel.title or ', '.join(names[:3])}: {len(names)} nodes; the table below lists them",
+    )
+
+
+def drawing_shape(panel: Panel[NodeReport]) -> tuple:
+    """What a drawing of a panel shows but for names of other panels and latencies: equal panels look alike."""
+    names = {node.name: place for place, node in enumerate(panel.nodes)}
+    return tuple(
+        (
+            panel.local_name(node.name),
+            node.op,
+            node.features,
+            tuple(names.get(producer, -1) for producer in node.inputs),
+        )
+        for node in panel.nodes
     )
 
 

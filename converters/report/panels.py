@@ -8,40 +8,35 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from converters.report.contents import NodeReport
+from typing import Generic, Protocol, TypeVar
 
 NUMBERED = re.compile(r"\d+|(block|layer)s?_?\d+")  # the part of a name that ends the name of a block
 
 
+class Named(Protocol):
+    """Whatever is told of a node."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Node = TypeVar("Node", bound=Named)
+
+
 @dataclass(frozen=True)
-class Panel:
-    """Nodes that are drawn together.
+class Panel(Generic[Node]):
+    """Nodes that are shown together.
 
     title the name of the block; "" for nodes that are in none
     nodes in graph order
     """
 
     title: str
-    nodes: tuple[NodeReport, ...]
+    nodes: tuple[Node, ...]
 
     def local_name(self, name: str) -> str:
         """A node's name without that of the block."""
         return name.removeprefix(f"{self.title}.") if self.title else name
-
-    @property
-    def shape(self) -> tuple:
-        """What a drawing of it shows but for names of other panels and latencies: equal panels look alike."""
-        names = {node.name: place for place, node in enumerate(self.nodes)}
-        return tuple(
-            (
-                self.local_name(node.name),
-                node.op,
-                node.features,
-                tuple(names.get(producer, -1) for producer in node.inputs),
-            )
-            for node in self.nodes
-        )
 
 
 def block_of(name: str) -> str:
@@ -53,10 +48,10 @@ def block_of(name: str) -> str:
     return ""
 
 
-def cut_into_panels(nodes: Sequence[NodeReport]) -> tuple[Panel, ...]:
+def cut_into_panels(nodes: Sequence[Node]) -> tuple[Panel[Node], ...]:
     """The nodes of each block together, at the place of its first; other nodes in runs between the blocks."""
-    panels: list[tuple[str, list[NodeReport]]] = []
-    blocks: dict[str, list[NodeReport]] = {}
+    panels: list[tuple[str, list[Node]]] = []
+    blocks: dict[str, list[Node]] = {}
     for node in nodes:
         title = block_of(node.name)
         if title in blocks:

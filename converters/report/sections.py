@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from converters.graph import ACCUMULATOR_MAX
 from converters.report.charts import accuracy_bar, axis_start, histogram
 from converters.report.contents import Interval, Measured, NodeReport, Report, Rounding
-from converters.report.drawing import draw_panel
+from converters.report.drawing import draw_panel, drawing_shape
 from converters.report.markup import Markup, join, tag
 from converters.report.panels import Panel
+from converters.report.shell import Section, section
 from converters.report.tables import (
     Columns,
     by_block,
@@ -27,11 +28,7 @@ from converters.report.tables import (
 DRAWN_OPENLY = 4  # panels; more, and those that look like one before, are drawn in a folded part
 
 
-def _section(title: str, *children: object) -> Markup:
-    return tag("section", tag("h2", title, id=title.lower()), *children)
-
-
-def accuracy_section(report: Report) -> Markup:
+def accuracy_section(report: Report) -> Section:
     """Every stage, as a table with a bar in each cell."""
     known = [measured for stage in report.accuracy for measured in stage.splits.values() if measured is not None]
     least = axis_start(known) if known else 0.0
@@ -52,7 +49,7 @@ def accuracy_section(report: Report) -> Markup:
         if known
         else "This model was exported without a record of its training, so nothing is known of its accuracy."
     )
-    return _section("Accuracy", tag("p", said), scrolling(tag("table", tag("thead", head), tag("tbody", *rows))))
+    return section("Accuracy", tag("p", said), scrolling(tag("table", tag("thead", head), tag("tbody", *rows))))
 
 
 def _measured(measured: Measured | None, least: float) -> tuple[Markup, ...]:
@@ -62,7 +59,7 @@ def _measured(measured: Measured | None, least: float) -> tuple[Markup, ...]:
     return (tag("span", text), accuracy_bar(measured, least))
 
 
-def network_section(report: Report, panels: Sequence[Panel]) -> Markup:
+def network_section(report: Report, panels: Sequence[Panel[NodeReport]]) -> Section:
     """The graph drawn, and the nodes in a table."""
     consumers: dict[str, list[str]] = {node.name: [] for node in report.nodes}
     for node in report.nodes:
@@ -70,8 +67,8 @@ def network_section(report: Report, panels: Sequence[Panel]) -> Markup:
             consumers[producer].append(node.name)
     openly, folded = _choose_panels(panels)
 
-    def figure(panel: Panel) -> Markup:
-        alike = [other.title for other in folded if other.shape == panel.shape]
+    def figure(panel: Panel[NodeReport]) -> Markup:
+        alike = [other.title for other in folded if drawing_shape(other) == drawing_shape(panel)]
         title = f"{panel.title}; alike: {_run(alike)}" if panel in openly and alike else panel.title
         drawing = tag("div", draw_panel(panel, consumers, report.timesteps), class_="scroll")
         return tag("figure", tag("figcaption", title) if title else None, drawing)
@@ -91,7 +88,7 @@ def network_section(report: Report, panels: Sequence[Panel]) -> Markup:
         f"{report.n_max}. ",
         timing,
     )
-    columns: Columns = (
+    columns: Columns[NodeReport] = (
         ("node", name_cell),
         ("op", lambda node: tag("td", node.op)),
         ("inputs", lambda node: tag("td", ", ".join(node.inputs) or "token ids", class_="wrap")),
@@ -101,7 +98,7 @@ def network_section(report: Report, panels: Sequence[Panel]) -> Markup:
     rest = tag(
         "details", tag("summary", f"Draw the other {len(folded)}"), tag("div", *map(figure, folded), class_="panels")
     )
-    return _section(
+    return section(
         "Network",
         keys,
         tag("div", *map(figure, openly), class_="panels"),
@@ -123,11 +120,11 @@ def _nodes_summary(nodes: Sequence[NodeReport]) -> str:
     return f"{said}, steps {min(steps)} to {max(steps)}" if steps and len(nodes) > 1 else said
 
 
-def _choose_panels(panels: Sequence[Panel]) -> tuple[list[Panel], list[Panel]]:
+def _choose_panels(panels: Sequence[Panel[NodeReport]]) -> tuple[list[Panel[NodeReport]], list[Panel[NodeReport]]]:
     """Those that are drawn at once, and those that look like one of them or are too many."""
-    openly: list[Panel] = []
+    openly: list[Panel[NodeReport]] = []
     for panel in panels:
-        if len(openly) < DRAWN_OPENLY and panel.shape not in [other.shape for other in openly]:
+        if len(openly) < DRAWN_OPENLY and drawing_shape(panel) not in map(drawing_shape, openly):
             openly.append(panel)
     if len(panels) <= DRAWN_OPENLY:
         openly = list(panels)
@@ -143,7 +140,7 @@ def _passes(report: Report) -> Markup | None:
     return join(tag("h3", "Passes that were run over it"), tag("ul", *items))
 
 
-def weights_section(report: Report, panels: Sequence[Panel]) -> Markup:
+def weights_section(report: Report, panels: Sequence[Panel[NodeReport]]) -> Section:
     """Histogram, scale and what rounding cut, of every layer and of the token table."""
 
     def rounded(part: int) -> Callable[[NodeReport], Markup]:
@@ -152,7 +149,7 @@ def weights_section(report: Report, panels: Sequence[Panel]) -> Markup:
     def of_weights(read: Callable) -> Callable[[NodeReport], Markup]:
         return lambda node: read(node.weights)
 
-    columns: Columns = (
+    columns: Columns[NodeReport] = (
         ("layer", name_cell),
         ("histogram", of_weights(lambda weights: tag("td", histogram(weights)))),
         ("shape", of_weights(lambda weights: tag("td", f"{weights.shape[0]:,} × {weights.shape[1]:,}"))),
@@ -174,7 +171,7 @@ def weights_section(report: Report, panels: Sequence[Panel]) -> Markup:
         "than their rounding, because their row could have passed the accumulator. Both are counted in the trained "
         "model, before any pass. Biases are in accumulator units."
     )
-    return _section(
+    return section(
         "Weights",
         tag("p", said),
         *by_block(panels, columns, _weights_summary, lambda node: node.weights is not None),
@@ -215,9 +212,9 @@ def _weights_summary(nodes: Sequence[NodeReport]) -> str:
     return f"{said}, {sum(each.clipped + each.shrunk for each in roundings) / values:.3%} cut" if values else said
 
 
-def values_section(report: Report, panels: Sequence[Panel]) -> Markup:
+def values_section(report: Report, panels: Sequence[Panel[NodeReport]]) -> Section:
     """Proven and observed ranges of values, proven ones of membranes."""
-    columns: Columns = (
+    columns: Columns[NodeReport] = (
         ("node", name_cell),
         ("observed in proven", range_picture_cell),
         ("proven", lambda node: range_cell(node.values.proven)),
@@ -238,7 +235,7 @@ def values_section(report: Report, panels: Sequence[Panel]) -> Markup:
         f"The integer logits: proven {ends(logits.proven)} ({logits.bits} bits) for texts of 1 to {report.n_max} "
         f"tokens, observed {ends(logits.observed)}."
     )
-    return _section("Values", tag("p", said), *by_block(panels, columns, _values_summary), tag("p", of_logits))
+    return section("Values", tag("p", said), *by_block(panels, columns, _values_summary), tag("p", of_logits))
 
 
 def _values_summary(nodes: Sequence[NodeReport]) -> str:
@@ -246,13 +243,13 @@ def _values_summary(nodes: Sequence[NodeReport]) -> str:
     return counted(len(nodes), "node") + (f", currents up to {most:.0%} of the limit" if most else "")
 
 
-def neurons_section(report: Report, panels: Sequence[Panel]) -> Markup:
+def neurons_section(report: Report, panels: Sequence[Panel[NodeReport]]) -> Section:
     """Firing rates, and neurons that never or always fire."""
 
     def of_neurons(read: Callable) -> Callable[[NodeReport], Markup]:
         return lambda node: read(node.neurons)
 
-    columns: Columns = (
+    columns: Columns[NodeReport] = (
         ("neurons", name_cell),
         ("firing rate", of_neurons(lambda each: share_cell(each.rate, "of all timesteps"))),
         ("threshold", of_neurons(lambda each: range_cell(each.threshold))),
@@ -267,7 +264,7 @@ def neurons_section(report: Report, panels: Sequence[Panel]) -> Markup:
         f"{report.samples} golden inputs ({report.tokens:,} tokens); on other texts it may. Always firing: at every "
         "timestep of every real token. The rate is spikes / (timesteps × tokens × neurons), on the golden inputs too."
     )
-    return _section(
+    return section(
         "Neurons", tag("p", said), *by_block(panels, columns, _neurons_summary, lambda node: node.neurons is not None)
     )
 
@@ -280,7 +277,7 @@ def _neurons_summary(nodes: Sequence[NodeReport]) -> str:
     return f"{count:,} neurons, fire at {rate:.1%}, {silent:,} silent on the golden inputs"
 
 
-def sizes_section(report: Report) -> Markup:
+def sizes_section(report: Report) -> Section:
     """What the network and its files take."""
     counts = [tag("tr", tag("th", what, scope="row"), number_cell(count)) for what, count in report.sizes.items()]
     total = sum(report.files.values())
@@ -301,4 +298,4 @@ def sizes_section(report: Report) -> Markup:
         tag("tbody", *files),
     )
     table = tag("table", tag("caption", "The network"), tag("tbody", *counts))
-    return _section("Sizes", tag("div", scrolling(table), scrolling(listing) if files else None, class_="panels"))
+    return section("Sizes", tag("div", scrolling(table), scrolling(listing) if files else None, class_="panels"))

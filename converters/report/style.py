@@ -74,6 +74,15 @@ svg text { fill: var(--ink); font: 11px system-ui, sans-serif; text-anchor: midd
 .axis { fill: none; stroke: var(--quiet); stroke-width: 1; }
 .rail { fill: none; stroke: var(--track); stroke-width: 2; }
 .span { fill: none; stroke: var(--bar); stroke-width: 4; opacity: 0.45; }
+.raster { margin: 0.6rem 0; }
+.raster select { font: inherit; color: inherit; background: var(--wash); border: 1px solid var(--rule);
+  max-width: 100%; }
+.raster output { color: var(--quiet); }
+.view { overflow: auto; max-width: 100%; max-height: 30rem; border: 1px solid var(--rule); border-radius: 6px; }
+.tokens { display: flex; width: max-content; position: sticky; top: 0; background: var(--paper); font-size: 0.75rem; }
+.tokens span { flex: none; overflow: hidden; white-space: nowrap; border-left: 1px solid var(--rule);
+  padding-left: 1px; }
+canvas { display: block; image-rendering: pixelated; }
 @media print { details { break-inside: avoid; } button, nav { display: none; } }
 """
 

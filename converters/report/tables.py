@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from converters.report.charts import range_bar, share_bar
 from converters.report.contents import Interval, NodeReport
 from converters.report.markup import Markup, tag
-from converters.report.panels import Panel
+from converters.report.panels import Named, Node, Panel
 
 OPEN_PANELS = 3  # of more blocks than these only the first is unfolded at the start
 # Columns of words and pictures, which stand on the left; numbers stand on the right.
@@ -16,14 +16,14 @@ LEFT = (
     *("histogram", "observed in proven", "firing rate"),
 )
 
-Columns = Sequence[tuple[str, Callable[[NodeReport], Markup]]]  # heading, and the cell of a node
+Columns = Sequence[tuple[str, Callable[[Node], Markup]]]  # heading, and the cell of a node
 
 
 def by_block(
-    panels: Sequence[Panel],
-    columns: Columns,
-    summary: Callable[[Sequence[NodeReport]], str],
-    wanted: Callable[[NodeReport], bool] = lambda node: True,
+    panels: Sequence[Panel[Node]],
+    columns: Columns[Node],
+    summary: Callable[[Sequence[Node]], str],
+    wanted: Callable[[Node], bool] = lambda node: True,
     fold_all: bool = False,
 ) -> list[Markup]:
     """A table for each panel, in a part that unfolds; a button for all where there are many."""
@@ -53,7 +53,7 @@ def scrolling(table: Markup) -> Markup:
     return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label="Table, scrolls sideways")
 
 
-def name_cell(node: NodeReport) -> Markup:
+def name_cell(node: Named) -> Markup:
     return tag("th", node.name, scope="row")
 
 
@@ -95,6 +95,6 @@ def ends(interval: Interval) -> str:
     return f"{interval.low:,}" if interval.low == interval.high else f"{interval.low:,} .. {interval.high:,}"
 
 
-def some(nodes: Sequence[NodeReport], most: int = 3) -> str:
+def some(nodes: Sequence[Named], most: int = 3) -> str:
     names = ", ".join(node.name for node in nodes[:most])
     return names if len(nodes) <= most else f"{names} and {len(nodes) - most} more"

@@ -1,0 +1,7 @@
+"""The report of a run as one page of HTML (`spikebert-run --report`).
+
+contents.py  what is told, as plain data
+raster.py    the spikes of one sentence
+sections.py  each part of the page
+page.py      the page, put together
+"""
