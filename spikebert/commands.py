@@ -37,6 +37,7 @@ EXTRAS = {
     "pyarrow": "parquet",
     "dask": "dask",
     "distributed": "dask",
+    "scipy": "mapping",
     "lava.lib.dl": "lava-dl",
 }
 

@@ -43,6 +43,7 @@ RULES: dict[str, set[str]] = {
     "converters.export_command": {"converters", "spikebert", "targets.legality"},
     "targets": {"targets", *CONTRACT, "converters.passes", "converters.schedule", "lava"},
     "targets.nir": {"targets.nir", "targets.legality", "converters.graph", "converters.ranges"},
+    "targets.loihi2.mapping.command": {"targets.loihi2.mapping", "converters.bundle", "sim.find_bundle"},
     "targets.legality": {"converters.graph"},  # the words in which any target refuses a graph
     "sim": {"sim", *CONTRACT, "converters.bundle", "converters.ranges", "converters.schedule", "recipes"},
     "sim.page": {"sim", *CONTRACT, "converters.bundle", "converters.report"},

@@ -1,12 +1,14 @@
 """The limits of Loihi 2 that a graph must keep to: one table, each number with the place that says so.
 
-They are about one node: what must hold for its neurons to be mapped to any core at all. How many cores a network
-takes, and which, is not asked here. Intel publishes few numbers of the chip, so each source says what kind it is:
+`LIMITS` are about one node: what must hold for its neurons to be mapped to any core at all. `CORE_LIMITS` are about one
+core or chip: `mapping/` spreads a network by them. Intel publishes few numbers of the chip, so each source says what
+kind it is:
 
 (Lava)     in the public code of lava-nc 0.10.0, below `lava/`, which is what a compiler for the chip takes
 (Loihi 2)  published by Intel for Loihi 2
 (Loihi 1)  published for the first chip only; that of Loihi 2 is not public
 (unpublished) no public source was found for it
+(ours) an assumption of this project, which says what it stands on
 
 Units are those of Lava, in which weights, currents and thresholds are twice those of the graph. Numbers that Lava's
 CPU models share are taken from their table, so that they stand once.
@@ -75,3 +77,37 @@ LIMITS = (
     DECAY,
     MEMBRANE,
 )
+
+NEURONS = Limit(
+    "neurons of a core",
+    8192,
+    "neurons",
+    "(Loihi 2) technology brief, 2021: up to 1 million neurons a chip, 128 cores",
+)
+MEMORY = Limit(
+    "memory of a core",
+    192 * 1024,
+    "bytes of synapses and of the state of neurons",
+    "(Loihi 2) technology brief, 2021: 192 KB a neuron core, flexible allocation; so synapses and state share it",
+)
+AXONS_IN = Limit(
+    "axons into a core",
+    4096,
+    "axons",
+    "(Loihi 1) nengo-loihi, block.py: MAX_IN_AXONS",
+)
+AXONS_OUT = Limit(
+    "axons out of a core",
+    4096,
+    "slots",
+    "(Loihi 1) nengo-loihi, block.py: MAX_OUT_AXONS",
+)
+CORES = Limit(
+    "cores of a chip",
+    120,
+    "cores",
+    "(Lava) magma/compiler/subcompilers/constants.py: NUM_VIRTUAL_CORES_L3; NUM_VIRTUAL_CORES_L2 is 128",
+)
+
+# Of one core, then of one chip: what `mapping/` keeps to.
+CORE_LIMITS = (NEURONS, MEMORY, AXONS_IN, AXONS_OUT, CORES)

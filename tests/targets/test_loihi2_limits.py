@@ -13,10 +13,11 @@ from targets.lava import limits as lava_limits
 from targets.lava.lowering import DOUBLING
 from targets.legality import Limit
 from targets.loihi2 import limits
-from targets.loihi2.limits import LIMITS
+from targets.loihi2.limits import CORE_LIMITS, LIMITS
 from targets.loihi2.rules import LAID_OUT_RULES, RULES
 
 DOCS = Path(__file__).parents[2] / "docs" / "loihi2.md"
+MAPPING_DOCS = DOCS.parent / "mapping.md"
 ALL_RULES = (*RULES, *LAID_OUT_RULES)
 HELD_OTHERWISE = {
     limits.SYNAPTIC_MEMORY: "rule bounded-fan-in",
@@ -27,9 +28,10 @@ HELD_OTHERWISE = {
 SHARED = {limit for limit in LIMITS if limit in lava_limits.LIMITS}
 
 
-def test_every_limit_of_the_module_is_in_the_table_once() -> None:
-    assert {value for value in vars(limits).values() if isinstance(value, Limit)} == set(LIMITS)
-    assert len({limit.name for limit in LIMITS}) == len(LIMITS)
+def test_every_limit_of_the_module_is_in_one_table_once() -> None:
+    tables = (*LIMITS, *CORE_LIMITS)
+    assert {value for value in vars(limits).values() if isinstance(value, Limit)} == set(tables)
+    assert len({limit.name for limit in tables}) == len(tables)
     assert {rule.limit for rule in ALL_RULES} | set(HELD_OTHERWISE) == set(LIMITS)
 
 
@@ -47,7 +49,13 @@ def test_the_table_of_the_documentation_has_no_other_rows() -> None:
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [limit.name for limit in LIMITS]
 
 
-@pytest.mark.parametrize("limit", set(LIMITS) - SHARED, ids=lambda limit: limit.name)
+@pytest.mark.parametrize("limit", CORE_LIMITS, ids=lambda limit: limit.name)
+def test_the_documentation_tells_every_limit_of_a_core(limit: Limit) -> None:
+    row = f"| {limit.name} | {limit.value} {limit.unit} | {limit.source} |"
+    assert row in MAPPING_DOCS.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("limit", {*LIMITS, *CORE_LIMITS} - SHARED, ids=lambda limit: limit.name)
 def test_a_source_says_what_kind_it_is(limit: Limit) -> None:
     assert re.match(r"\((Lava|Loihi 2|Loihi 1|unpublished)\) .{20}", limit.source)
 
