@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from converters.report.shell import Tile, page
+from sim.page.chips import chips_section, read_mapping
 from sim.page.contents import RunReport
 from sim.page.script import RASTER_SCRIPT
 from sim.page.sections import again_section, energy_section, layers_section, result_section, sentence_section
@@ -15,13 +16,15 @@ def run_page(report: RunReport) -> str:
     """The whole page."""
     bundle, summary = report.bundle, report.summary
     name = bundle.place.name
-    sections = (
+    mapping = read_mapping(bundle.folder)
+    sections = [
         result_section(report),
         sentence_section(report.sentence, bundle.graph.timesteps),
         layers_section(report),
         energy_section(report),
+        *([] if mapping is None else [chips_section(mapping)]),
         again_section(report),
-    )
+    ]
     said = (
         f"{summary.samples:,} texts on the engine '{summary.engine}', {summary.samples_per_second:,.2f} a second; a "
         f"network of {bundle.graph.timesteps} timesteps, at most {bundle.graph.n_max} tokens, classes "
