@@ -16,6 +16,7 @@ _HOMES = {
     "SpikingAttention": "spikebert.layers",
     "SpikingChain": "spikebert.layers",
     "SpikingLinear": "spikebert.layers",
+    "checkpointed": "spikebert.gradient_checkpointing",
     "from_spikingjelly": "spikebert.spikingjelly_chain",
     "record": "spikebert.recording",
     "SpikeBertConfig": "spikebert.config",

@@ -230,7 +230,7 @@ class TokenisedTexts:
         return chosen
 
     def batch(self, indices: np.ndarray, pad_id: int) -> dict[str, Tensor]:
-        """input_ids, attention_mask and labels of some texts, padded to the longest of them."""
+        """input_ids, attention_mask and labels of some texts, padded to the longest of them, and their index."""
         width = int(self.lengths[indices].max())
         ids = torch.full((len(indices), width), pad_id, dtype=torch.long)
         mask = torch.zeros(len(indices), width, dtype=torch.long)
@@ -238,7 +238,8 @@ class TokenisedTexts:
             text = self.ids[self.offsets[index] : self.offsets[index + 1]]
             ids[row, : len(text)] = torch.from_numpy(text.astype(np.int64))
             mask[row, : len(text)] = 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.from_numpy(self.labels[indices])}
+        labels, index = torch.from_numpy(self.labels[indices]), torch.from_numpy(indices)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "index": index}
 
 
 def tokenise(

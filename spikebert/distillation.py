@@ -1,7 +1,7 @@
 """What the student learns from the teacher: the losses of SpikeBERT (Lv et al. 2023, arXiv 2308.15122).
 
 Student features are the mean over T of its spikes. A linear map takes them to the teacher's width; the
-teacher's are layer-normalised, so that every layer counts alike.
+teacher's are layer-normalised (`teacher_outputs.py`).
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ class Alignment(nn.Module):
     def __init__(self, student_width: int, student_layers: int, teacher_width: int, teacher_layers: int) -> None:
         super().__init__()
         self.teacher_state = layer_map(student_layers, teacher_layers)
+        self.wanted = sorted(set(self.teacher_state))  # a deep student has several states aligned with one
         self.maps = nn.ModuleList(nn.Linear(student_width, teacher_width) for _ in self.teacher_state)
 
-    def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, N, D] of both, mask [B, N] -> embedding loss and mean hidden-state loss.
+    def forward(self, student: tuple[Tensor, ...], teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's hidden states [B, N, D] and mask [B, N], the teacher's states that are `wanted`, [S, R, D] as
+        `TeacherOutputs` has them -> embedding loss and mean hidden-state loss.
 
         Each is the mean squared error over real tokens and features: this process's part of it, see
         `mean_over_processes`.
         """
         real = mask.bool()
         losses = []
-        for state, target_index, to_teacher in zip(student, self.teacher_state, self.maps):
-            target = F.layer_norm(teacher[target_index][real].float(), teacher[target_index].shape[-1:])
+        for state, teacher_state, to_teacher in zip(student, self.teacher_state, self.maps):
+            target = teacher[self.wanted.index(teacher_state)]
             losses.append(F.mse_loss(linear_in_buckets(to_teacher, state[real]), target))
         both = torch.stack([losses[0], torch.stack(losses[1:]).mean()])
         embedding, hidden = mean_over_processes(both, int(real.sum()))
@@ -63,6 +65,11 @@ class LossWeights:
     hidden: float = 0.0
     embedding: float = 0.0
     temperature: float = 1.0
+
+    @property
+    def aligns(self) -> bool:
+        """Whether hidden states count."""
+        return bool(self.hidden or self.embedding)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

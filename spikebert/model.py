@@ -16,8 +16,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.utils import ModelOutput
 
 from spikebert.config import SpikeBertConfig
+from spikebert.gradient_checkpointing import checkpointed
 from spikebert.layers import Block, Encoder, Neuron, Readout, SpikingLayer
 from spikebert.recording import Step, packed_values, qualified_names, steps_to
+from spikebert.spikes import Spikes
 
 
 @dataclass
@@ -46,6 +48,8 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
     config_class = SpikeBertConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    gradient_checkpointing = False  # see `gradient_checkpointing_enable`; it sets `_gradient_checkpointing_func` too
 
     def __init__(self, config: SpikeBertConfig) -> None:
         super().__init__(config)
@@ -94,16 +98,20 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
     ) -> SpikeBertOutput | tuple:
         """input_ids [B, N] and attention_mask [B, N] (1 real, 0 padding; all real where it is None).
 
-        What tokenizers add as `token_type_ids` is not used. Raises ValueError as `Encoder` does.
+        What tokenizers add as `token_type_ids` is not used. With gradient checkpointing a training step keeps of each
+        block its input alone; asked for firing rates or a trace, it keeps all.
+
+        Raises ValueError as `Encoder` does.
         """
+        records = output_firing_rates or bool(output_trace)
         x = self.encoder(input_ids, attention_mask)
         states = [x]
         for block in self.blocks:
-            x = block(x)
+            x = self._run(block, x, records)
             states.append(x)
         logits, integer_logits, current = self.readout(x)
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        steps = steps_to(x, qualified_names(self)) if output_firing_rates or output_trace else ()
+        steps = steps_to(x, qualified_names(self)) if records else ()
         values = packed_values(steps) | {"readout": current}
         output = SpikeBertOutput(
             loss=None if labels is None else F.cross_entropy(logits.float(), labels),
@@ -115,6 +123,14 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         )
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return output if wants_dict else output.to_tuple()
+
+    def _run(self, block: nn.Module, x: Spikes, records: bool) -> Spikes:
+        """`block(x)`, in training without the history that nobody reads: it would be kept until the readout."""
+        if records or not self.training:
+            return block(x)
+        if self.gradient_checkpointing:
+            return checkpointed(block, x, self._gradient_checkpointing_func)
+        return block(x).without_history()
 
 
 def firing_rates(steps: tuple[Step, ...]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class Packing:
 
     def unpack(self, x: Tensor) -> Tensor:
         """[..., R, D] -> [..., B, N, D], zeros at padding"""
-        return _place(x, self.index, self.mask.numel()).unflatten(-2, self.mask.shape)
+        return _Place.apply(x, self.index, self.mask.numel()).unflatten(-2, self.mask.shape)
 
     def sum_per_text(self, x: Tensor) -> Tensor:
         """[R, C] -> [B, C]"""
@@ -89,7 +90,7 @@ class LengthGroup:
         """[T, r, D] -> [T * b * H, n, d], zeros at padding. Real tokens stand first, whatever the side of padding."""
         steps, features = x.shape[0], x.shape[-1] // self.heads
         pieces = x.reshape(steps, len(self.index), features)
-        full = _place(pieces, self.index, self.texts * self.heads * self.tokens)
+        full = _Place.apply(pieces, self.index, self.texts * self.heads * self.tokens)
         return full.view(steps * self.texts * self.heads, self.tokens, features)
 
     def pack(self, x: Tensor, steps: int) -> Tensor:
@@ -99,9 +100,19 @@ class LengthGroup:
         return full.index_select(1, self.index).view(steps, self.rows, self.heads * features)
 
 
-def _place(x: Tensor, index: Tensor, rows: int) -> Tensor:
+class _Place(torch.autograd.Function):
     """[..., r, D] -> [..., rows, D]: row i stands at index[i], the others are zeros."""
-    return x.new_zeros(*x.shape[:-2], rows, x.shape[-1]).index_copy_(-2, index, x)
+
+    # `index_copy` does the same, but keeps x for backward, which has no use for it.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(index)
+        return x.new_zeros(*x.shape[:-2], rows, x.shape[-1]).index_copy_(-2, index, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        return grad.index_select(-2, index), None, None
 
 
 def linear_in_buckets(linear: nn.Linear, x: Tensor) -> Tensor:

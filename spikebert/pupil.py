@@ -1,4 +1,4 @@
-"""Teacher and student side by side: what distillation trains, what it asks the teacher, and how a pupil is kept."""
+"""Teacher and student side by side: what distillation trains, and how a pupil is kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Classifier(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The label loss, this process's part of it (`mean_over_processes`)."""
-        return mean_over_processes(self.teacher(**batch).loss, len(batch["labels"]))
+        ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
+        loss = self.teacher(input_ids=ids, attention_mask=mask, labels=labels).loss
+        return mean_over_processes(loss, len(labels))
 
 
 class Pupil(nn.Module):
@@ -42,10 +44,11 @@ class Pupil(nn.Module):
         self,
         batch: dict[str, Tensor],
         teacher_logits: Tensor | None,
-        teacher_states: tuple[Tensor, ...] | None,
+        teacher_states: Tensor | None,
         weights: LossWeights,
     ) -> Tensor:
-        """The distillation loss, this process's part of it (`mean_over_processes`).
+        """The distillation loss, this process's part of it (`mean_over_processes`); the teacher's part of it is as
+        `TeacherOutputs` has it.
 
         It is computed in here because `DistributedDataParallel` has to see which parameters it depends on. Without
         teacher states there is no alignment loss.
@@ -57,33 +60,6 @@ class Pupil(nn.Module):
             embedding, hidden = self.alignment(output.hidden_states, teacher_states, mask)
         with torch.autocast(ids.device.type, enabled=False):
             return distillation_loss(weights, output.logits, teacher_logits, batch["labels"], embedding, hidden)
-
-
-@torch.no_grad()
-def ask_teacher(
-    teacher: nn.Module, ids: Tensor, mask: Tensor, with_states: bool, chunk: int = 8
-) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
-    """The teacher's logits [B, classes] (None if it has no head) and hidden states, each [B, N, D].
-
-    Texts go in from short to long, `chunk` at a time, so that a batch of mixed lengths costs little padding.
-    """
-    order = mask.sum(1).argsort()
-    logits: list[Tensor] = []
-    states: list[Tensor] | None = None
-    for rows in order.split(chunk):
-        width = int(mask[rows].sum(1).max())
-        taught = teacher(
-            input_ids=ids[rows, :width], attention_mask=mask[rows, :width], output_hidden_states=with_states
-        )
-        if "logits" in taught:
-            logits.append(taught.logits)
-        if with_states:
-            if states is None:
-                states = [state.new_zeros(*ids.shape, state.shape[-1]) for state in taught.hidden_states]
-            for full, part in zip(states, taught.hidden_states):
-                full[rows, :width] = part.to(full.dtype)
-    unsorted = order.argsort()
-    return (torch.cat(logits)[unsorted] if logits else None), (None if states is None else tuple(states))
 
 
 def pupil_files(folder: str) -> list[str]:

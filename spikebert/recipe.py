@@ -134,6 +134,12 @@ class Recipe:
     """of the float stages: "bf16", "float32", or "auto": bf16 where the processor has it; integers are always exact"""
     checkpoint_seconds: int = 120
     """how often a running stage saves what it needs to go on after being killed"""
+    teacher_cache_gb: float = 4.0
+    """the teacher's outputs of texts that are trained on in more than one epoch may take so much of the disk, below
+    `out`, until the stage is done; where they would take more, or with 0, the teacher is asked in each step"""
+    gradient_checkpointing: bool = False
+    """the student's blocks are computed again in backward instead of kept in memory: less memory, more time, and the
+    same result in every bit"""
 
 
 # What a value must be, the test of it, and the fields this holds for. The student's are `SpikeBertConfig`'s to check.
@@ -143,7 +149,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "stage1.hidden_weight", "stage2.epochs", "stage2.label_weight", "stage2.logits_weight",
         "stage2.hidden_weight", "stage2.embedding_weight", "stage2.extra_lines", "stage2.altered_copies",
         "stage1.longest_words", "stage2.longest_words", "quantise.epochs",
-        "checkpoint_seconds",
+        "checkpoint_seconds", "teacher_cache_gb",
     )),
     ("1 or more", lambda value: value >= 1, (
         "teacher.batch_size", "stage1.batch_size", "stage2.batch_size", "quantise.batch_size",

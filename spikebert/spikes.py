@@ -56,6 +56,10 @@ class Spikes:
     def features(self) -> int:
         return self.values.shape[-1]
 
+    def without_history(self) -> Spikes:
+        """The same spikes, but what went into them is forgotten, so that it need not be kept. `record` needs it."""
+        return Spikes(self.values, self.packing, self.maximum, self.maker)
+
     def __repr__(self) -> str:
         return f"Spikes(T, tokens, features = {tuple(self.values.shape)}, maximum = {self.maximum})"
 

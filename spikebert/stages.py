@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_model
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -54,15 +54,18 @@ from spikebert.data import (
 )
 from spikebert.distillation import Alignment, LossWeights, embeddings_from_teacher
 from spikebert.evaluation import accuracy, mean_firing_rates, predict_together, validation
+from spikebert.kept_outputs import GB, drop_kept
 from spikebert.loop import Schedule, choose_precision, fit
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.progress import say
-from spikebert.pupil import Classifier, Pupil, ask_teacher, check_reuse, pupil_files, pupil_saver, reuse
+from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
 from spikebert.quantisation import folded, quantise
 from spikebert.recipe import Recipe, check_recipe
 from spikebert.teachers import resolve
+from spikebert.teaching import Lesson, teaching
 
 STAGES = ("teacher", "stage1", "stage2", "integer")
+KEPT = "teacher_outputs"  # the folder of what the teacher said; see `kept_outputs.py`
 PLAIN_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # What is measured at the end: the student as trained, with BatchNorm folded, rounded, and trained on with integers.
 MEASURED = ("teacher", "float student", "folded student", "quantised student", "integer student")
@@ -147,6 +150,8 @@ class Training:
         self._stage("stage1", self._train_stage1)
         self._stage("stage2", self._train_stage2)
         self._stage("integer", self._train_integer)
+        if self.accelerator.is_main_process:
+            drop_kept(self.out / KEPT)  # large, and soon made again
         return self._measure()
 
     # What a stage is made from, and whether it is there
@@ -266,15 +271,18 @@ class Training:
             lines = list(read_lines(options.text, options.lines, options.longest_words))
         texts = tokenise(self.tokenizer, lines, self.recipe.student.n_max)
         weights = LossWeights(hidden=options.hidden_weight, embedding=options.embedding_weight)
-        outcome = fit(
-            pupil,
-            lambda model, batch: self._distil(model, teacher, batch, weights),
-            lambda epoch: texts,
-            Schedule(options.epochs, options.batch_size, options.learning_rate, token_rate=options.token_rate),
-            table=student.encoder.token.weight,
-            title="stage 1",
-            **self._common(work),
-        )
+        self._spare_memory(student)
+        lesson = self._lesson(teacher, pupil, weights, texts, options.epochs, work / KEPT)
+        with teaching(lesson, work, "stage 1", self.pad_id, self.accelerator) as taught:
+            outcome = fit(
+                pupil,
+                lambda model, batch: model(batch, *taught(batch), weights),
+                lambda epoch: texts,
+                Schedule(options.epochs, options.batch_size, options.learning_rate, token_rate=options.token_rate),
+                table=student.encoder.token.weight,
+                title="stage 1",
+                **self._common(work),
+            )
         return {"texts": len(texts), "epochs": options.epochs} | outcome.figures(), pupil_saver(pupil)
 
     def _train_stage2(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
@@ -329,25 +337,34 @@ class Training:
                 texts += extra.select(own)
             return texts
 
-        outcome = fit(
-            pupil,
-            lambda model, batch: self._distil(model, teacher, batch, weights),
-            texts_of_epoch,
-            schedule,
-            table=pupil.student.encoder.token.weight,
-            evaluate=validation(pupil.student, self.task.validation, self.pad_id, self.device),
-            keep_start=keep_start,
-            title=title,
-            **self._common(work),
-        )
+        self._spare_memory(pupil.student)
+        # stage 2 and the integer stage ask the same about the same texts
+        times = options.epochs + self.recipe.quantise.epochs if schedule.epochs else 0
+        lesson = self._lesson(teacher, pupil, weights, self.task.train, times, self.out / KEPT)
+        with teaching(lesson, work, title, self.pad_id, self.accelerator) as taught:
+            outcome = fit(
+                pupil,
+                lambda model, batch: model(batch, *taught(batch), weights),
+                texts_of_epoch,
+                schedule,
+                table=pupil.student.encoder.token.weight,
+                evaluate=validation(pupil.student, self.task.validation, self.pad_id, self.device),
+                keep_start=keep_start,
+                title=title,
+                **self._common(work),
+            )
         return {"validation_accuracy": outcome.best} | outcome.figures()
 
-    def _distil(self, pupil: nn.Module, teacher: nn.Module, batch: dict[str, Tensor], weights: LossWeights) -> Tensor:
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        aligned = bool(weights.hidden or weights.embedding)
-        with self.accelerator.autocast():
-            teacher_logits, states = ask_teacher(teacher, ids, mask, aligned)
-        return pupil(batch, teacher_logits, states, weights)
+    def _lesson(
+        self, teacher: nn.Module, pupil: Pupil, weights: LossWeights, texts: TokenisedTexts, times: int, place: Path
+    ) -> Lesson:
+        wanted = pupil.alignment.wanted if weights.aligns else []
+        classes = self.student_config.num_labels if weights.logits else 0
+        return Lesson(teacher, wanted, classes, texts, times, place, int(self.recipe.teacher_cache_gb * GB))
+
+    def _spare_memory(self, student: SpikeBertForSequenceClassification) -> None:
+        if self.recipe.gradient_checkpointing:
+            student.gradient_checkpointing_enable()
 
     def _extra_texts(self, epochs: int) -> TokenisedTexts | None:
         options = self.recipe.stage2

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikebert.gradient_checkpointing import found_once, is_second_run
 from spikebert.processes import gathered, process_count, summed
 
 
@@ -24,15 +25,29 @@ class SynchronisedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Every process needs a row or more. Raises ValueError, as BatchNorm1d does, for one row in one process."""
-        if not self.training or process_count() == 1:
+        if not self.training:
             return super().forward(x)
-        count, mean, variance = statistics(x)
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            unbiased = variance * (count / (count - 1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        # Computed again (`gradient_checkpointing.py`) it neither counts its batch twice nor asks the others twice.
+        of_all = found_once(lambda: None if process_count() == 1 else statistics(x))
+        if of_all is None:
+            return self._alone_again(x) if is_second_run() else super().forward(x)
+        count, mean, variance = of_all
+        if not is_second_run():
+            self._count_in(count, mean, variance)
         return _Normalise.apply(x, self.weight, self.bias, mean.to(x.dtype), variance.to(x.dtype), count, self.eps)
+
+    def _alone_again(self, x: Tensor) -> Tensor:
+        """What one process's forward pass gave, and autograd is given as many tensors; statistics stay as they are."""
+        mean, variance = self.running_mean.clone(), self.running_var.clone()
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
+
+    @torch.no_grad()
+    def _count_in(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics towards those of a batch."""
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        unbiased = variance * (count / (count - 1))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from spikebert.neurons import LoihiLIF
 from spikebert.packing import Packing
 from spikebert.pupil import Pupil
 from spikebert.quantisation import quantise
+from spikebert.teacher_outputs import normalised
 
 VOCABULARY, N_MAX, WIDTH, TEACHER_WIDTH = 30, 9, 16, 12
 BATCH = 6
@@ -65,12 +66,15 @@ class SmallTeacher(nn.Module):
         self.states = torch.randn(2, VOCABULARY, TEACHER_WIDTH, generator=generator, dtype=torch.float64)
         self.logits = torch.randn(VOCABULARY, 2, generator=generator, dtype=torch.float64)
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.logits[ids[:, 0]], tuple(table[ids] for table in self.states)
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.logits[ids[:, 0]], normalised([table[ids] for table in self.states], mask)
 
 
-def train(folder: Path, mode: str, epochs: int = 1, dropout: float = 0.0, stop_at: int = -1) -> None:
-    """`dropout` is of the teacher's logits; at step `stop_at` the process does nothing any more."""
+def train(
+    folder: Path, mode: str, epochs: int = 1, dropout: float = 0.0, stop_at: int = -1, checkpointing: bool = False
+) -> None:
+    """`dropout` is of the teacher's logits; at step `stop_at` the process does nothing any more; `checkpointing` is of
+    gradients."""
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         cpu=True,
@@ -78,6 +82,8 @@ def train(folder: Path, mode: str, epochs: int = 1, dropout: float = 0.0, stop_a
     )
     me = accelerator.process_index
     pupil, teacher, texts = make_pupil(mode), SmallTeacher(), make_texts()
+    if checkpointing:
+        pupil.student.gradient_checkpointing_enable()
     weights = LossWeights(label=1.0, logits=0.7, hidden=0.3, embedding=0.2, temperature=2.0)
     steps: list[dict] = []
     packing: list[Packing] = []  # of the present step
@@ -100,7 +106,7 @@ def train(folder: Path, mode: str, epochs: int = 1, dropout: float = 0.0, stop_a
         ids, mask = batch["input_ids"], batch["attention_mask"]
         packing[:] = [Packing(mask)]
         steps.append({"texts": ids[:, 0].tolist(), "spikes": {}})
-        logits, states = teacher(ids)
+        logits, states = teacher(ids, mask)
         logits = F.dropout(logits, dropout)
         steps[-1]["dropped"] = (logits == 0).tolist()
         loss = wrapped(batch, logits, states, weights)
@@ -132,5 +138,6 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--stop-at", type=int, default=-1)
+    parser.add_argument("--checkpointing", action="store_true")
     train(**vars(parser.parse_args()))
     Accelerator(cpu=True).end_training()

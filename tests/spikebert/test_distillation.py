@@ -14,6 +14,7 @@ from spikebert.distillation import (
     layer_map,
     soft_cross_entropy,
 )
+from spikebert.teacher_outputs import normalised
 
 
 def test_layers_are_spread_evenly_whatever_the_depths() -> None:
@@ -58,16 +59,17 @@ def test_unlabelled_texts_take_no_part_in_the_label_loss() -> None:
 
 def test_alignment_ignores_padding_and_is_zero_for_a_perfect_student() -> None:
     torch.manual_seed(0)
-    teacher = tuple(F.layer_norm(torch.randn(2, 5, 8), (8,)) for _ in range(3))
+    states = tuple(F.layer_norm(torch.randn(2, 5, 8), (8,)) for _ in range(3))
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     alignment = Alignment(8, 2, 8, 2)
     for to_teacher in alignment.maps:
         torch.nn.init.eye_(to_teacher.weight)
         torch.nn.init.zeros_(to_teacher.bias)
     noise = (1 - mask)[:, :, None] * 100.0
-    embedding, hidden = alignment(tuple(state + noise for state in teacher), teacher, mask)
+    teacher = normalised(states, mask)
+    embedding, hidden = alignment(tuple(state + noise for state in states), teacher, mask)
     assert embedding < 1e-8 and hidden < 1e-8
-    embedding, hidden = alignment(tuple(state + 1 for state in teacher), teacher, mask)
+    embedding, hidden = alignment(tuple(state + 1 for state in states), teacher, mask)
     torch.testing.assert_close(torch.stack([embedding, hidden]), torch.ones(2), rtol=1e-4, atol=1e-4)
 
 

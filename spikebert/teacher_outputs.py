@@ -1,0 +1,72 @@
+"""What a teacher says of texts, in the form that distillation wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TeacherOutputs(NamedTuple):
+    """Of B texts with R real tokens.
+
+    logits  float32 [B, classes]; None of a teacher without a head
+    states  float32 [S, R, D]: hidden states, layer-normalised so that every layer counts alike, of real tokens alone,
+            text after text; None where none is wanted
+    """
+
+    logits: Tensor | None
+    states: Tensor | None
+
+
+def normalised(states: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """S hidden states [B, N, D] and their mask [B, N] -> float32 [S, R, D], see `TeacherOutputs`."""
+    real = mask.bool()
+    return torch.stack([F.layer_norm(state[real].float(), state.shape[-1:]) for state in states])
+
+
+@torch.no_grad()
+def ask_teacher(teacher: nn.Module, ids: Tensor, mask: Tensor, wanted: Sequence[int], chunk: int = 8) -> TeacherOutputs:
+    """Run the teacher on ids [B, N] with mask [B, N] (1 real, 0 padding on the right).
+
+    wanted  which of its hidden states, 0 the embedding; none where empty
+
+    Texts go in from short to long, `chunk` at a time, so that a batch of mixed lengths costs little padding.
+    """
+    lengths = mask.sum(1)
+    begins = lengths.cumsum(0) - lengths  # [B]: the place of each text's first token among the real ones
+    order = lengths.argsort(stable=True)
+    logits: list[Tensor] = []
+    states = torch.empty(len(wanted), int(lengths.sum()), teacher.config.hidden_size, device=ids.device)
+    for rows in order.split(chunk):
+        width = int(lengths[rows].max())
+        part = mask[rows, :width]
+        taught = teacher(input_ids=ids[rows, :width], attention_mask=part, output_hidden_states=bool(wanted))
+        if "logits" in taught:
+            logits.append(taught.logits.float())
+        if wanted:
+            places = begins[rows, None] + torch.arange(width, device=ids.device)
+            states[:, places[part.bool()]] = normalised([taught.hidden_states[i] for i in wanted], part)
+    return TeacherOutputs(torch.cat(logits)[order.argsort()] if logits else None, states if wanted else None)
+
+
+def merged(first: TeacherOutputs, second: TeacherOutputs, is_first: Tensor, lengths: Tensor) -> TeacherOutputs:
+    """Outputs of the texts of a batch, some of which are in `first` and the others in `second`, each in their order.
+
+    is_first  bool [B]
+    lengths   int64 [B], their tokens
+    """
+    return TeacherOutputs(
+        _merged(first.logits, second.logits, is_first, 0),
+        _merged(first.states, second.states, is_first.repeat_interleave(lengths), 1),
+    )
+
+
+def _merged(first: Tensor | None, second: Tensor | None, is_first: Tensor, dim: int) -> Tensor | None:
+    if first is None or second is None:
+        return None
+    came_from = torch.cat([is_first.nonzero(), (~is_first).nonzero()]).flatten()
+    return torch.cat([first, second], dim).index_select(dim, came_from.argsort())

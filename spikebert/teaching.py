@@ -1,0 +1,98 @@
+"""How a stage comes by its teacher's outputs: from disk where texts come again and there is room, else by asking."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from spikebert.commands import progress
+from spikebert.data import TokenisedTexts
+from spikebert.kept_outputs import GB, Ask, KeptOutputs, drop_kept, fingerprint
+from spikebert.progress import say
+from spikebert.teacher_outputs import TeacherOutputs, ask_teacher
+
+Teaching = Callable[[dict[str, Tensor]], TeacherOutputs]  # of a batch
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A teacher, and texts that it is asked about again and again.
+
+    wanted   which of its hidden states
+    classes  of its logits; 0 where they are not wanted
+    texts    the first ones of every epoch
+    times    how often they come
+    place    the folder below which its outputs of them may be kept
+    limit    how many bytes they may take; 0 for none
+    """
+
+    teacher: nn.Module
+    wanted: Sequence[int]
+    classes: int
+    texts: TokenisedTexts
+    times: int
+    place: Path
+    limit: int
+
+
+@contextmanager
+def teaching(lesson: Lesson, work: Path, title: str, pad_id: int, accelerator: Accelerator) -> Iterator[Teaching]:
+    """A function that gives the teacher's outputs of a batch, for the stage `title` whose unfinished folder is `work`.
+
+    All processes call this. Raises OSError where outputs cannot be written or read.
+    """
+
+    def ask(ids: Tensor, mask: Tensor) -> TeacherOutputs:
+        ids, mask = ids.to(accelerator.device), mask.to(accelerator.device)
+        with accelerator.autocast():
+            return ask_teacher(lesson.teacher, ids, mask, lesson.wanted)
+
+    kept = _may_be_kept(lesson, work, title, accelerator)
+    if kept is None:
+        yield lambda batch: ask(batch["input_ids"], batch["attention_mask"])
+        return
+    _fill(kept, ask, title, pad_id, accelerator)
+    with kept:
+        yield lambda batch: kept.of_batch(batch, ask)
+
+
+def _may_be_kept(lesson: Lesson, work: Path, title: str, accelerator: Accelerator) -> KeptOutputs | None:
+    """Outputs on disk, written or not: if the texts come twice or more, and there is room.
+
+    A stage decides it once, and notes it in `work`: when a stopped one goes on the disk may be fuller or emptier, and
+    outputs that are read differ by rounding from those asked for.
+    """
+    if lesson.times < 2 or not lesson.limit or not (lesson.wanted or lesson.classes):
+        return None
+    name = fingerprint(lesson.teacher, lesson.texts, lesson.wanted, accelerator.mixed_precision)
+    width = lesson.teacher.config.hidden_size
+    kept = KeptOutputs(lesson.place / name, lesson.texts, lesson.classes, len(lesson.wanted), width)
+    note = work / "teacher_outputs.json"
+    if accelerator.is_main_process:
+        decided = json.loads(note.read_text()) if note.exists() else {}
+        if decided.get("limit") != lesson.limit:
+            obstacle = kept.obstacle(lesson.limit)
+            if obstacle:
+                say(f"{title}: the teacher is asked in each step: its outputs would take {obstacle}")
+            note.write_text(json.dumps({"limit": lesson.limit, "kept": obstacle is None}))
+    accelerator.wait_for_everyone()
+    return kept if json.loads(note.read_text())["kept"] else None
+
+
+def _fill(kept: KeptOutputs, ask: Ask, title: str, pad_id: int, accelerator: Accelerator) -> None:
+    """Write what is missing of `kept`, each process its share."""
+    missing: Iterable[int] = kept.missing(accelerator.process_index, accelerator.num_processes)
+    if accelerator.is_main_process:
+        drop_kept(kept.folder.parent, but=kept.folder.name)  # of another teacher or of other texts
+        if missing:
+            say(f"{title}: asking the teacher once for all epochs, {kept.bytes / GB:.2f} GB go to {kept.folder.parent}")
+            missing = progress(missing, f"{title}: asking the teacher")
+    for part in missing:
+        kept.write(part, ask, pad_id)
+    accelerator.wait_for_everyone()
