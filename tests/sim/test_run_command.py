@@ -196,7 +196,7 @@ def test_a_wrong_recording_is_found(bundle, monkeypatch, capsys):
         (["--text", "a", "--file", "x.tsv"], "not allowed with"),
         (["--text", "a", "--limit", "0"], "above 0"),
         (["--text", "a", "--batch-size", "-1"], "above 0"),
-        (["--text", "a", "--report", "x.html"], "unrecognized arguments"),
+        (["--text", "a", "--colour", "red"], "unrecognized arguments"),
     ],
 )
 def test_wrong_use_is_one_clear_line_and_exits_2(bundle, capsys, arguments, message):
