@@ -213,7 +213,7 @@ class _Worker:
             calls = self._bind(share)
         elif tokens in self._bound:
             kept, calls = self._bound[tokens]
-            kept.ids[:], kept.places[:] = share.ids, share.places
+            kept.ids[:] = share.ids  # its places are those of every sample of as many tokens
             share = kept
         else:
             calls = self._bind(share)
