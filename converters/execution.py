@@ -54,11 +54,13 @@ class NodeActivity:
     spikes              fired by this node; 0 for a node that is no neuron (an add passes spikes on, it fires none)
     sites               timesteps x real tokens x features of a neuron: how many spikes there could have been
     synaptic_operations synapses and readout: over the nonzero inputs, the nonzero weights they reach (the bias
-                        lane apart); attention: nonzero products in q k^T, plus nonzero (score, v) pairs;
+                        lane apart); attention: features at which a real query and a real key match (nonzero
+                        products in q k^T; for "xnor" equal ones), plus pairs of a score that is not 0, its bias
+                        counted in, and a spike of v; nothing for adding the bias itself;
                         coincidence: n_max for each spike of q and k; product: d for each nonzero score, n_max for
                         each spike of v
-    weighted_operations the same with each operation counted as often as the value it carries (graded spikes and
-                        scores); equal to synaptic_operations where all values are 0 and 1
+    weighted_operations the same with each operation counted as often as the size of the value it carries (graded
+                        spikes and scores); equal to synaptic_operations where all values are 0 and 1
     saturations         of a neuron: how often a membrane was cut at +-(2^23 - 1), that is sites at which
                         decay(v) + a * 2^shift lay outside
     messages            nonzero values that a node sends, each once, however many nodes read it: of a neuron its spikes,

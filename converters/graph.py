@@ -34,6 +34,7 @@ THRESHOLD_MAX = 65535  # accumulator units
 GRADED_MAX = 2**31 - 1  # of a sum of spikes, which engines hold in 32 bits
 ACCUMULATOR_MAX = 65535  # |a| of every row, proven; a real machine's current wraps beyond it
 SOURCE_KINDS = ("lif", "sign")
+SIMILARITIES = ("and", "xnor")  # of a query and a key
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 
 
@@ -149,21 +150,58 @@ class Synapses:
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """Spiking self-attention: `a = (q k^T) v` for each head, summed over tokens. Spikes in, current out.
+    """Spiking self-attention, for each head a sum over tokens. Spikes in, current out. For query `n` and head `h`
+
+    a[n] = m[n] * sum over j of (score[n, j] + bias[h, n, j]) * v[j]
+
+    similarity "and"   score[n, j] = at how many features of the head q[n] and k[j] are both 1. Without a bias that is
+                       `a = (q k^T) v`.
+    similarity "xnor"  score[n, j] = at how many features of the head they are equal, both 1 or both 0
+    bias               int32 [1 or heads, n_max, n_max], what the score has more for the places of query and key,
+                       counted from 0 with [CLS]; one map for all heads, or one for each. None: no such thing
 
     inputs are the names of q, k, v: each the output of a LIF, {0, 1}, all of the same `t`. Head `h` is
     features `h*d .. (h+1)*d - 1`, `d = D / heads`. No softmax and no scale: the threshold of the LIF that
-    follows absorbs it. A padded token has silent k and v, so it takes no part.
+    follows absorbs it. A padded key has a silent v, so it takes no part. A padded query is silent too, but two silent
+    tokens are equal, and a bias acts on a silent query as well: hence the valid lane m. A fourth input, spikes of one
+    feature, takes its place where there is one; only a pass makes that, for machines that have no mask.
     """
 
     op: ClassVar[str] = "attention"
     name: str
     inputs: tuple[str, ...]
     heads: int
+    similarity: str = "and"
+    bias: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        _require(len(self.inputs) == 3, self.name, f"attention takes q, k and v, not {len(self.inputs)} inputs")
+        _require(len(self.inputs) in (3, 4), self.name, f"attention takes q, k and v, not {len(self.inputs)} inputs")
         _require(self.heads >= 1, self.name, f"heads is {self.heads}")
+        _require(
+            self.similarity in SIMILARITIES, self.name, f"similarity '{self.similarity}' is none of {SIMILARITIES}"
+        )
+        if self.bias is not None:
+            _freeze_array(self, "bias", 3, np.int32)
+            _require(
+                self.bias.shape[0] in (1, self.heads) and self.bias.shape[1] == self.bias.shape[2],
+                self.name,
+                f"bias has shape {self.bias.shape}, it must be [1 or {self.heads} heads, n_max, n_max]",
+            )
+        _require(
+            len(self.inputs) == 3 or self.needs_lane,
+            self.name,
+            "a fourth input, for 'and' without a bias: a silent query gets nothing there anyhow",
+        )
+
+    @property
+    def needs_lane(self) -> bool:
+        """Whether a silent query may get a current, so that only the valid lane keeps padding out."""
+        return self.similarity != "and" or self.bias is not None
+
+    @property
+    def lane(self) -> str | None:
+        """The input that stands in the place of m, if there is one."""
+        return self.inputs[3] if len(self.inputs) == 4 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,7 +399,7 @@ class Graph:
         _check_structure(self)
         for node in self.nodes:
             _check_node(self, node)
-        _check_accumulators(self)  # only now, for it computes with all widths
+        _check_bounds(self)  # only now, for it computes with all widths
 
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
@@ -430,8 +468,8 @@ class Graph:
         """The largest |value| of each feature of a node, int64 [D]: 1 for spikes, more for graded ones, proven for
         currents.
 
-        Synapses and readout: `max(positive w @ x_max, negative w @ x_max) + |bias|` of each row. Attention: `d * n_max`
-        (at most d matches with each of n_max tokens).
+        Synapses and readout: `max(positive w @ x_max, negative w @ x_max) + |bias|` of each row. Attention: see
+        `attention_bounds`.
         """
         bound: dict[str, np.ndarray] = {}
         for node in self.nodes:
@@ -441,7 +479,8 @@ class Graph:
             elif isinstance(node, (Synapses, Readout)):
                 bound[node.name] = accumulator_bounds(node, inputs[0])
             elif isinstance(node, Attention):
-                bound[node.name] = np.full(len(inputs[0]), len(inputs[0]) // node.heads * self.n_max)
+                size = len(inputs[0]) // node.heads
+                bound[node.name] = np.repeat(attention_bounds(node, size, self.n_max), size)
             elif isinstance(node, Slice):
                 bound[node.name] = inputs[0][node.start : node.stop]
             elif isinstance(node, Concat):
@@ -468,6 +507,21 @@ def accumulator_bounds(node: Synapses | Readout, input_max: int | np.ndarray) ->
     weight, reach = node.weight.astype(np.float64), np.broadcast_to(input_max, node.weight.shape[1]).astype(np.float64)
     positive, negative = np.maximum(weight, 0) @ reach, np.maximum(-weight, 0) @ reach  # exact: far below 2^53
     return np.maximum(positive, negative).astype(np.int64) + np.abs(node.bias.astype(np.int64))
+
+
+def attention_bounds(node: Attention, size: int, n_max: int) -> np.ndarray:
+    """The largest |a| of each head, int64 [H], for heads of `size` features. Partial sums stay within it too.
+
+    A score is 0 .. size, and each of n_max keys may bring it or not. So a current is at most the sum over keys of
+    `max(0, size + bias)`, at least that of `min(0, bias)`, of the query for which that is most; without a bias
+    `size * n_max`.
+    """
+    if node.bias is None:
+        return np.full(node.heads, size * n_max, np.int64)
+    bias = node.bias.astype(np.int64)
+    most, least = np.maximum(size + bias, 0).sum(axis=2), np.minimum(bias, 0).sum(axis=2)  # [maps, n_max]
+    reach: np.ndarray = np.broadcast_to(np.maximum(most, -least).max(axis=1), node.heads)
+    return reach
 
 
 def _check_structure(graph: Graph) -> None:
@@ -505,14 +559,18 @@ def _check_node(graph: Graph, node: Node) -> None:
     if isinstance(node, Slice):
         _require(node.stop <= widths[0], node.name, f"feature {node.stop - 1} of an input that has {widths[0]}")
     if isinstance(node, (Add, Attention, Coincidence)):
-        _require(len(set(widths)) == 1, node.name, f"its inputs have different widths: {widths}")
+        alike = widths[:3] if isinstance(node, Attention) else widths
+        _require(len(set(alike)) == 1, node.name, f"its inputs have different widths: {alike}")
     if isinstance(node, (Attention, Product)):
-        width = widths[-1]
+        width = widths[2] if isinstance(node, Attention) else widths[1]
         _require(width % node.heads == 0, node.name, f"{width} features do not divide into {node.heads} heads")
     if isinstance(node, (Attention, Coincidence, Product)):
-        spikes = node.inputs[-1:] if isinstance(node, Product) else node.inputs
+        spikes = node.inputs[-1:] if isinstance(node, Product) else node.inputs[:3]
         others = [name for name in spikes if not _fires(graph, name)]
         _require(not others, node.name, f"q, k and v are outputs of LIF nodes, {others} are not")
+    if isinstance(node, Attention) and node.bias is not None:
+        places = node.bias.shape[1]
+        _require(places == graph.n_max, node.name, f"bias is for {places} tokens, n_max is {graph.n_max}")
     if isinstance(node, Product):
         scores = graph.n_max * node.heads
         _require(widths[0] == scores, node.name, f"its scores have {widths[0]} features, not n_max * heads = {scores}")
@@ -531,10 +589,10 @@ def _fires(graph: Graph, name: str) -> bool:
 def _never_negative(node: Node) -> bool:
     if isinstance(node, Synapses):
         return bool(node.weight.min() >= 0 and node.bias.min() >= 0)
-    return isinstance(node, Attention)
+    return isinstance(node, Attention) and (node.bias is None or bool(node.bias.min() >= 0))
 
 
-def _check_accumulators(graph: Graph) -> None:
+def _check_bounds(graph: Graph) -> None:
     for node in graph:
         if isinstance(node, CURRENTS):
             reach = graph.value_max[node.name]
@@ -542,4 +600,11 @@ def _check_accumulators(graph: Graph) -> None:
                 reach <= ACCUMULATOR_MAX,
                 node.name,
                 f"an accumulator may reach {reach}, the limit is {ACCUMULATOR_MAX}: use smaller or fewer weights",
+            )
+        if isinstance(node, Attention) and node.lane is not None:
+            width, largest = graph.features[node.lane], graph.value_max[node.lane]
+            _require(
+                width == 1 and largest <= 1,
+                node.name,
+                f"its fourth input is a lane, one feature of 0 and 1; '{node.lane}' has {width} of 0 .. {largest}",
             )

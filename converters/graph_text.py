@@ -27,7 +27,11 @@ def _line(graph: Graph, node: Node) -> str:
     elif isinstance(node, (Synapses, Readout)):
         words += [f"weight_bits={node.weight_bits}"] if isinstance(node, Synapses) else [f"scale={node.scale!r}"]
         words += [_array("weight", node.weight), _array("bias", node.bias)]
-    elif isinstance(node, (Attention, Product)):
+    elif isinstance(node, Attention):
+        words.append(f"heads={node.heads}")
+        words += [] if node.similarity == "and" else [f"similarity={node.similarity}"]
+        words += [] if node.bias is None else [_array("bias", node.bias)]
+    elif isinstance(node, Product):
         words.append(f"heads={node.heads}")
     elif isinstance(node, Slice):
         words.append(f"from={node.start}")

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from converters.graph import LIF, Graph, Source, Synapses
+from converters.graph import LIF, Attention, Graph, Source, Synapses
 from converters.serialise import stored_weight
 
 
@@ -56,6 +56,12 @@ def _weight_bits(graph: Graph) -> int:
 
 
 def sizes(graph: Graph) -> dict[str, int]:
+    """What a network is made of, in numbers, for a person."""
+    attentions = [node for node in graph if isinstance(node, Attention)]
+    scoring = {
+        "attentions by equal features": sum(node.similarity == "xnor" for node in attentions),
+        "position biases of attentions": sum(node.bias.size for node in attentions if node.bias is not None),
+    }
     layers = [node for node in graph if isinstance(node, Synapses)]
     neurons = sum(graph.features[node.name] for node in graph if isinstance(node, (LIF, Source)))
     return {
@@ -67,4 +73,5 @@ def sizes(graph: Graph) -> dict[str, int]:
         "weights in synapses": sum(node.weight.size for node in layers),
         "bytes of those weights": sum(stored_weight(node).nbytes for node in layers),
         "bytes of the encoder table": graph.source.table.size,
+        **{what: count for what, count in scoring.items() if count},
     }

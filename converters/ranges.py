@@ -151,7 +151,7 @@ def _range(graph: Graph, node: Node, inputs: list[Range]) -> Range:
     if isinstance(node, (Synapses, Readout)):
         return _linear(node.weight, node.bias, inputs[0])
     if isinstance(node, Attention):
-        return _attention(graph, node, *inputs)
+        return _attention(graph, node, *inputs[:3])
     if isinstance(node, LIF):
         return _lif(inputs[0], node.threshold, node.dv, node.shift, graph.timesteps)
     if isinstance(node, Add):
@@ -194,10 +194,19 @@ def _linear(weight: np.ndarray, bias: np.ndarray, x: Range) -> Range:
 
 
 def _attention(graph: Graph, node: Attention, q: Range, k: Range, v: Range) -> Range:
-    """A score counts the features of a head at which both q and k may spike; each of n_max tokens may bring it."""
-    matches = (q.high * k.high).reshape(node.heads, -1).sum(axis=1)  # [H]
+    """A score counts the features of a head at which both q and k may spike, or for "xnor" may be equal; it is at least
+    the number of those that must. Each of 1 .. n_max tokens may bring it, with the bias of the places."""
+    most, least = q.high * k.high, q.low * k.low
+    if node.similarity == "xnor":
+        most, least = most | ((1 - q.low) * (1 - k.low)), least + (1 - q.high) * (1 - k.high)
     size = len(q.high) // node.heads
-    return _from_zero(graph.n_max * np.repeat(matches, size) * v.high)
+    highest, lowest = (score.reshape(node.heads, size).sum(axis=1) for score in (most, least))  # [H]
+    if node.bias is None:
+        return _from_zero(graph.n_max * np.repeat(highest, size) * v.high)
+    bias = np.broadcast_to(node.bias.astype(np.int64), (node.heads, graph.n_max, graph.n_max))
+    high = np.maximum(highest[:, None, None] + bias, 0).sum(axis=2).max(axis=1)
+    low = np.minimum(lowest[:, None, None] + bias, 0).sum(axis=2).min(axis=1)
+    return Range(np.repeat(low, size) * v.high, np.repeat(high, size) * v.high)
 
 
 def _lif(a: Range, threshold: int | np.ndarray, dv: int, shift: int, timesteps: int) -> Range:

@@ -4,7 +4,8 @@ The layout is documented in docs/bundle.md and, for machines, in graph.schema.js
 strict: a field too many, too few or of the wrong type is refused; the numbers are then checked by `Graph`.
 
 Written is the oldest schema that can say it: 2, or 3 where a graph has one of the nodes that only passes make
-(`SINCE`). Schema 1 is read too: there every weight takes a byte, however few bits it has.
+(`SINCE`), or 4 where an attention has a similarity other than "and", or a bias. Schema 1 is read too: there every
+weight takes a byte, however few bits it has.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from converters.graph import (
 )
 from converters.nibbles import NIBBLE_BITS, pack, unpack
 
-SCHEMA = 3  # the newest; older ones are read
+SCHEMA = 4  # the newest; older ones are read
 PACKED_SINCE = (
     2  # the oldest that is written: from this schema on, weights of at most NIBBLE_BITS are stored two to a byte
 )
@@ -58,6 +59,8 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "product": {"heads": int},
     "readout": {"classes": int, "scale": (int, float)},
 }
+MORE_FIELDS_SINCE = 4  # from this schema on, nodes have the fields below too
+MORE_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {"attention": {"similarity": str, "bias_maps": int}}
 SINCE = dict.fromkeys(("slice", "concat", "valid_lane", "coincidence", "relay", "product"), 3)  # the others: 1
 PLAIN_NODES: dict[str, Callable[[str, tuple[str, ...]], Node]] = {  # those that are a name and inputs
     "add": Add,
@@ -82,7 +85,7 @@ class PlainGraph:
 
     structure the JSON object of graph.json
     weights   "<node>.weight" int8, or uint8 where two weights share a byte (`converters.nibbles`); "<node>.bias" int32;
-              "<node>.threshold" int32 where a vector
+              of an attention that has one int32 [maps, n_max, n_max]; "<node>.threshold" int32 where a vector
     encoder   "table" int8, "position" int32 where the source has one
     """
 
@@ -93,11 +96,12 @@ class PlainGraph:
 
 def graph_to_plain(graph: Graph) -> PlainGraph:
     """Take a graph apart. Exact: `plain_to_graph` gives the same graph back."""
+    schema = schema_of(graph)
     structure = {
-        "schema": schema_of(graph),
+        "schema": schema,
         "T": graph.timesteps,
         "n_max": graph.n_max,
-        "nodes": [_node_to_json(graph, node) for node in graph],
+        "nodes": [_node_to_json(graph, node, schema) for node in graph],
         "output": graph.output,
     }
     weights: Arrays = {}
@@ -115,7 +119,13 @@ def graph_to_plain(graph: Graph) -> PlainGraph:
 
 def schema_of(graph: Graph) -> int:
     """The schema a graph is written in."""
-    return max([PACKED_SINCE, *(SINCE.get(node.op, 1) for node in graph)])
+    more = any(isinstance(node, Attention) and node.needs_lane for node in graph)
+    return max([PACKED_SINCE, MORE_FIELDS_SINCE if more else 1, *(SINCE.get(node.op, 1) for node in graph)])
+
+
+def fields_of(op: str, schema: int) -> dict[str, type | tuple[type, ...]]:
+    """The fields of a node beside name, op, inputs and features."""
+    return FIELDS[op] | (MORE_FIELDS.get(op, {}) if schema >= MORE_FIELDS_SINCE else {})
 
 
 def plain_to_graph(plain: PlainGraph) -> Graph:
@@ -128,7 +138,7 @@ def plain_to_graph(plain: PlainGraph) -> Graph:
             raise SerialiseError(f"graph.json: field '{field}' is {structure[field]}, the limit is {COUNT_MAX}")
     places = [f"graph.json, nodes[{index}]" for index in range(len(structure["nodes"]))]
     for entry, where in zip(structure["nodes"], places):
-        _check_entry(entry, where)
+        _check_entry(entry, where, structure["schema"])
         if SINCE.get(entry["op"], 1) > structure["schema"]:
             raise SerialiseError(f"{where}: op '{entry['op']}' exists since schema {SINCE[entry['op']]}")
     weights, encoder = dict(plain.weights), dict(plain.encoder)
@@ -155,14 +165,26 @@ def check_schema(document: object, where: str) -> None:
         raise SerialiseError(f"{where}: schema {schema} does not exist")
 
 
-def _node_to_json(graph: Graph, node: Node) -> dict[str, Any]:
-    features = graph.features[node.name]
-    entry: dict[str, Any] = {"name": node.name, "op": node.op, "inputs": list(node.inputs), "features": features}
-    for field in FIELDS[node.op]:
-        entry[field] = features if field == "classes" else getattr(node, field)
-        if isinstance(entry[field], np.ndarray):  # a vector of thresholds stands in weights.safetensors
-            entry[field] = None
+def _node_to_json(graph: Graph, node: Node, schema: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": node.name, "op": node.op, "inputs": list(node.inputs)}
+    entry["features"] = graph.features[node.name]
+    for field in fields_of(node.op, schema):
+        entry[field] = _field_to_json(graph, node, field)
     return entry
+
+
+def _field_to_json(graph: Graph, node: Node, field: str) -> Any:
+    if field == "classes":
+        return graph.features[node.name]
+    if field == "bias_maps":
+        return _bias_maps(node)
+    value = getattr(node, field)
+    return None if isinstance(value, np.ndarray) else value  # a vector of thresholds stands in weights.safetensors
+
+
+def _bias_maps(node: Node) -> int:
+    """How many maps the bias of an attention has; 0 where it has none."""
+    return 0 if not isinstance(node, Attention) or node.bias is None else len(node.bias)
 
 
 def stored_weight(node: Synapses) -> np.ndarray:
@@ -193,11 +215,11 @@ def _unpacked(entries: list[dict[str, Any]], weights: Arrays) -> Arrays:
     return found
 
 
-def _check_entry(entry: object, where: str) -> None:
+def _check_entry(entry: object, where: str, schema: int) -> None:
     """Raises SerialiseError unless `entry` has exactly the fields of its op, each of the right type."""
     if not isinstance(entry, dict) or not isinstance(entry.get("op"), str) or entry["op"] not in FIELDS:
         raise SerialiseError(f"{where}: expected an object whose 'op' is one of {', '.join(FIELDS)}")
-    _check_fields(entry, COMMON | FIELDS[entry["op"]], where)
+    _check_fields(entry, COMMON | fields_of(entry["op"], schema), where)
     if not all(isinstance(producer, str) for producer in entry["inputs"]):
         raise SerialiseError(f"{where}: 'inputs' must be names")
 
@@ -221,7 +243,8 @@ def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder:
         neuron = (entry["threshold"], entry["dv"], entry["shift"])
         return Source(name, table, position, entry["kind"], *neuron, inputs=inputs)
     if op == "attention":
-        return Attention(name, inputs, entry["heads"])
+        bias = take("bias", weights, f"{name}.bias") if entry.get("bias_maps", 0) else None
+        return Attention(name, inputs, entry["heads"], entry.get("similarity", "and"), bias)
     if op in PLAIN_NODES:
         return PLAIN_NODES[op](name, inputs)
     if op == "slice":
@@ -253,6 +276,8 @@ def _check_derived(graph: Graph, structure: dict[str, Any]) -> None:
                 raise GraphError(
                     f"node '{node.name}': {field} {entry[field]}, the arrays say {graph.features[node.name]}"
                 )
+        if entry.get("bias_maps", 0) != _bias_maps(node):
+            raise GraphError(f"node '{node.name}': bias_maps {entry['bias_maps']}, its bias has {_bias_maps(node)}")
 
 
 def _check_fields(entry: dict[str, Any], expected: dict[str, type | tuple[type, ...]], where: str) -> None:

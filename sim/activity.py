@@ -30,12 +30,11 @@ def count_activity(
     batch     padding is silent, so it adds nothing to the counts, and it is left out of `sites`
     saturable from `saturable_neurons`, of a caller who counts more than one batch; found here where None
     """
-    real_tokens = int(batch.mask.sum())
     neurons = saturable_neurons(graph) if saturable is None else saturable
     cuts = {each.node.name: _count_cuts(graph, each, values, batch) for each in neurons}
     per_node = {}
     for node in graph:
-        counts = _count_node(graph, node, values, real_tokens)
+        counts = _count_node(graph, node, values, batch)
         per_node[node.name] = replace(counts, saturations=cuts[node.name]) if node.name in cuts else counts
     return Activity(graph.timesteps, per_node)
 
@@ -51,7 +50,8 @@ def _count_cuts(graph: Graph, neuron: Saturable, values: Mapping[str, np.ndarray
     return count_saturations(current[..., neuron.features], neuron.threshold, node.dv, node.shift)
 
 
-def _count_node(graph: Graph, node: Node, values: Mapping[str, np.ndarray], real_tokens: int) -> NodeActivity:
+def _count_node(graph: Graph, node: Node, values: Mapping[str, np.ndarray], batch: TokenBatch) -> NodeActivity:
+    real_tokens = int(batch.mask.sum())
     if isinstance(node, (Source, LIF)):
         sites = graph.timesteps * real_tokens * graph.features[node.name]
         spikes = int(np.count_nonzero(values[node.name]))
@@ -59,8 +59,7 @@ def _count_node(graph: Graph, node: Node, values: Mapping[str, np.ndarray], real
     if isinstance(node, (Synapses, Readout)):
         return _count_linear(values[node.inputs[0]], node.weight)
     if isinstance(node, Attention):
-        q, k, v = (values[name] for name in node.inputs)
-        return _count_attention(q, k, v, node.heads)
+        return _count_attention(node, [values[name] for name in node.inputs], batch.mask)
     if isinstance(node, Coincidence):
         sites = graph.timesteps * real_tokens * graph.features[node.name]
         reached = graph.n_max * sum(int(np.count_nonzero(values[name])) for name in node.inputs)
@@ -83,15 +82,27 @@ def _count_linear(x: np.ndarray, weight: np.ndarray) -> NodeActivity:
     return NodeActivity(synaptic_operations=int(events @ fan_out), weighted_operations=int(payload @ fan_out))
 
 
-def _count_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> NodeActivity:
-    """q, k, v [T, B, N, D] of 0 and 1. One timestep of one sample at a time, so memory stays at [H, N, N]."""
+def _count_attention(node: Attention, inputs: Sequence[np.ndarray], mask: np.ndarray) -> NodeActivity:
+    """inputs: q, k, v [T, B, N, D] of 0 and 1, and the valid lane [T, B, N, 1] where the node reads it.
+
+    Features at which a real query and a real key match, and for each score (with its bias) that is not 0 the spikes of
+    v that it meets. One timestep of one sample at a time, so memory stays at [H, N, N].
+    """
     operations = weighted = 0
-    for q_tb, k_tb, v_tb in zip(*(x.reshape(-1, *x.shape[2:]) for x in (q, k, v))):  # each [N, D]
-        scores = _heads(q_tb, heads) @ _heads(k_tb, heads).swapaxes(-1, -2)  # [H, N, N]
-        targets = _heads(v_tb, heads).sum(axis=-1)  # [H, N]: the nonzero v of each key token
-        products = int(scores.sum())  # q and k are 0 and 1, so a score is its number of nonzero products
-        operations += products + int(np.count_nonzero(scores, axis=1).ravel() @ targets.ravel())
-        weighted += products + int(scores.sum(axis=1).ravel() @ targets.ravel())
+    for t, b in np.ndindex(inputs[0].shape[:2]):
+        real = int(mask[b].sum())
+        q, k, v = (x[t, b, :real] for x in inputs[:3])  # each [N, D]
+        lane = inputs[3][t, b, :real, 0] if node.lane is not None else np.ones(real)
+        scores = _heads(q, node.heads) @ _heads(k, node.heads).swapaxes(-1, -2)  # [H, N, N]
+        if node.similarity == "xnor":
+            scores += _heads(1 - q, node.heads) @ _heads(1 - k, node.heads).swapaxes(-1, -2)
+        scores *= lane[:, None]
+        matched = int(scores.sum())  # a score is how many features match
+        if node.bias is not None:
+            scores += node.bias[:, :real, :real] * lane[:, None]
+        targets = _heads(v, node.heads).sum(axis=-1)  # [H, N]: the nonzero v of each key token
+        operations += matched + int(np.count_nonzero(scores, axis=1).ravel() @ targets.ravel())
+        weighted += matched + int(np.abs(scores).sum(axis=1).ravel() @ targets.ravel())
     return NodeActivity(synaptic_operations=operations, weighted_operations=weighted)
 
 

@@ -26,7 +26,8 @@ class Work:
 
     synaptic_operations             synapses and readout: nonzero weights that (graded) spikes reached
     weighted_operations             the same, each as often as its spike counts
-    attention_operations            of attention: nonzero products in q k^T, and nonzero (score, v) pairs
+    attention_operations            of attention: features at which query and key match (nonzero products in q k^T), and
+                                    nonzero (score, v) pairs
     weighted_attention_operations   the same by value
     neuron_updates                  neurons x real tokens x timesteps
     resident_updates                neurons x n_max x timesteps: a chip updates those of padding too

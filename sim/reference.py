@@ -35,14 +35,23 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, mask: np.ndarray
     return product.astype(np.int64) + mask[:, :, None] * bias.astype(np.int64)
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.ndarray:
-    """`(q k^T) v` for each head: int64 [T, B, N, D], three times -> int64 [T, B, N, D]."""
+def attention(node: Attention, q: np.ndarray, k: np.ndarray, v: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """`a[n] = m[n] * sum over j of (score[n, j] + bias[h, n, j]) * v[j]` for each head.
+
+    q, k, v int64 [T, B, N, D]; valid int64 [T or 1, B, N], m -> int64 [T, B, N, D]. At a padded j v is silent.
+    """
 
     def split(x: np.ndarray) -> np.ndarray:  # [T, B, N, D] -> [T, B, H, N, d]
-        return x.reshape(*x.shape[:3], heads, -1).swapaxes(2, 3).astype(np.float64)
+        return x.reshape(*x.shape[:3], node.heads, -1).swapaxes(2, 3).astype(np.float64)
 
-    scores = split(q) @ split(k).swapaxes(-1, -2)  # [T, B, H, N, N]
-    return (scores @ split(v)).swapaxes(2, 3).reshape(q.shape).astype(np.int64)
+    tokens = q.shape[2]
+    scores = split(q) @ split(k).swapaxes(-1, -2)  # [T, B, H, N, N]: features that are 1 in both
+    if node.similarity == "xnor":
+        scores += split(1 - q) @ split(1 - k).swapaxes(-1, -2)  # and those that are 0 in both
+    if node.bias is not None:
+        scores += node.bias[:, :tokens, :tokens]
+    mixed = (scores @ split(v)).swapaxes(2, 3).reshape(q.shape).astype(np.int64)
+    return mixed * valid[..., None]
 
 
 def coincidence(q: np.ndarray, k: np.ndarray, n_max: int) -> np.ndarray:
@@ -69,7 +78,8 @@ def evaluate(node: Node, inputs: list[np.ndarray], batch: TokenBatch, timesteps:
     if isinstance(node, LIF):
         return lif(inputs[0], node.threshold, node.dv, node.shift)
     if isinstance(node, Attention):
-        return attention(inputs[0], inputs[1], inputs[2], node.heads)
+        valid = batch.mask[None] if node.lane is None else inputs[3][..., 0]
+        return attention(node, inputs[0], inputs[1], inputs[2], valid)
     if isinstance(node, Add):
         return np.sum(inputs, axis=0)
     if isinstance(node, Slice):

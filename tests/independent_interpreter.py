@@ -16,7 +16,7 @@ LIMIT = 2**23 - 1
 def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """ids, mask int64 [B, N] -> logits int64 [B, classes], and the values [T, B, N, D] of every node."""
     graph = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
-    assert graph["schema"] in (1, 2, 3)
+    assert graph["schema"] in (1, 2, 3, 4)
     weights = load_file(folder / "weights.safetensors")
     if graph["schema"] >= 2:
         features = {node["name"]: node["features"] for node in graph["nodes"]}
@@ -90,7 +90,11 @@ def one_step(node, inputs, mask, ids, weights, encoder, membranes, n_max) -> np.
     if op == "add":
         return sum(inputs[1:], inputs[0])
     if op == "attention":
-        return attention(*inputs, node["heads"])
+        lane = inputs[3] if len(inputs) == 4 else valid
+        bias = (
+            weights[f"{name}.bias"].astype(np.int64) if node.get("bias_maps", 0) else np.zeros((1, n_max, n_max), int)
+        )
+        return lane * attention(*inputs[:3], node["heads"], node.get("similarity", "and"), bias)
     if op == "slice":
         return inputs[0][..., node["start"] : node["stop"]]
     if op == "concat":
@@ -126,12 +130,14 @@ def neuron(name, a, threshold, node, membranes) -> np.ndarray:
     return spikes
 
 
-def attention(q, k, v, heads) -> np.ndarray:
-    """[B, N, D] three times -> [B, N, D]."""
+def attention(q, k, v, heads, similarity, bias) -> np.ndarray:
+    """[B, N, D] three times -> [B, N, D], padding not yet left out."""
     out = np.zeros_like(q)
     width = q.shape[-1] // heads
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
-        scores = np.einsum("bni,bpi->bnp", q[..., part], k[..., part])
+        both = q[:, :, None, part], k[:, None, :, part]
+        alike = both[0] == both[1] if similarity == "xnor" else both[0] * both[1]
+        scores = alike.sum(axis=-1) + bias[head % len(bias), : q.shape[1], : q.shape[1]]
         out[..., part] = np.einsum("bnp,bpj->bnj", scores, v[..., part])
     return out

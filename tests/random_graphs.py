@@ -13,6 +13,7 @@ import numpy as np
 from converters.execution import TokenBatch
 from converters.graph import (
     LIF,
+    SIMILARITIES,
     Add,
     Attention,
     Coincidence,
@@ -33,6 +34,7 @@ DECAYS = (0, 410, 2048, 4095)
 CLASSES = 3
 REACH = 60_000  # accumulators stay below this; a graph allows 65535
 WIDEST = 1200  # features of a node of `random_machine_dag`
+ATTENTIONS = ("plain", "unbiased", "any")  # similarity "and" without a bias; any without one; any with any or none
 MACHINE_KINDS = ("slice", "concat", "valid_lane", "coincidence", "relay", "product")
 
 
@@ -55,14 +57,16 @@ def random_graph(
     source_kind: str = "lif",
     vocabulary: int = 40,
     firing: float = 0.3,
+    attention: str = "plain",
 ) -> Graph:
     """A random spiking transformer.
 
     dv       of every LIF, or the values each LIF draws from
     bias_max biases are drawn from -bias_max .. bias_max
     firing   about the share of neurons whose first current is above their threshold
+    attention which kinds are drawn: one of ATTENTIONS
     """
-    builder = _Builder(rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing)
+    builder = _Builder(rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention)
     x = builder.source(hidden, source_kind)
     for index in range(blocks):
         name = f"block{index}"
@@ -86,9 +90,10 @@ def random_dag(
     source_kind: str = "lif",
     vocabulary: int = 20,
     firing: float = 0.3,
+    attention: str = "plain",
 ) -> Graph:
     """Layers, adds of two to four (a node may stand in one twice) and attentions, wired at random; any legal shape."""
-    builder = _Builder(rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing)
+    builder = _Builder(rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention)
     spiking, neurons = [builder.source(hidden, source_kind)], []
     for index in range(nodes):
         kind = rng.choice(["layer", "add", "attention"] if neurons else ["layer", "add"])
@@ -118,6 +123,7 @@ def random_machine_dag(
     source_kind: str = "lif",
     vocabulary: int = 20,
     firing: float = 0.3,
+    attention: str = "plain",
 ) -> Graph:
     """Every kind of node that only passes make at least once, in random order, and `nodes` more of any kind.
 
@@ -125,7 +131,7 @@ def random_machine_dag(
     and of attention, scores come from a relay or from anywhere; whatever is legal. Layers have up to `hidden` features.
     The readout reads the last nodes side by side.
     """
-    builder = _Builder(rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing)
+    builder = _Builder(rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention)
     source = builder.source(hidden, source_kind)
     builder.layer("first", source, hidden)
     kinds = [*rng.permutation(MACHINE_KINDS), *rng.choice([*MACHINE_KINDS, "layer", "add", "attention"], nodes)]
@@ -170,7 +176,7 @@ class _Wiring:
 
     def relay(self, name: str) -> None:
         if self.rng.random() < 0.5:
-            self._attended(name)
+            self._attended(name, excites=True)
             self.builder.relay(name, f"{name}.attention")
         else:
             width = int(self.rng.integers(1, self.hidden + 1))
@@ -189,9 +195,9 @@ class _Wiring:
         self._attended(name)
         self.builder.neuron(name, f"{name}.attention")
 
-    def _attended(self, name: str) -> None:
+    def _attended(self, name: str, excites: bool = False) -> None:
         inputs = self._alike(self.firing, 3)
-        self.builder.attention(f"{name}.attention", inputs, self._heads(inputs[0]))
+        self.builder.attention(f"{name}.attention", inputs, self._heads(inputs[0]), excites)
 
     def _any(self, names: list[str]) -> str:
         return str(self.rng.choice(names))
@@ -223,7 +229,11 @@ class _Builder:
         bias_max: int,
         vocabulary: int,
         firing: float,
+        attention: str,
     ) -> None:
+        assert attention in ATTENTIONS
+        self.attentions = attention
+        [self.scoring_rng] = rng.spawn(1)  # of its own: all else is drawn as it would be without
         self.rng, self.n_max, self.timesteps, self.decays = rng, n_max, timesteps, decays
         self.weight_bits, self.bias_max, self.vocabulary, self.firing = weight_bits, bias_max, vocabulary, firing
         self.batch = _draw_batch(rng, vocabulary, 4, n_max)
@@ -246,8 +256,22 @@ class _Builder:
         level = np.quantile(valid, 1 - self.firing, method="nearest")
         return self._append(LIF(name, (current,), max(int(level), 0), int(self.rng.choice(self.decays))))
 
-    def attention(self, name: str, inputs: tuple[str, ...], heads: int) -> str:
-        return self._append(Attention(name, inputs, heads))
+    def attention(self, name: str, inputs: tuple[str, ...], heads: int, excites: bool = False) -> str:
+        """`excites`: its current is never negative."""
+        similarity, bias = self._scoring(heads, self.width(inputs[0]) // heads, excites)
+        return self._append(Attention(name, inputs, heads, similarity, bias))
+
+    def _scoring(self, heads: int, size: int, excites: bool) -> tuple[str, np.ndarray | None]:
+        """A similarity, and a bias or none: small, as large as scores, or as large as accumulators allow."""
+        rng = self.scoring_rng
+        if self.attentions == "plain":
+            return "and", None
+        similarity = str(rng.choice(SIMILARITIES))
+        if self.attentions == "unbiased" or rng.random() < 0.3:
+            return similarity, None
+        most = max(1, int(rng.choice([1, size, REACH // self.n_max - size])))
+        shape = (int(rng.choice([1, heads])), self.n_max, self.n_max)
+        return similarity, rng.integers(0 if excites else -most, most + 1, shape)
 
     def add(self, name: str, inputs: tuple[str, ...]) -> str:
         return self._append(Add(name, inputs))

@@ -47,10 +47,11 @@ def membranes(current: np.ndarray, node: LIF) -> np.ndarray:
     kind=st.sampled_from(["lif", "sign"]),
     firing=st.sampled_from([0.02, 0.3, 0.95]),
     make=st.sampled_from([random_graph, random_dag, random_machine_dag]),
+    attention=st.sampled_from(["plain", "any"]),
 )
-def test_nothing_lies_outside(seed, timesteps, dv, kind, firing, make) -> None:
+def test_nothing_lies_outside(seed, timesteps, dv, kind, firing, make, attention) -> None:
     rng = np.random.default_rng(seed)
-    graph = make(rng, timesteps=timesteps, dv=dv, source_kind=kind, firing=firing)
+    graph = make(rng, timesteps=timesteps, dv=dv, source_kind=kind, firing=firing, attention=attention)
     batch = random_batch(rng, graph, 6)
     done = ReferenceEngine(graph).run(batch, [node.name for node in graph])
     ranges, real = prove_ranges(graph), batch.mask.astype(bool)

@@ -21,17 +21,22 @@ def naive_linear(x: np.ndarray, weight: np.ndarray) -> tuple[int, int]:
     return operations, weighted
 
 
-def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> tuple[int, int]:
+def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, node: Attention, mask: np.ndarray) -> tuple[int, int]:
     timesteps, samples, tokens, features = q.shape
-    width = features // heads
+    width = features // node.heads
     operations = weighted = 0
-    for t, b, h, n, p in np.ndindex(timesteps, samples, heads, tokens, tokens):
+    for t, b, h, n, p in np.ndindex(timesteps, samples, node.heads, tokens, tokens):
         part = slice(h * width, (h + 1) * width)
-        products = [int(i) * int(j) for i, j in zip(q[t, b, n, part], k[t, b, p, part])]
-        score = sum(products)
+        if not (mask[b, n] and mask[b, p]):
+            continue
+        features_of_both = list(zip(q[t, b, n, part].tolist(), k[t, b, p, part].tolist()))
+        matched = sum(1 for i, j in features_of_both if (i == j if node.similarity == "xnor" else i == j == 1))
+        score = matched
+        if node.bias is not None:
+            score += int(node.bias[h % len(node.bias), n, p])
         pairs = sum(1 for j in v[t, b, p, part] if score != 0 and j != 0)
-        operations += sum(1 for product in products if product != 0) + pairs
-        weighted += score + score * pairs
+        operations += matched + pairs
+        weighted += matched + abs(score) * pairs
     return operations, weighted
 
 
@@ -55,9 +60,10 @@ def naive_product(scores: np.ndarray, v: np.ndarray, heads: int, n_max: int) -> 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("make", [random_graph, random_dag, random_machine_dag])
-def test_counts_are_those_of_loops(make, seed):
+@pytest.mark.parametrize("attention", ["plain", "any"])
+def test_counts_are_those_of_loops(make, seed, attention):
     rng = np.random.default_rng(seed)
-    graph: Graph = make(rng, hidden=6, n_max=3, timesteps=2, weight_bits=2)
+    graph: Graph = make(rng, hidden=6, n_max=3, timesteps=2, weight_bits=2, attention=attention)
     batch = random_batch(rng, graph, 2)
     values = ReferenceEngine(graph).run(batch, graph.spiking).values
     activity = count_activity(graph, values, batch)
@@ -68,7 +74,7 @@ def test_counts_are_those_of_loops(make, seed):
         if isinstance(node, (Synapses, Readout)):
             operations = naive_linear(inputs[0], node.weight)
         elif isinstance(node, Attention):
-            operations = naive_attention(*inputs, node.heads)
+            operations = naive_attention(*inputs, node, batch.mask)
         elif isinstance(node, Coincidence):
             operations = naive_coincidence(*inputs, graph.n_max)
         elif isinstance(node, Product):
@@ -103,9 +109,10 @@ def test_what_passes_make_is_counted():
         assert counted[name] == NodeActivity(), name
 
 
-def test_padding_counts_for_nothing():
+@pytest.mark.parametrize("attention", ["plain", "unbiased", "any"])
+def test_padding_counts_for_nothing(attention):
     rng = np.random.default_rng(0)
-    graph = random_graph(rng)
+    graph = random_graph(rng, attention=attention)
     batch = random_batch(rng, graph, 1, tokens=2)
     wide = type(batch)(np.pad(batch.ids, ((0, 0), (0, 4))), np.pad(batch.mask, ((0, 0), (0, 4))))
     one, other = (

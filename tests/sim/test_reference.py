@@ -99,18 +99,36 @@ def test_linear_is_the_sum_it_says():
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6])
-def test_attention_is_the_sum_it_says(heads):
+@pytest.mark.parametrize("similarity", ["and", "xnor"])
+@pytest.mark.parametrize("maps", ["none", "one", "each"])
+def test_attention_is_the_sum_it_says(heads, similarity, maps):
+    """Texts of 3 and of 1 token in a batch 3 wide, of a graph that takes 4."""
     rng = np.random.default_rng(heads)
-    q, k, v = rng.integers(0, 2, (3, 2, 2, 3, 6))
-    out = attention(q, k, v, heads)
+    mask = np.array([[1, 1, 1], [1, 0, 0]])
+    q, k, v = rng.integers(0, 2, (3, 2, 2, 3, 6)) * mask[:, :, None]
+    bias = None if maps == "none" else rng.integers(-9, 10, (1 if maps == "one" else heads, 4, 4))
+    out = attention(Attention("a", ("q", "k", "v"), heads, similarity, bias), q, k, v, mask[None])
     width = 6 // heads
     for t, b, n, j in np.ndindex(2, 2, 3, 6):
         first = j // width * width
         total = 0
         for p in range(3):
-            score = sum(int(q[t, b, n, i]) * int(k[t, b, p, i]) for i in range(first, first + width))
-            total += score * int(v[t, b, p, j])
-        assert out[t, b, n, j] == total
+            both = [(int(q[t, b, n, i]), int(k[t, b, p, i])) for i in range(first, first + width)]
+            score = sum(x == y if similarity == "xnor" else x * y for x, y in both)
+            score += 0 if bias is None else int(bias[0 if maps == "one" else j // width, n, p])
+            total += score * int(mask[b, p]) * int(v[t, b, p, j])
+        assert out[t, b, n, j] == int(mask[b, n]) * total
+
+
+@pytest.mark.parametrize("node", [Attention("a", ("q", "k", "v"), 1, "xnor"),
+                                  Attention("a", ("q", "k", "v"), 1, "and", np.ones((1, 2, 2), int))])  # fmt: skip
+def test_without_the_valid_lane_padding_would_answer(node):
+    """A padded query is silent: it equals every silent key, and a bias acts on it."""
+    silent, v = np.zeros((1, 1, 2, 3), int), np.array([[[[1, 0, 1], [0, 0, 0]]]])
+    masked = attention(node, silent, silent, v, np.array([[[1, 0]]]))
+    unmasked = attention(node, silent, silent, v, np.array([[[1, 1]]]))
+    assert masked[0, 0, 0].any() and not masked[0, 0, 1].any()
+    assert np.array_equal(unmasked[0, 0, 1], unmasked[0, 0, 0])
 
 
 def test_a_coincidence_is_the_product_it_says():
@@ -149,7 +167,8 @@ def test_attention_can_be_made_of_what_passes_make(seed, heads, n_max):
     size = 6 // heads
     scores = coincidence(q, k, n_max).reshape(2, 2, 3, n_max * heads, size).sum(-1)
     attended = product(scores, v, heads, n_max).reshape(2, 2, 3, n_max, 6).sum(-2)
-    assert np.array_equal(attended, attention(q, k, v, heads))
+    node = Attention("a", ("q", "k", "v"), heads)
+    assert np.array_equal(attended, attention(node, q, k, v, np.ones((1, 2, 3), int)))
 
 
 def test_random_graphs_of_what_passes_make_are_alive():
