@@ -115,4 +115,4 @@ def _count_product(scores: np.ndarray, v: np.ndarray, heads: int, n_max: int) ->
 
 def _heads(x: np.ndarray, heads: int) -> np.ndarray:
     """[N, D] -> float64 [H, N, d]: exact for these counts, and a product of floats is fast."""
-    return x.reshape(x.shape[0], heads, -1).swapaxes(0, 1).astype(np.float64)
+    return x.reshape(len(x), heads, x.shape[1] // heads).swapaxes(0, 1).astype(np.float64)

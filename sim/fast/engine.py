@@ -40,6 +40,7 @@ from spikebert.commands import note, processors
 Call = Callable[[], object]
 
 NO_CURRENTS = np.zeros((0, 0, 0), np.int32)
+NO_LANE = np.zeros((0, 0, 0), np.uint64)
 NO_SPIKES = np.zeros((1, 0, 0, 0), np.uint64)
 SILENT = NodeActivity()
 COMPILING_IS_SLOW = 2.0  # seconds until it is said
@@ -298,7 +299,8 @@ class _Worker:
 
     def _attention(self, number: int, step: AttentionStep, share: Share) -> Iterator[Call]:
         node, neurons, timesteps = step.node, step.neurons, self.graph.timesteps
-        q, k, v = (share.spikes[name].planes for name in node.inputs)
+        q, k, v = (share.spikes[name].planes for name in node.inputs[:3])
+        lane = NO_LANE if node.lane is None else share.spikes[node.lane].planes[0]
         width, longest = self.graph.features[node.name], int(np.diff(share.starts).max())
         planes, currents, kept = NO_SPIKES, NO_CURRENTS, step.lif is None or node.name in share.observed
         shape = (*q.shape[1:3], q.shape[3] * BLOCK)
@@ -310,9 +312,9 @@ class _Worker:
         cells = self.scratch.array((kernels.attention_cells(longest, timesteps, width, node.heads),), np.int32)
         fired = self.counters.fired[number]
         yield partial(
-            kernels.attention, q, k, v, share.starts, width, node.heads, np.empty(longest, step.sums),
-            step.lif is not None, neurons.free, neurons.level, neurons.keep, planes[0], currents, cells,
-            self.counters.operations[number][0], fired, self.counters.cuts[number],
+            kernels.attention, q, k, v, lane, share.starts, width, node.heads, node.similarity == "xnor", step.bias,
+            np.empty(longest, step.sums), step.lif is not None, neurons.free, neurons.level, neurons.keep, planes[0],
+            currents, cells, self.counters.operations[number][0], fired, self.counters.cuts[number],
         )  # fmt: skip
         if kept:
             share.currents[node.name] = currents

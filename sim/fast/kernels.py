@@ -358,15 +358,54 @@ def bits_at(x: np.ndarray, low: int, count: int) -> int:
 
 
 @compiled(nogil=True)
+def _score(
+    queries: np.ndarray, keys: np.ndarray, n: int, count: int, size: int, equal: bool, bias: np.ndarray, h: int,
+    targets: np.ndarray, index: np.ndarray, scores: np.ndarray,
+) -> tuple[int, int, int, int]:  # fmt: skip
+    """Scores of query n with `count` keys, of head h of `size` features, with their bias.
+
+    index, scores  set: the keys that bring something, and what; targets int64: how many spikes of v each key has
+
+    How many these keys are, how many features matched, and the spikes of v that met a score that is not 0: plain, and
+    by its size.
+    """
+    found = matched = met = weight = 0
+    row = h if bias.shape[0] > 1 else 0
+    for m in range(count):
+        score = 0
+        if equal:
+            for s in range(queries.shape[1]):
+                score += popcount(queries[n, s] ^ keys[m, s])
+            score = size - score
+        else:
+            for s in range(queries.shape[1]):
+                score += popcount(queries[n, s] & keys[m, s])
+        matched += score
+        if bias.size > 0:
+            score += bias[row, n, m]
+        brings = (score != 0) & (targets[m] != 0)
+        index[found], scores[found] = m, score
+        found += brings  # no branch to be guessed
+        met += brings * targets[m]
+        weight += abs(score) * targets[m]
+    return found, matched, met, weight
+
+
+@compiled(nogil=True)
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, starts: np.ndarray, width: int, heads: int, scores: np.ndarray,
-    fires: bool, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray,
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, lane: np.ndarray, starts: np.ndarray, width: int, heads: int,
+    equal: bool, bias: np.ndarray, scores: np.ndarray, fires: bool, free: bool, level: np.ndarray, keep: float,
+    spikes: np.ndarray,
     currents: np.ndarray, cells: np.ndarray, operations: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
 ) -> None:  # fmt: skip
-    """`a = (q k^T) v` for each head of each sample, then a LIF where `fires`.
+    """`a = (q k^T) v` for each head of each sample, then a LIF where `fires`. Scores may be of "xnor", or have a bias.
 
     q, k, v    uint64 [1, R, T, W] of `width` neurons
+    lane       uint64 [R, T, 1]: where it is 0, a query gets nothing; empty where the node has none, for all tokens
+               here are real
     starts     int64 [B + 1]: sample b has tokens starts[b] .. starts[b + 1] - 1
+    equal      whether features match that are both 0
+    bias       int32 [1 or heads, n_max, n_max], or empty
     scores     [n_max], of the type that sums are made in: int16 or int32
     level      [W * 64]; spikes uint64 [R, T, W], written where `fires`
     currents   int32 [R, T, W * 64], written where it is not empty
@@ -384,6 +423,7 @@ def attention(
     queries, keys = np.empty((longest, slices), np.uint64), np.empty((longest, slices), np.uint64)
     masks, index = np.empty(slices * longest * BLOCK, np.int16), np.empty(longest + 1, np.uint16)
     targets = np.empty(longest, np.int64)
+    plainly = not equal and bias.size == 0  # then most scores are 0, and adding up leaves them out
     stride = (words + slices) * BLOCK  # a head writes whole blocks; what it writes too much, the next one overwrites
     out = spikes.reshape(-1)
     plain = weighted = 0
@@ -402,6 +442,17 @@ def attention(
                         spread_bits(value, masks, (s * longest + m) * BLOCK)
                 for n in range(count):
                     found = 0
+                    if not plainly:
+                        if lane.size == 0 or lane[first + n, t, 0] != 0:
+                            found, matched, met, weight = _score(
+                                queries, keys, n, count, size, equal, bias, h, targets, index, scores
+                            )
+                            plain += matched + met
+                            weighted += matched + weight
+                        for s in range(slices):
+                            target = (n * steps + t) * stride + h * size + s * BLOCK
+                            add_scored(masks, s * longest * BLOCK, index, scores, found, cells, target)
+                        continue
                     for m in range(count):
                         meet = queries[n, 0] & keys[m, 0]
                         for s in range(1, slices):

@@ -69,6 +69,8 @@ class Neurons:
         return cls(level, real((2**DECAY_BITS - dv) / 2**DECAY_BITS), free)
 
 
+NO_BIAS = np.zeros((0, 0, 0), np.int32)
+NO_BIAS.flags.writeable = False  # as those of nodes, or kernels would be compiled for both
 SILENT = Neurons(np.zeros(0, np.float32), np.float32(0), True)  # stands where no LIF runs in a step
 
 
@@ -103,7 +105,10 @@ class SynapsesStep:
 
 @dataclass(frozen=True, eq=False)
 class AttentionStep:
+    """bias int32 [1 or heads, n_max, n_max], empty where the node has none"""
+
     node: Attention
+    bias: np.ndarray
     lif: LIF | None
     neurons: Neurons
     sums: type
@@ -228,7 +233,8 @@ def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
     if isinstance(node, Attention):
         lif, bound = _only_lif(node, readers), graph.value_max[node.name]
         neurons = Neurons.of([lif], [width], bound, graph.timesteps) if lif else SILENT
-        return AttentionStep(node, lif, neurons, np.int16 if bound <= INT16_MAX else np.int32)
+        bias = NO_BIAS if node.bias is None else node.bias
+        return AttentionStep(node, bias, lif, neurons, np.int16 if bound <= INT16_MAX else np.int32)
     if isinstance(node, LIF):
         return LIFStep(node, Neurons.of([node], [width], graph.value_max[node.inputs[0]], graph.timesteps))
     if isinstance(node, Add):

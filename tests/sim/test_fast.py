@@ -55,12 +55,15 @@ BATCH = TokenBatch(np.array([[1, 2], [3, 0]]), np.array([[1, 1], [1, 0]]))
     firing=st.sampled_from([0.02, 0.3, 0.9]),
     samples=st.integers(1, 5),
     threads=st.integers(1, 4),
+    attention=st.sampled_from(["plain", "any"]),
 )
-def test_random_transformers(seed, blocks, heads, n_max, timesteps, dv, bits, kind, firing, samples, threads) -> None:
+def test_random_transformers(
+    seed, blocks, heads, n_max, timesteps, dv, bits, kind, firing, samples, threads, attention
+) -> None:
     rng = np.random.default_rng(seed)
     graph = random_graph(
         rng, blocks=blocks, hidden=8, heads=heads, n_max=n_max, timesteps=timesteps, dv=dv, weight_bits=bits,
-        source_kind=kind, firing=firing,
+        source_kind=kind, firing=firing, attention=attention,
     )  # fmt: skip
     assert_equal(graph, random_batch(rng, graph, samples), threads)
 
@@ -70,7 +73,7 @@ def test_random_transformers(seed, blocks, heads, n_max, timesteps, dv, bits, ki
 def test_random_wirings(seed: int, nodes: int, timesteps: int) -> None:
     """Currents that two neurons read, currents that none reads, adds of adds, attention of one node to itself."""
     rng = np.random.default_rng(seed)
-    graph = random_dag(rng, nodes=nodes, timesteps=timesteps)
+    graph = random_dag(rng, nodes=nodes, timesteps=timesteps, attention="any")
     assert_equal(graph, random_batch(rng, graph, 3))
 
 
@@ -306,3 +309,81 @@ def test_single_samples_one_after_another() -> None:
             result = engine.run(batch)
             assert np.array_equal(result.logits, expected.logits)
             assert result.activity == count_activity(graph, expected.values, batch)
+
+
+# Attention by equal features, and with a bias
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.sampled_from([1, 3, 32, 63, 64, 65, 100, 130]),
+    heads=st.integers(1, 3),
+    n_max=st.integers(1, 9),
+    timesteps=st.sampled_from([1, 4, 5]),
+    similarity=st.sampled_from(["and", "xnor"]),
+    bias=st.sampled_from(["none", "small", "least", "most", "silences"]),
+    firing=st.sampled_from([0.0, 0.3, 1.0]),
+    read_by_two=st.booleans(),
+)
+def test_scores_of_any_kind(seed, size, heads, n_max, timesteps, similarity, bias, firing, read_by_two) -> None:
+    """Heads that end anywhere in words, silent and busy tokens, biases at either end of the accumulator, of one map or
+    of a map for each head; and one that makes scores 0 where all features match, which must count for nothing."""
+    rng = np.random.default_rng(seed)
+    width, room = heads * size, 65535 // n_max - size
+    maps = {
+        "none": None,
+        "small": rng.integers(-3, 4, (heads, n_max, n_max)),
+        "least": np.full((1, n_max, n_max), -(65535 // n_max)),
+        "most": np.full((heads, n_max, n_max), room),
+        "silences": np.full((1, n_max, n_max), -size),
+    }
+    table = np.where(rng.random((9, width)) < firing, 60, -60)
+    nodes = [
+        Source("source", table, rng.integers(-9, 10, (n_max, width)), threshold=20, dv=2048),
+        *(
+            node
+            for part in "qkv"
+            for node in (
+                Synapses(f"{part}.a", ("source",), rng.integers(-9, 10, (width, width)), rng.integers(-9, 10, width)),
+                LIF(part, (f"{part}.a",), 3, 410),
+            )
+        ),
+        Attention("attention", ("q", "k", "v"), heads, similarity, maps[bias]),
+        LIF("attended", ("attention",), size, 410),
+        *([LIF("other", ("attention",), 0, 2048)] if read_by_two else []),
+        Readout("readout", ("attended",), rng.integers(-9, 10, (2, width)), [0, 1]),
+    ]
+    graph = Graph(timesteps, n_max, tuple(nodes))
+    assert_equal(graph, random_batch(rng, graph, 4))
+
+
+def test_a_lane_closes_a_query() -> None:
+    """A fourth input that fires for some tokens only: no valid lane, but what the node is defined by."""
+    rng = np.random.default_rng(0)
+    nodes = (
+        Source("source", rng.integers(-60, 60, (9, 70)), threshold=20, dv=2048),
+        Synapses("a", ("source",), rng.integers(-9, 10, (70, 70)), rng.integers(0, 9, 70)),
+        LIF("s", ("a",), 20, 410),
+        Slice("some", ("s",), 69, 70),
+        Attention("attention", ("s", "s", "s", "some"), 7, "xnor", rng.integers(-3, 9, (7, 5, 5))),
+        LIF("attended", ("attention",), 50, 410),
+        Readout("readout", ("attended",), rng.integers(-9, 10, (2, 70)), [0, 1]),
+    )
+    graph, batch = Graph(4, 5, nodes), TokenBatch(rng.integers(0, 9, (3, 4)), np.tri(3, 4, 1, int))
+    assert_equal(graph, batch)
+    some = ReferenceEngine(graph).run(batch, ["some"]).values["some"][:, batch.mask == 1]
+    assert some.any() and not some.all()
+
+
+def test_scores_take_no_new_memory() -> None:
+    """The same arrays for the second sample of as many tokens."""
+    graph = random_graph(np.random.default_rng(0), blocks=4, attention="any")
+    assert any(node.needs_lane for node in graph if isinstance(node, Attention))
+    batch = random_batch(np.random.default_rng(1), graph, 1)
+    with closing(FastEngine(graph, 1)) as engine:
+        engine.run(batch)
+        worker = engine.workers[0]
+        bound = {tokens: id(calls) for tokens, (_, calls) in worker._bound.items()}
+        engine.run(batch)
+        assert {tokens: id(calls) for tokens, (_, calls) in worker._bound.items()} == bound
