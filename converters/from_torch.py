@@ -83,7 +83,9 @@ def _nodes(step: Step, maxima: dict[str, int]) -> list[Node]:
     if isinstance(layer, SpikingLinear):
         return _linear(step, layer, maxima[step.inputs[0]])
     if isinstance(layer, SpikingAttention):
-        current = Attention(step.name, step.inputs, layer.heads)
+        position = layer.position_bias
+        bias = None if position is None else _integers(position(position.n_max))
+        current = Attention(step.name, step.inputs, layer.heads, layer.similarity, bias)
         return [current, LIF(step.output, (step.name,), layer.threshold, layer.lif.decay)]
     return [Add(step.name, step.inputs)]
 

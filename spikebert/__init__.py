@@ -11,6 +11,7 @@ _HOMES = {
     "Encoder": "spikebert.layers",
     "Logits": "spikebert.layers",
     "Neuron": "spikebert.layers",
+    "PositionBias": "spikebert.positions",
     "Readout": "spikebert.layers",
     "Spikes": "spikebert.spikes",
     "SpikingAttention": "spikebert.layers",

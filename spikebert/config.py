@@ -9,6 +9,19 @@ from transformers import PretrainedConfig
 ENCODERS = ("lif", "sign")
 MODES = ("float", "integer")
 SURROGATES = ("atan", "sigmoid")
+SIMILARITIES = ("and", "xnor")
+POSITIONS = ("none", "log", "gray", "learned")  # of attention
+AND_THRESHOLD = 16  # matches
+XNOR_THRESHOLD = 4  # spikes of v whose keys are like the query in all features
+
+
+def attention_threshold_for(similarity: str, size: int) -> int:
+    """The threshold of an attention that is given none, in accumulator units, for heads of `size` features.
+
+    With "and" few features match, whatever the size. With "xnor" most do, those that are silent in both, so a key
+    brings nearly `size` to each spike of its v, and the threshold counts such keys.
+    """
+    return AND_THRESHOLD if similarity == "and" else XNOR_THRESHOLD * size
 
 
 class SpikeBertConfig(PretrainedConfig):
@@ -24,7 +37,11 @@ class SpikeBertConfig(PretrainedConfig):
     encoder                  "lif": a neuron turns (token + position) current into spikes over T steps;
                              "sign": constant spikes where the current is >= 0 (the paper's)
     positions                learned positions at the encoder
-    attention_threshold      accumulator units: matches `(q k^T) v` must exceed for a spike
+    attention_threshold      accumulator units: matches `(q k^T) v` must exceed for a spike; None: as
+                             `attention_threshold_for` has it, 16 for "and"
+    attention_similarity     "and": features match that are 1 in query and key; "xnor": also those that are 0 in both
+    attention_position       what a score has more for the places of query and key: "none", "log", "gray" (after
+                             arXiv 2501.16745) or "learned"; see `spikebert.positions`
     surrogate                whose gradient stands in for that of the step: "atan" or "sigmoid" (SpikingJelly's)
     surrogate_alpha          its steepness
     mode                     "float": trained with BatchNorm; "integer": folded and quantised, computes what a chip does
@@ -47,11 +64,13 @@ class SpikeBertConfig(PretrainedConfig):
         decay: int = 2048,
         encoder: str = "lif",
         positions: bool = True,
-        attention_threshold: int = 16,
+        attention_threshold: int | None = None,
         surrogate: str = "atan",
         surrogate_alpha: float = 2.0,
         mode: str = "float",
         weight_bits: int = 8,
+        attention_similarity: str = "and",
+        attention_position: str = "none",
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -64,6 +83,10 @@ class SpikeBertConfig(PretrainedConfig):
         self.decay = decay
         self.encoder = encoder
         self.positions = positions
+        self.attention_similarity = attention_similarity
+        self.attention_position = attention_position
+        if attention_threshold is None:
+            attention_threshold = attention_threshold_for(attention_similarity, hidden_size // num_attention_heads)
         self.attention_threshold = attention_threshold
         self.surrogate = surrogate
         self.surrogate_alpha = surrogate_alpha
@@ -73,7 +96,14 @@ class SpikeBertConfig(PretrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        for name, allowed in (("encoder", ENCODERS), ("mode", MODES), ("surrogate", SURROGATES)):
+        choices = {
+            "encoder": ENCODERS,
+            "mode": MODES,
+            "surrogate": SURROGATES,
+            "attention_similarity": SIMILARITIES,
+            "attention_position": POSITIONS,
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is '{getattr(self, name)}', it must be one of {allowed}")
         ranges = {
@@ -94,7 +124,9 @@ class SpikeBertConfig(PretrainedConfig):
                 raise ValueError(f"{name} is {value}, it must be {low} .. {'' if high is None else high}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads")
-        reach = self.hidden_size // self.num_attention_heads * self.max_position_embeddings
+        size, tokens = self.hidden_size // self.num_attention_heads, self.max_position_embeddings
+        most = {"none": 0, "learned": 1}.get(self.attention_position, (tokens - 1).bit_length())  # beside a score
+        reach = (size + most) * tokens
         if reach > 65535:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads}: attention may count to {reach}, more than 65535"

@@ -30,11 +30,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikebert.config import ENCODERS, SURROGATES
+from spikebert.config import ENCODERS, SIMILARITIES, SURROGATES
 from spikebert.exact_product import capabilities, exact_matmul, exact_product
 from spikebert.integer_linear import integer_linear
 from spikebert.neurons import LoihiLIF
-from spikebert.packing import Packing, linear_in_buckets
+from spikebert.packing import LengthGroup, Packing, linear_in_buckets
+from spikebert.positions import PositionBias
 from spikebert.rounding import round_bias, round_straight_through, round_weight
 from spikebert.spikes import SpikeOperationError, Spikes, add, check_spikes
 from spikebert.synchronised_norm import SynchronisedBatchNorm
@@ -209,15 +210,30 @@ class SpikingLinear(SpikingLayer):
 class SpikingAttention(SpikingLayer):
     """LIF((q k^T) v) for each head, on spikes: counts of matches, no softmax, no scale.
 
-    heads      H, must divide the width of q, k and v
-    threshold  0 .. 65535: matches `(q k^T) v` must exceed for a spike
+    heads         H, must divide the width of q, k and v
+    threshold     0 .. 65535: matches `(q k^T) v` must exceed for a spike. With "xnor" they are many more, about d for
+                  each spike of v: see `spikebert.config.attention_threshold_for`
+    similarity    which features of a query and a key match. "and": those that are 1 in both; "xnor": those that are
+                  equal, 0 in both too (after Lv et al. 2025, arXiv 2501.16745)
+    position_bias what a score has more for the places of query and key; None: nothing
     """
 
-    def __init__(self, heads: int, threshold: int = 16, neuron: Neuron = DEFAULT_NEURON) -> None:
+    def __init__(
+        self,
+        heads: int,
+        threshold: int = 16,
+        neuron: Neuron = DEFAULT_NEURON,
+        similarity: str = "and",
+        position_bias: PositionBias | None = None,
+    ) -> None:
         super().__init__()
         require(heads >= 1, f"heads is {heads}, it must be 1 or more")
         require(0 <= threshold <= 65535, f"threshold is {threshold}, it must be 0 .. 65535")
+        require(similarity in SIMILARITIES, f"similarity is '{similarity}', it must be one of {SIMILARITIES}")
+        if position_bias is not None:
+            require(position_bias.heads == heads, f"{heads} heads, the position bias is for {position_bias.heads}")
         self.heads, self.threshold = heads, threshold
+        self.similarity, self.position_bias = similarity, position_bias
         self.lif = neuron.make()
 
     def forward(self, q: Spikes, k: Spikes, v: Spikes) -> Spikes:
@@ -235,9 +251,21 @@ class SpikingAttention(SpikingLayer):
         with torch.autocast(q.values.device.type, enabled=False):
             for group, *qkv in zip(groups, *(x.values.to(dtype).split(rows, 1) for x in (q, k, v))):
                 q_heads, k_heads, v_heads = map(group.unpack, qkv)  # [T * b * H, n, d] each
-                mixed.append(group.pack(matches(q_heads, k_heads, v_heads, exact), len(q.values)))
+                mixed.append(group.pack(self._mix(group, q_heads, k_heads, v_heads, exact), len(q.values)))
         current = torch.cat(mixed, 1).to(q.values.dtype)  # [T, R, D]
         return Spikes(self.lif(current, self.threshold), packing, 1, self, (q, k, v), current)
+
+    def _mix(self, group: LengthGroup, q: Tensor, k: Tensor, v: Tensor, exact: Product | None) -> Tensor:
+        """Scores times v, of q, k, v [T * b * H, n, d] each. What stands at padding then is left out by `group.pack`,
+        and a padded key brings nothing, for its v is silent."""
+        if self.similarity == "xnor":  # equal: both 1, or their opposites both 1
+            q, k = (torch.cat((x, 1 - x), dim=-1) for x in (q, k))
+        if self.position_bias is None:
+            return matches(q, k, v, exact)
+        if group.tokens > self.position_bias.n_max:
+            raise SpikeOperationError(f"{group.tokens} tokens, the position bias is for {self.position_bias.n_max}")
+        bias = self.position_bias(group.tokens, v.device).to(v.dtype)
+        return biased_matches(q, k, v, bias, self.position_bias.most, self.heads, exact)
 
     def _type_of_products(self, q: Spikes) -> torch.dtype:
         """That of mixed precision where it leaves the spikes as they are, else that of the spikes.
@@ -246,10 +274,15 @@ class SpikingAttention(SpikingLayer):
         65504. Here all are counts, sums of products of counts, and none is negative. So a result below 256 was made of
         exact numbers alone, in either order of the products, and one of 256 or more stays 256 or more however often
         it is rounded: it is above a threshold below 256, and the neuron fires and is reset either way. An integer model
-        keeps every number exact.
+        keeps every number exact, and so does one with a position bias, which may be negative.
         """
         device, given = q.values.device.type, q.values.dtype
-        if self.integer or self.threshold >= 256 or not torch.is_autocast_enabled(device):
+        if (
+            self.integer
+            or self.threshold >= 256
+            or self.position_bias is not None
+            or not torch.is_autocast_enabled(device)
+        ):
             return given
         mixed = torch.get_autocast_dtype(device)
         most = q.features // self.heads * q.packing.mask.shape[1]
@@ -273,7 +306,7 @@ Product = Callable[[Tensor, Tensor, int, int], Tensor]  # two batches of matrice
 
 
 def matches(q: Tensor, k: Tensor, v: Tensor, product: Product | None = None) -> Tensor:
-    """(q k^T) v of spikes [batch, n, d] each -> [batch, n, d].
+    """(q k^T) v of spikes [batch, n, d] each -> [batch, n, d]. With their opposites beside them q and k have 2 d.
 
     There is no softmax between the two products, so it is q (k^T v) too, of the same integers. The first makes
     n x n scores of at most d, the second d x d counts of at most n, and each costs as much: n * n * d or n * d * d
@@ -282,10 +315,22 @@ def matches(q: Tensor, k: Tensor, v: Tensor, product: Product | None = None) -> 
     product  `@`, or one for integers that must be exact
     """
     product = product or (lambda a, b, a_max, b_max: a @ b)
-    tokens, features = q.shape[1:]
-    if tokens <= features:
+    tokens, compared, features = q.shape[1], q.shape[2], v.shape[2]
+    if tokens * (compared + features) <= 2 * compared * features:
         return product(product(q, k.transpose(1, 2), 1, 1), v, features, 1)
     return product(q, product(k.transpose(1, 2), v, 1, 1), 1, tokens)
+
+
+def biased_matches(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, most: int, heads: int, product: Product | None = None
+) -> Tensor:
+    """(q k^T + bias) v as of `matches`; the bias of two places is no product of anything, so scores come first.
+
+    bias  [1 or heads, n, n], its |values| at most `most`; the batch is of whole sets of heads
+    """
+    product = product or (lambda a, b, a_max, b_max: a @ b)
+    scores = product(q, k.transpose(1, 2), 1, 1).unflatten(0, (-1, heads)) + bias  # [batch / H, H, n, n]
+    return product(scores.flatten(0, 1), v, v.shape[2] + most, 1)
 
 
 class Add(nn.Module):
@@ -298,7 +343,8 @@ class Add(nn.Module):
 class Block(nn.Module):
     """Spiking attention and a spiking MLP, each followed by a residual addition of spikes.
 
-    features D, inner the features between the two layers of the MLP, heads H
+    features D, inner the features between the two layers of the MLP, heads H; the attention's threshold, similarity and
+    position_bias as of `SpikingAttention`
     """
 
     def __init__(
@@ -308,12 +354,14 @@ class Block(nn.Module):
         heads: int,
         attention_threshold: int = 16,
         neuron: Neuron = DEFAULT_NEURON,
+        similarity: str = "and",
+        position_bias: PositionBias | None = None,
     ) -> None:
         super().__init__()
         self.query = SpikingLinear(features, features, neuron)
         self.key = SpikingLinear(features, features, neuron)
         self.value = SpikingLinear(features, features, neuron)
-        self.attention = SpikingAttention(heads, attention_threshold, neuron)
+        self.attention = SpikingAttention(heads, attention_threshold, neuron, similarity, position_bias)
         self.out = SpikingLinear(features, features, neuron)
         self.up = SpikingLinear(features, inner, neuron)
         self.down = SpikingLinear(inner, features, neuron)

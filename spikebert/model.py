@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from spikebert.config import SpikeBertConfig
 from spikebert.gradient_checkpointing import checkpointed
 from spikebert.layers import Block, Encoder, Neuron, Readout, SpikingLayer
+from spikebert.positions import PositionBias
 from spikebert.recording import Step, packed_values, qualified_names, steps_to
 from spikebert.spikes import Spikes
 
@@ -60,8 +61,12 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
             config.positions,
         )  # fmt: skip
         self.blocks = nn.ModuleList(
-            Block(width, inner, heads, config.attention_threshold, neuron) for _ in range(config.num_hidden_layers)
-        )
+            Block(
+                width, inner, heads, config.attention_threshold, neuron, config.attention_similarity,
+                position_bias_of(config),
+            )
+            for _ in range(config.num_hidden_layers)
+        )  # fmt: skip
         self.readout = Readout(width, config.num_labels)
         if config.mode == "integer":
             for layer in self.modules():
@@ -84,6 +89,8 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm1d):
             module.reset_parameters()
+        elif isinstance(module, PositionBias) and module.weight is not None:
+            nn.init.zeros_(module.weight)
 
     def forward(
         self,
@@ -131,6 +138,14 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         if self.gradient_checkpointing:
             return checkpointed(block, x, self._gradient_checkpointing_func)
         return block(x).without_history()
+
+
+def position_bias_of(config: SpikeBertConfig) -> PositionBias | None:
+    """A new one, for one attention."""
+    if config.attention_position == "none":
+        return None
+    heads = config.num_attention_heads
+    return PositionBias(config.attention_position, config.max_position_embeddings, heads, config.hidden_size // heads)
 
 
 def firing_rates(steps: tuple[Step, ...]) -> dict[str, Tensor]:

@@ -93,6 +93,10 @@ def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Pat
     ]
     if different:
         raise UserError(f"stage1.reuse: the student in {folder} has another shape ({', '.join(different)})")
+    if earlier.attention_position == "learned" != student.attention_position:
+        raise UserError(
+            f"stage1.reuse: {folder} has learned positions in its attention: this student has no place for them"
+        )
     if any(widths != [teacher.hidden_size, student.hidden_size] for widths in maps):
         raise UserError(f"stage1.reuse: {folder} is aligned with a teacher of another width than {teacher.hidden_size}")
 

@@ -52,7 +52,13 @@ class Student:
     decay: int = 2048
     encoder: str = "lif"
     positions: bool = True
-    attention_threshold: int = 16
+    attention_threshold: int | None = None
+    """matches that a neuron behind an attention must exceed; null: 16, with similarity xnor 4 times the features of a
+    head"""
+    attention_similarity: str = "and"
+    """of a query and a key. and: features that are 1 in both; xnor: features that are equal"""
+    attention_position: str = "none"
+    """what a score has more for the places of query and key: none, log, gray or learned; see `spikebert.positions`"""
     surrogate: str = "atan"
     surrogate_alpha: float = 2.0
     embeddings_from_teacher: bool = True

@@ -432,6 +432,8 @@ class Training:
                 encoder=options.encoder,
                 positions=options.positions,
                 attention_threshold=options.attention_threshold,
+                attention_similarity=options.attention_similarity,
+                attention_position=options.attention_position,
                 surrogate=options.surrogate,
                 surrogate_alpha=options.surrogate_alpha,
                 id2label=dict(enumerate(names)),

@@ -7,12 +7,13 @@ import math
 
 import pytest
 import torch
+from attention_helpers import attend, draw_spikes, gradients, lengths_to_mask
 from small_models import small_batch, small_model
 
 from spikebert import layers
 from spikebert import packing as packing_module
 from spikebert.exact_product import Capabilities, exact_matmul
-from spikebert.layers import SpikingAttention, SpikingLinear, matches
+from spikebert.layers import SpikingAttention, matches
 from spikebert.packing import GROUP_TEXTS, GROUPS, Packing
 from spikebert.quantisation import quantise
 from spikebert.spikes import Spikes
@@ -36,37 +37,11 @@ def counts_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, product=None
 ORDERS = {"scores first": scores_first, "counts first": counts_first, "the cheaper": matches}
 
 
-def draw_spikes(
-    mask: torch.Tensor, features: int, steps: int, rate: float, seed: int = 0
-) -> tuple[list[torch.Tensor], Packing]:
-    """q, k and v as they are packed, [T, R, D] of 0 and 1, with gradients."""
-    generator = torch.Generator().manual_seed(seed)
-    packing = Packing(mask)
-    shape = (steps, len(packing.index), features)
-    values = [(torch.rand(shape, generator=generator) < rate).float().requires_grad_() for _ in range(3)]
-    return values, packing
-
-
-def attend(attention: SpikingAttention, values: list[torch.Tensor], packing: Packing) -> Spikes:
-    neurons = SpikingLinear(1, 1)
-    return attention(*(Spikes(x, packing, maker=neurons) for x in values))
-
-
-def gradients(spikes: Spikes, values: list[torch.Tensor]) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    weights = torch.randn(spikes.values.shape, generator=generator)
-    return list(torch.autograd.grad((spikes.values * weights).sum(), values))
-
-
 def definition(values: list[torch.Tensor], packing: Packing, heads: int) -> torch.Tensor:
     """int64 [T, B, N, D]: the graph's own equation, text by text and padded."""
     q, k, v = (packing.unpack(x.detach()).long().unflatten(-1, (heads, -1)) for x in values)
     scores = torch.einsum("tbihd,tbjhd->tbhij", q, k)
     return torch.einsum("tbhij,tbjhd->tbihd", scores, v).flatten(-2)
-
-
-def lengths_to_mask(lengths: list[int]) -> torch.Tensor:
-    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
 @pytest.mark.parametrize("steps", [1, 3])

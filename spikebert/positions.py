@@ -1,0 +1,93 @@
+"""What an attention adds to the score of a query and a key for the places at which they stand: whole numbers.
+
+Three kinds. The first two are after Lv et al. 2025, "Toward Relative Positional Encoding in Spiking Transformers"
+(arXiv 2501.16745), who add them to the attention of spikes; the third is learned. Places count from 0 with [CLS].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikebert.rounding import ACCUMULATOR_MAX, round_straight_through
+
+KINDS = ("log", "gray", "learned")
+REACH = 32  # tokens; a learned bias tells no greater distances apart
+
+
+def place_bits(n_max: int) -> int:
+    """Bits that hold the places 0 .. n_max - 1, `ceil(log2(n_max))`."""
+    return (n_max - 1).bit_length()
+
+
+def log_bias(n_max: int, device: torch.device | None = None) -> Tensor:
+    """`R[i, j] = ceil(log2(n_max)) - ceil(log2(|i - j| + 1))`, int64 [n_max, n_max].
+
+    Largest on the diagonal, one less whenever the distance has doubled, 0 for the farthest. So it is what the paper
+    calls Log-PE: an integer that falls with the logarithm of the distance, added to the map. The formula is ours: its
+    ends are those of the authors' published code, which goes from one to the other in a line.
+    """
+    place = torch.arange(n_max, device=device)
+    distance = (place[:, None] - place).abs()
+    length = sum((distance >= 2**bit).long() for bit in range(place_bits(n_max)))  # ceil(log2(distance + 1))
+    return place_bits(n_max) - length + torch.zeros_like(distance)
+
+
+def gray_bias(n_max: int, device: torch.device | None = None) -> Tensor:
+    """At how many bits the Gray codes of i and j are equal, int64 [n_max, n_max]; the code of i is `i ^ (i >> 1)`.
+
+    With similarity "xnor" that is the paper's Gray-PE, exactly: these bits appended to q and k, as features of every
+    head. The paper takes 10 bits, here they are as many as places need, ceil(log2(n_max)). With "and" it is the same
+    bias, which is ours: appended bits would count there only where both are 1.
+    """
+    place = torch.arange(n_max, device=device)
+    code = place ^ (place >> 1)
+    different = code[:, None] ^ code
+    return sum((1 - ((different >> bit) & 1) for bit in range(place_bits(n_max))), torch.zeros_like(different))
+
+
+FIXED: Mapping[str, Callable[..., Tensor]] = {"log": log_bias, "gray": gray_bias}
+
+
+class PositionBias(nn.Module):
+    """A bias for every two places, one for all heads ("log", "gray") or one for each head ("learned").
+
+    kind   "log": `log_bias`; "gray": `gray_bias`; "learned": for each head and each distance `j - i` from -REACH to
+           REACH (what is farther counts as that) `round(most * w)`, w a parameter that starts at 0 and counts as
+           -1 .. 1. It is rounded in float mode too, with straight-through gradients, so quantising costs nothing here
+    n_max  the most tokens of a text
+    heads  H
+    size   d, features of a head
+
+    most   the largest |bias|. Of "learned" as large as a score, or as the accumulator allows: `n_max * (d + most)`
+           stays within 65535
+
+    Raises ValueError for an unknown kind, and where the accumulator has no room.
+    """
+
+    def __init__(self, kind: str, n_max: int, heads: int, size: int) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"position bias '{kind}', it must be one of {KINDS}")
+        self.kind, self.n_max, self.heads = kind, n_max, heads
+        room = ACCUMULATOR_MAX // n_max - size
+        self.most = min(size, room) if kind == "learned" else place_bits(n_max)
+        if self.most > room or (kind == "learned" and room < 1):
+            raise ValueError(
+                f"position bias '{kind}': with {size} features of a head and {n_max} tokens attention could count to "
+                f"more than {ACCUMULATOR_MAX}: use more heads or fewer tokens"
+            )
+        self.weight = nn.Parameter(torch.zeros(heads, 2 * REACH + 1)) if kind == "learned" else None
+
+    def forward(self, tokens: int, device: torch.device | None = None) -> Tensor:
+        """The bias of the first so many places: [H or 1, tokens, tokens], integers held in floats."""
+        if self.weight is None:
+            full = FIXED[self.kind](self.n_max, device)
+            return full[None, :tokens, :tokens].float()
+        place = torch.arange(tokens, device=self.weight.device)
+        distance = (place - place[:, None]).clamp(-REACH, REACH) + REACH  # of a key from its query, [tokens, tokens]
+        values = round_straight_through(self.most * self.weight.clamp(-1, 1))
+        return F.embedding(distance, values.T).permute(2, 0, 1)  # backward adds up in one order, as indexing does not

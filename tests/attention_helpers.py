@@ -1,0 +1,35 @@
+"""Random spikes for an attention on its own, what it gives, and its gradients."""
+
+from __future__ import annotations
+
+import torch
+
+from spikebert.layers import SpikingAttention, SpikingLinear
+from spikebert.packing import Packing
+from spikebert.spikes import Spikes
+
+
+def draw_spikes(
+    mask: torch.Tensor, features: int, steps: int, rate: float, seed: int = 0
+) -> tuple[list[torch.Tensor], Packing]:
+    """q, k and v as they are packed, [T, R, D] of 0 and 1, with gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    packing = Packing(mask)
+    shape = (steps, len(packing.index), features)
+    values = [(torch.rand(shape, generator=generator) < rate).float().requires_grad_() for _ in range(3)]
+    return values, packing
+
+
+def attend(attention: SpikingAttention, values: list[torch.Tensor], packing: Packing) -> Spikes:
+    neurons = SpikingLinear(1, 1)
+    return attention(*(Spikes(x, packing, maker=neurons) for x in values))
+
+
+def gradients(spikes: Spikes, values: list[torch.Tensor]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    weights = torch.randn(spikes.values.shape, generator=generator)
+    return list(torch.autograd.grad((spikes.values * weights).sum(), values))
+
+
+def lengths_to_mask(lengths: list[int]) -> torch.Tensor:
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
