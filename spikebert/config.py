@@ -12,16 +12,20 @@ SURROGATES = ("atan", "sigmoid")
 SIMILARITIES = ("and", "xnor")
 POSITIONS = ("none", "log", "gray", "learned")  # of attention
 AND_THRESHOLD = 16  # matches
-XNOR_THRESHOLD = 4  # spikes of v whose keys are like the query in all features
+KEYS = 6  # spikes of v that are waited for, where each of them brings about the same
+THRESHOLD_MAX = 65535  # accumulator units
 
 
-def attention_threshold_for(similarity: str, size: int) -> int:
+def attention_threshold_for(similarity: str, size: int, position: str, n_max: int) -> int:
     """The threshold of an attention that is given none, in accumulator units, for heads of `size` features.
 
-    With "and" few features match, whatever the size. With "xnor" most do, those that are silent in both, so a key
-    brings nearly `size` to each spike of its v, and the threshold counts such keys.
+    With "and" few features match, whatever the size. With "xnor" most do, those that are silent in both: a key brings
+    nearly `size` to each spike of its v, and the threshold counts such keys. So it does what "log" and "gray" bring,
+    about half of what they bring at most; a learned bias starts at 0. Firing rates at the start: docs/training.md.
     """
-    return AND_THRESHOLD if similarity == "and" else XNOR_THRESHOLD * size
+    matches = AND_THRESHOLD if similarity == "and" else KEYS * size
+    brought = (n_max - 1).bit_length() // 2 if position in ("log", "gray") else 0
+    return min(matches + KEYS * brought, THRESHOLD_MAX)
 
 
 class SpikeBertConfig(PretrainedConfig):
@@ -38,7 +42,7 @@ class SpikeBertConfig(PretrainedConfig):
                              "sign": constant spikes where the current is >= 0 (the paper's)
     positions                learned positions at the encoder
     attention_threshold      accumulator units: matches `(q k^T) v` must exceed for a spike; None: as
-                             `attention_threshold_for` has it, 16 for "and"
+                             `attention_threshold_for` has it, 16 for "and" without positions
     attention_similarity     "and": features match that are 1 in query and key; "xnor": also those that are 0 in both
     attention_position       what a score has more for the places of query and key: "none", "log", "gray" (after
                              arXiv 2501.16745) or "learned"; see `spikebert.positions`
@@ -86,7 +90,10 @@ class SpikeBertConfig(PretrainedConfig):
         self.attention_similarity = attention_similarity
         self.attention_position = attention_position
         if attention_threshold is None:
-            attention_threshold = attention_threshold_for(attention_similarity, hidden_size // num_attention_heads)
+            size = hidden_size // max(num_attention_heads, 1)  # what is no number of heads is refused below
+            attention_threshold = attention_threshold_for(
+                attention_similarity, size, attention_position, max_position_embeddings
+            )
         self.attention_threshold = attention_threshold
         self.surrogate = surrogate
         self.surrogate_alpha = surrogate_alpha

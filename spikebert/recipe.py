@@ -53,8 +53,8 @@ class Student:
     encoder: str = "lif"
     positions: bool = True
     attention_threshold: int | None = None
-    """matches that a neuron behind an attention must exceed; null: 16, with similarity xnor 4 times the features of a
-    head"""
+    """matches that a neuron behind an attention must exceed; null: 16, with similarity xnor 6 times the features of a
+    head, and a little more with positions log or gray"""
     attention_similarity: str = "and"
     """of a query and a key. and: features that are 1 in both; xnor: features that are equal"""
     attention_position: str = "none"

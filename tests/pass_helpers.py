@@ -135,8 +135,8 @@ def with_twins(rng: np.random.Generator, graph: Graph) -> Graph:
 
 
 @st.composite
-def trials(draw: Callable, make: Callable[..., Graph] | None = None) -> Trial:
-    """Graphs of all shapes that `random_graphs` knows, with and without twins."""
+def trials(draw: Callable, make: Callable[..., Graph] | None = None, attention: str = "any") -> Trial:
+    """Graphs of all shapes that `random_graphs` knows, with and without twins, with these kinds of attention."""
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     make = make or draw(st.sampled_from([random_graph, random_dag, random_machine_dag]))
     graph = make(
@@ -147,6 +147,7 @@ def trials(draw: Callable, make: Callable[..., Graph] | None = None) -> Trial:
         bias_max=draw(st.sampled_from([0, 5, 300])),
         source_kind=draw(st.sampled_from(["lif", "sign"])),
         firing=draw(st.sampled_from([0.003, 0.3, 0.7])),
+        attention=draw(st.sampled_from(["plain", attention])),
     )
     if draw(st.booleans()):
         graph = with_twins(rng, graph)

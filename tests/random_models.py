@@ -26,6 +26,7 @@ from spikebert import (
     Add,
     Encoder,
     Neuron,
+    PositionBias,
     Readout,
     SpikeBertConfig,
     SpikeBertForSequenceClassification,
@@ -54,6 +55,8 @@ OPTIONS: dict[str, tuple] = {
     "attention_threshold": (0, 1, 4, 16),
     "surrogate": ("atan", "sigmoid"),
     "seed": tuple(range(1000)),
+    "similarity": ("and", "xnor"),
+    "position": ("none", "log", "gray", "learned"),
 }
 
 
@@ -74,10 +77,23 @@ class Shape:
     attention_threshold: int
     surrogate: str
     seed: int
+    similarity: str
+    position: str
 
     @property
     def width(self) -> int:
         return self.heads * self.features_of_head
+
+    @property
+    def threshold(self) -> int:
+        """Of an attention: with "xnor" nearly all features of a head match."""
+        return self.attention_threshold * (self.features_of_head if self.similarity == "xnor" else 1)
+
+    def position_bias(self) -> PositionBias | None:
+        """A new one, for one attention."""
+        if self.position == "none":
+            return None
+        return PositionBias(self.position, self.n_max, self.heads, self.features_of_head)
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in asdict(self).items())
@@ -113,6 +129,9 @@ def make_model(shape: Shape) -> nn.Module:
     if shape.kind == "chain":
         return from_spikingjelly(make_chain(shape, rng), shape.timesteps, shape.n_max, shape.weight_bits)
     model = OwnModel(shape, rng) if shape.kind == "own" else make_spikebert(shape)
+    for module in model.modules():
+        if isinstance(module, PositionBias) and module.weight is not None:
+            nn.init.uniform_(module.weight, -1.2, 1.2)  # beyond 1 too, where it is cut
     return quantise(calibrate(model, make_batch(shape, rng, samples=4)), shape.weight_bits)
 
 
@@ -143,7 +162,9 @@ def make_spikebert(shape: Shape) -> SpikeBertForSequenceClassification:
             decay=shape.decay,
             encoder=shape.encoder,
             positions=shape.positions,
-            attention_threshold=shape.attention_threshold,
+            attention_threshold=shape.threshold,
+            attention_similarity=shape.similarity,
+            attention_position=shape.position,
             surrogate=shape.surrogate,
             num_labels=CLASSES,
         )
@@ -182,7 +203,9 @@ class OwnModel(nn.Module):
             firing = [place for place, fires in enumerate(neurons) if fires and widths[place] == shape.width]
             if kind == "attention" and firing:
                 inputs = [int(place) for place in rng.choice(firing, size=3)]
-                attention = SpikingAttention(shape.heads, shape.attention_threshold, other)
+                attention = SpikingAttention(
+                    shape.heads, shape.threshold, other, shape.similarity, shape.position_bias()
+                )
                 step(f"attention{index}", attention, inputs, shape.width, True)
                 continue
             earlier = [name for name, layer in self.layers.items() if isinstance(layer, SpikingLinear)]

@@ -12,6 +12,7 @@ from small_teachers import recipe_arguments
 
 from converters.bundle import BundleError, read_bundle
 from converters.export_command import main as export_main
+from converters.graph import Attention
 from converters.pipeline import accuracies, training_results
 from sim.run_command import main as run_main
 from spikebert.train_command import main as train_main
@@ -96,6 +97,24 @@ def test_stage1_of_another_run_is_taken_over(trained: Path, tmp_path: Path, capf
     other = [*arguments, f"--out={tmp_path / 'wide'}", "--student.hidden_size=16"]
     assert train_main(other) == 2
     assert "has another shape" in capfd.readouterr().err
+
+
+def test_equal_features_and_learned_positions_go_all_the_way(trained: Path, tmp_path: Path, capfd) -> None:
+    """Train, export, run: every value of every engine is the reference's."""
+    shutil.copytree(trained / "run" / "teacher", tmp_path / "run" / "teacher")
+    options = ["--student.attention_similarity=xnor", "--student.attention_position=learned"]
+    assert train_main([*recipe_arguments(trained), f"--out={tmp_path / 'run'}", *options]) == 0
+    bundle = tmp_path / "bundle"
+    assert export_main(["--model", str(tmp_path / "run"), "--out", str(bundle), "--target", "lava"]) == 0
+    nodes = [node for node in read_bundle(bundle).graph if isinstance(node, Attention)]
+    assert nodes and all(node.similarity == "xnor" and node.bias is not None for node in nodes)
+    capfd.readouterr()
+    for engine in ("fast", "lava-inline", "torch"):
+        model = ["--model", str(tmp_path / "run")] if engine == "torch" else []
+        texts = ["--text", "a good film", "--text", "bad"]
+        assert run_main([str(bundle), "--engine", engine, "--verify", "--json", *texts, *model]) == 0
+        verified = json.loads(capfd.readouterr().out)["verify"]
+        assert verified["mismatches"] == 0 and verified["values_compared"] > 0
 
 
 def test_the_bundle_says_what_it_is(trained: Path, exported: Path) -> None:

@@ -10,6 +10,7 @@ from converters.graph import (
     ACCUMULATOR_MAX,
     LIF,
     Add,
+    Attention,
     Concat,
     Graph,
     Node,
@@ -37,6 +38,7 @@ class LayOutBiasLanes:
     has a bias is K neurons wider. Their weights, from the lanes that it reads, sum to its threshold + 1, so they fire
     at each step of a real token and at no other. So a lane is never ahead of the data, and needs no delay of its own.
     Where a value is made by something else (attention, an add), the lanes of what it was made from are put beside it.
+    An attention that would answer a silent query (`Attention.needs_lane`) reads one of its query's lanes in place of m.
 
     K is as small as weights of 8 bits allow: `ceil(max |b| / 127)`, and `threshold // 127 + 1` to fire again. Layers
     that read lanes take 8 bits for a weight. A neuron of threshold 65535 carries no lane, for no current passes it.
@@ -46,7 +48,7 @@ class LayOutBiasLanes:
 
     def rewrite(self, graph: Graph) -> Rewrite:
         """See the class."""
-        if not any(node.bias.any() for node in graph if isinstance(node, (Synapses, Readout))):
+        if not any(_uses_lanes(node) for node in graph):
             return Rewrite(graph, "no biases")
         layout = _Layout(graph)
         lowered = [new for node in graph for new in layout.lower(node)]
@@ -64,6 +66,13 @@ class LayOutBiasLanes:
         }
         lanes = sum(new.features[name] - graph.features[name] for name in added if isinstance(graph[name], LIF))
         return Rewrite(new, f"biases carried by {lanes:,} lane neurons", added=added)
+
+
+def _uses_lanes(node: Node) -> bool:
+    """Whether something in a node rides on the valid lane, and is not laid out yet."""
+    if isinstance(node, Attention):
+        return node.needs_lane and node.lane is None
+    return isinstance(node, (Synapses, Readout)) and bool(node.bias.any())
 
 
 def split_evenly(totals: np.ndarray, parts: int) -> np.ndarray:
@@ -136,6 +145,8 @@ class _Layout:
                 own = self._widen(node, lanes) if isinstance(node, Synapses) else 0
                 if own and isinstance(node, Synapses):
                     wanted = max(wanted, lanes_for_threshold(self._level(node)))
+            elif isinstance(node, Attention) and _uses_lanes(node):
+                carrier, wanted = self.carriers[node.inputs[0]], 1
             else:
                 continue
             lanes[carrier] = max(lanes[carrier], wanted)
@@ -163,7 +174,11 @@ class _Layout:
         name, width = node.name, self.features[node.name]
         if isinstance(node, LIF):
             return self._neuron(node, width, self.lanes.get(name, 0))
-        new: list[Node] = [replace(node, inputs=tuple(map(self._plain, node.inputs)))]
+        inputs = tuple(map(self._plain, node.inputs))
+        if isinstance(node, Attention) and _uses_lanes(node):
+            lane = Slice(self._beside(name, "lane"), (self._lanes_of(self.carriers[node.inputs[0]]),), 0, 1)
+            return [lane, replace(node, inputs=(*inputs, lane.name)), *self._with_lanes(node)]
+        new: list[Node] = [replace(node, inputs=inputs)]
         if isinstance(node, Source) and self.lanes[self.valid]:
             new.append(ValidLane(self.valid, self.lanes[self.valid]))
         if isinstance(node, Add) and self.lanes[name]:

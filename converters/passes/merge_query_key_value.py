@@ -48,7 +48,7 @@ class MergeQueryKeyValue:
         readers = readers_of(graph)
         found = []
         for node in graph:
-            if node.name not in attention.inputs:
+            if node.name not in attention.inputs[:3]:
                 continue
             layer = graph[node.inputs[0]]
             if not isinstance(node, LIF) or not isinstance(layer, Synapses):

@@ -107,7 +107,8 @@ class NeuronSpec:
 
 @dataclass(frozen=True)
 class Piece:
-    """Channels `start .. start + count - 1` of input `source` are the next features of q (`slot` 0), k (1) or v (2)."""
+    """Channels `start .. start + count - 1` of input `source` are the next features of q (`slot` 0), k (1), v (2), or
+    the valid lane (3)."""
 
     slot: int
     source: int
@@ -115,11 +116,13 @@ class Piece:
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionSpec:
-    """`2 (q k^T) v`. Its process: `targets.lava.processes.attention.SpikingAttention`.
+    """`2 (q k^T) v`, or with other scores. Its process: `targets.lava.processes.attention.SpikingAttention`.
 
-    input_channels of each input; pieces put q, k and v together from them
+    input_channels of each input; pieces put q, k and v together from them, and the valid lane where there is one
+    similarity     "and" or "xnor", as of `converters.graph.Attention`
+    bias           int32 [1 or heads, n_max, n_max], or None
     """
 
     name: str
@@ -128,6 +131,8 @@ class AttentionSpec:
     heads: int
     input_channels: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    similarity: str = "and"
+    bias: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -518,10 +523,12 @@ class _Lowering:
                 pieces.append(Piece(slot, inputs.index(segment.process), segment.start, segment.width))
             yield from self._wait_routes(node, slot, wait)
         width, channels = self.graph.features[node.name], tuple(self.channels[name] for name in inputs)
-        yield AttentionSpec(node.name, tuple(inputs), width, node.heads, channels, tuple(pieces))
+        yield AttentionSpec(
+            node.name, tuple(inputs), width, node.heads, channels, tuple(pieces), node.similarity, node.bias
+        )
 
     def count_inputs(self, node: Attention) -> int:
-        """From how many processes q, k and v of a settled attention come."""
+        """From how many processes q, k and v of a settled attention come, and its valid lane."""
         slots = enumerate(self.schedule.delay_steps[node.name])
         return len({segment.process for slot, wait in slots for segment in self._after_wait(node, slot, wait)})
 

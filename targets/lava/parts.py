@@ -28,6 +28,7 @@ from targets.lava.lowering import (
     fan_entries,
 )
 
+LANE_SLOT = 3  # of an attention, behind q, k and v
 SHIFT = 6  # of a current and of a threshold, as Lava's LIF does
 VOLTAGE_MAX = MEMBRANE.value
 
@@ -99,15 +100,30 @@ def summed(spikes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return current
 
 
-def attended(received: Sequence[np.ndarray], pieces: Sequence[Piece], heads: int) -> np.ndarray:
+def attended(
+    received: Sequence[np.ndarray],
+    pieces: Sequence[Piece],
+    heads: int,
+    similarity: str = "and",
+    bias: np.ndarray | None = None,
+) -> np.ndarray:
     """`2 (q k^T) v` for each head, int32 [tokens, features], of what the inputs sent, each [tokens, channels].
 
-    In float32: scores reach d, sums `d * N`, which a graph proves to be at most 65535. Tokens at the end that are
-    silent cost nothing.
+    similarity, bias  as of `converters.graph.Attention`; the piece of slot 3 is then the valid lane
+
+    In float32: scores reach d, and sums what a graph proves to be at most 65535. Tokens at the end that are silent cost
+    nothing.
     """
     alive = max(tokens_alive(spikes) for spikes in received)
     q, k, v = (_split(_gather(received, pieces, slot, alive), heads) for slot in range(3))
-    mixed = (q @ k.swapaxes(1, 2)) @ v  # [H, alive, d]
+    scores = q @ k.swapaxes(1, 2)  # [H, alive, alive]
+    if similarity == "xnor":
+        scores += (1 - q) @ (1 - k).swapaxes(1, 2)
+    if bias is not None:
+        scores += bias[:, :alive, :alive]
+    mixed = scores @ v  # [H, alive, d]
+    if pieces[-1].slot == LANE_SLOT:
+        mixed *= _gather(received, pieces, LANE_SLOT, alive)  # [alive, 1]
     current = np.empty((received[0].shape[0], heads, mixed.shape[2]), np.int32)
     current[:alive] = mixed.swapaxes(0, 1)
     current[alive:] = 0
@@ -164,14 +180,15 @@ class Attention:
     """A SpikingAttention."""
 
     def __init__(self, spec: AttentionSpec, tokens: int) -> None:
-        self.pieces, self.heads = spec.pieces, spec.heads
+        self.spec = spec
         self.current = np.zeros((tokens, spec.channels), np.int32)
 
     def send(self) -> np.ndarray:
         return self.current
 
     def receive(self, inputs: Sequence[np.ndarray]) -> None:
-        self.current = attended(inputs, self.pieces, self.heads)
+        spec = self.spec
+        self.current = attended(inputs, spec.pieces, spec.heads, spec.similarity, spec.bias)
 
 
 class Route:

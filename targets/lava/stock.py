@@ -55,6 +55,8 @@ def make_process(spec: Spec, tokens: int) -> AbstractProcess:
             heads=spec.heads,
             input_channels=spec.input_channels,
             pieces=spec.pieces,
+            similarity=spec.similarity,
+            bias=spec.bias,
             name=spec.name,
         )
     if isinstance(spec, RouteSpec):

@@ -13,6 +13,7 @@ from spikebert.commands import UserError
 from targets import legality
 from targets.lava.lowering import (
     LATENCIES,
+    AttentionSpec,
     FanSpec,
     NeuronSpec,
     Plan,
@@ -59,6 +60,9 @@ def _describe_process(spec: Spec) -> dict:
     if isinstance(spec, (RouteSpec, FanSpec)):
         entry["process"] = "DelaySparse" if spec.delay_steps else "Sparse"
         entry["delay_steps"] = spec.delay_steps
+    if isinstance(spec, AttentionSpec):  # said where it is not q k^T alone
+        entry |= {"similarity": spec.similarity} if spec.similarity != "and" else {}
+        entry |= {"bias_maps": len(spec.bias)} if spec.bias is not None else {}
     if isinstance(spec, ProductSpec):
         entry["exp"] = spec.exp
     if isinstance(spec, (RouteSpec, FanSpec, SynapsesSpec)):

@@ -33,6 +33,13 @@ ATTENTIONS = Limit(
     "processes of ours",
     "(Lava) targets/lava/processes/attention.py: SpikingAttention has a ProcessModel for a CPU only",
 )
+POSITION_BIASES = Limit(
+    "position biases",
+    0,
+    "attentions with one",
+    "converters/passes/expand_attention.py: a bias of two places has no stock neurons, for a layer has one set of "
+    "weights for all tokens",
+)
 FAN_IN = Limit(
     "fan-in",
     4096,
@@ -65,6 +72,7 @@ THRESHOLD, DECAY, MEMBRANE = lava.THRESHOLD, lava.DECAY, lava.MEMBRANE
 LIMITS = (
     TIMESTEPS,
     ATTENTIONS,
+    POSITION_BIASES,
     THRESHOLDS,
     FAN_IN,
     DELAY,

@@ -44,6 +44,18 @@ def no_attention_process(graph: Graph) -> Iterator[tuple[str, int]]:
 
 
 @rule(
+    "no-position-bias",
+    limits.POSITION_BIASES,
+    "train with attention_position none (the encoder's learned positions stay); similarity xnor is no obstacle",
+)
+def no_position_bias(graph: Graph) -> Iterator[tuple[str, int]]:
+    """Attention of stock neurons has no bias for positions, and there is no other on the chip."""
+    for node in graph:
+        if isinstance(node, Attention) and node.bias is not None:
+            yield node.name, 1
+
+
+@rule(
     "bounded-fan-in",
     limits.FAN_IN,
     "make the layer before it narrower, or its weights sparser; with expanded attention, use fewer tokens",
@@ -66,6 +78,7 @@ relays_into_products = replace(lava.relays_into_products, limit=limits.RELAY_REA
 RULES: tuple[Rule, ...] = (
     timesteps_of_power_two,
     no_attention_process,
+    no_position_bias,
     scalar_thresholds,
     bounded_messages,
     bounded_weights,

@@ -187,7 +187,13 @@ def test_the_default_is_as_it_was() -> None:
 
 def test_a_threshold_that_is_not_given_goes_with_the_similarity() -> None:
     config = SpikeBertConfig(hidden_size=96, num_attention_heads=2, attention_similarity="xnor")
-    assert config.attention_threshold == attention_threshold_for("xnor", 48)
+    assert config.attention_threshold == attention_threshold_for("xnor", 48, "none", 64) == 6 * 48
+    assert SpikeBertConfig(attention_position="gray").attention_threshold == 16 + 6 * 3
+    assert SpikeBertConfig(attention_position="learned").attention_threshold == 16
+    large = SpikeBertConfig(
+        hidden_size=32767, num_attention_heads=1, max_position_embeddings=2, attention_similarity="xnor"
+    )
+    assert large.attention_threshold == 65535
     assert SpikeBertConfig(attention_threshold=3, attention_similarity="xnor").attention_threshold == 3
     assert SpikeBertConfig(**config.to_dict()).attention_threshold == config.attention_threshold
 
@@ -205,3 +211,27 @@ def test_a_configuration_that_cannot_be_is_refused(changes: dict, message: str) 
     with pytest.raises(ValueError, match=message):
         small_config(**changes)
     small_config(max_position_embeddings=8191)  # with scores alone it fits
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options.values()))
+def test_a_new_model_can_be_trained(options: dict) -> None:
+    """On random texts of 5 .. 32 tokens its attention neither is silent nor fires always, and all of it learns."""
+    torch.manual_seed(0)
+    config = SpikeBertConfig(
+        vocab_size=500,
+        hidden_size=96,
+        num_attention_heads=2,
+        intermediate_size=96,
+        max_position_embeddings=32,
+        **options,
+    )
+    model = SpikeBertForSequenceClassification(config).train()
+    batch = small_batch(texts=16, tokens=32, vocabulary=500)
+    output = model(**batch, labels=torch.arange(16) % 2, output_firing_rates=True)
+    rates = [float(output.firing_rates[f"blocks.{i}.attention.lif"]) for i in range(2)]
+    assert min(rates) > 0.02 and max(rates) < 0.8
+    output.loss.backward()
+    attention = model.blocks[0].attention
+    parameters = [model.blocks[0].query.linear.weight, model.blocks[0].key.linear.weight, *attention.parameters()]
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in parameters)
+    assert len(parameters) == 2 + (options["attention_position"] == "learned")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from random_graphs import random_batch, random_dag, random_graph
 
 from converters.execution import EngineOptions, Execution, TokenBatch
-from converters.graph import LIF, Graph, Readout, Source, Synapses
+from converters.graph import LIF, Attention, Graph, Readout, Source, Synapses
 from converters.passes.expand_attention import ExpandAttention
 from converters.passes.lay_out_bias_lanes import LayOutBiasLanes
 from converters.passes.merge_query_key_value import MergeQueryKeyValue
@@ -133,6 +133,35 @@ def test_attention_of_stock_processes_in_the_runtime() -> None:
     assert_equal(graph, batch, actual)
 
 
+@pytest.mark.parametrize("maker", [LavaInlineEngine, LavaEngine], ids=["inline", "runtime"])
+@pytest.mark.parametrize("models", [None, STOCK_MODELS], ids=["groups", "stock"])
+def test_attention_with_other_scores(maker, models) -> None:
+    """Equal features, and a bias for each head; two blocks, so that a lane waits and is carried past adds."""
+    rng = np.random.default_rng(5)
+    graph = random_graph(rng, blocks=2, hidden=6, n_max=4, firing=0.5)
+    bias = rng.integers(-3, 9, (2, 4, 4))
+    nodes = (replace(node, similarity="xnor", bias=bias) if isinstance(node, Attention) else node for node in graph)
+    graph = Graph(graph.timesteps, graph.n_max, tuple(nodes))
+    batch = random_batch(rng, graph, 3)
+    engine = maker(graph, models)
+    actual = engine.run(batch, names_of(graph))
+    engine.close()
+    assert_equal(graph, batch, actual)
+    padding = batch.mask == 0
+    assert padding.any() and not any(values[:, padding].any() for values in actual.values.values())
+
+
+def test_an_attention_of_equal_features_made_of_stock_processes() -> None:
+    rng = np.random.default_rng(5)
+    graph = random_graph(rng, blocks=1, hidden=6, n_max=3, firing=0.6)
+    nodes = (replace(node, similarity="xnor") if isinstance(node, Attention) else node for node in graph)
+    graph = Graph(graph.timesteps, graph.n_max, tuple(nodes))
+    engine = LavaInlineEngine(graph, attention="stock")
+    batch = random_batch(rng, graph, 3)
+    assert_equal(graph, batch, engine.run(batch, names_of(graph)))
+    engine.close()
+
+
 @pytest.mark.parametrize("timesteps, dv", [(1, 0), (3, 410), (8, 4095)])
 def test_the_runtime_for_other_lengths(timesteps: int, dv: int) -> None:
     rng = np.random.default_rng(timesteps)
@@ -154,6 +183,7 @@ def test_the_runtime_for_other_lengths(timesteps: int, dv: int) -> None:
     weight_bits=st.integers(2, 8),
     bias_max=st.sampled_from([0, 1, 127, 128, 300, 5000]),
     source_kind=st.sampled_from(["lif", "sign"]),
+    attention=st.sampled_from(["plain", "any"]),
 )
 def test_inline_on_graphs_of_any_shape(seed: int, **options: object) -> None:
     rng = np.random.default_rng(seed)

@@ -73,14 +73,18 @@ def synapses_of_network(network: ChipNetwork, one: Connection) -> set[tuple[int,
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_attention_is_taken_as_the_pass_would_make_it(seed: int) -> None:
-    graph = random_dag(np.random.default_rng(seed)) if seed % 2 else transformer(seed)
+@pytest.mark.parametrize("attention", ["plain", "unbiased"])
+def test_attention_is_taken_as_the_pass_would_make_it(seed: int, attention: str) -> None:
+    make = random_dag if seed % 2 else random_graph
+    graph = make(np.random.default_rng(seed), hidden=8, n_max=3, attention=attention)
     assert describe(chip_network(graph)) == describe(chip_network(expand(graph)))
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_synapse_is_one_of_the_plan_for_the_chip(seed: int) -> None:
-    graph = expand(random_dag(np.random.default_rng(seed)) if seed % 2 else transformer(seed))
+    attention = ("plain", "unbiased")[seed // 4]
+    rng = np.random.default_rng(seed)
+    graph = expand(random_dag(rng, attention=attention) if seed % 2 else transformer(seed, attention=attention))
     plan, network = plan_of(graph), chip_network(graph)
     neurons = {
         spec.name: spec.channels for spec in plan.specs if not isinstance(spec, (SynapsesSpec, RouteSpec, FanSpec))
@@ -109,11 +113,20 @@ def test_another_length_of_text_is_the_same_network_with_other_tokens(tokens: in
 @pytest.mark.parametrize("seed", range(6))
 def test_other_passes_change_nothing_that_a_mapping_needs(seed: int) -> None:
     """Merged or split layers, and lanes that are laid out already, before and after attention is expanded."""
-    graph = transformer(seed)
+    graph = transformer(seed, attention=("plain", "unbiased")[seed // 3])
     graph = MergeQueryKeyValue().rewrite(graph).graph if seed % 2 else graph
     graph = LayOutBiasLanes().rewrite(graph).graph if seed % 3 == 0 else graph
     graph = SplitWideLayers(most_features=5).rewrite(graph).graph if seed > 3 else graph
     assert describe(chip_network(graph)) == describe(chip_network(expand(graph)))
+
+
+def test_a_position_bias_is_refused_by_its_rule() -> None:
+    graph = transformer(0)
+    bias = np.ones((1, 3, 3), int)
+    nodes = tuple(replace(node, bias=bias) if isinstance(node, Attention) else node for node in graph)
+    with pytest.raises(IllegalGraphError) as error:
+        chip_network(Graph(graph.timesteps, graph.n_max, nodes))
+    assert {each.rule for each in error.value.violations} == {"no-position-bias"}
 
 
 @pytest.mark.parametrize("seed", range(8))

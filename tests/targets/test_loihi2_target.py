@@ -58,7 +58,8 @@ def expanded(seed: int, **options: object) -> Graph:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_random_graphs_without_attention_processes_are_legal(seed: int) -> None:
-    graph = random_dag(np.random.default_rng(seed), timesteps=(1, 2, 4, 8, 16)[seed % 5])
+    attention = ("plain", "unbiased")[seed % 2]
+    graph = random_dag(np.random.default_rng(seed), timesteps=(1, 2, 4, 8, 16)[seed % 5], attention=attention)
     assert broken(ExpandAttention().rewrite(graph).graph) == []
 
 
@@ -79,6 +80,16 @@ def test_an_attention_process_is_refused_with_its_remedy_which_helps() -> None:
     assert (violation.node, violation.rule, violation.value) == ("attended", "no-attention-process", 1)
     assert "--pass expand-attention" in violation.remedy and "--attention stock" in violation.remedy
     assert broken(ExpandAttention().rewrite(graph).graph) == []
+
+
+def test_a_position_bias_is_refused_with_what_would_help() -> None:
+    biased = Attention("attended", ("s0", "s0", "s0"), 1, "xnor", np.ones((1, 2, 2), int))
+    graph = graph_of(*chain(), biased, LIF("s1", ("attended",), 0))
+    assert broken(graph) == [("attended", "no-attention-process", 1, 0), ("attended", "no-position-bias", 1, 0)]
+    assert "attention_position none" in Loihi2Target().check(graph)[1].remedy
+    assert LavaTarget().check(graph) == [], "a limit of the chip, not of Lava"
+    without = graph_of(*chain(), replace(biased, bias=None), LIF("s1", ("attended",), 0))
+    assert broken(ExpandAttention().rewrite(without).graph) == []
 
 
 def test_one_threshold_for_a_layer() -> None:

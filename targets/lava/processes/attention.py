@@ -20,14 +20,16 @@ INPUT_PORTS = 12  # four for each of q, k and v
 
 
 class SpikingAttention(AbstractProcess):
-    """`a_out = 2 (q k^T) v` of the spikes one step before, for each head.
+    """`a_out = 2 (q k^T) v` of the spikes one step before, for each head; scores may be others than q k^T.
 
     Doubled, as every current on Lava here is. Sent one step late, as every connection process of Lava does.
 
     tokens         N
     features, heads D and H; head h is features h*d .. (h+1)*d - 1, d = D / H
     input_channels  of the processes that q, k and v come from, at most INPUT_PORTS, each at a port of its own
-    pieces          put q, k and v together from those
+    pieces          put q, k and v together from those, and the valid lane where there is one
+    similarity      "and" or "xnor", as of `converters.graph.Attention`
+    bias            int32 [1 or heads, n_max, n_max], or None
     """
 
     def __init__(
@@ -38,9 +40,12 @@ class SpikingAttention(AbstractProcess):
         heads: int,
         input_channels: tuple[int, ...],
         pieces: tuple[Piece, ...],
+        similarity: str = "and",
+        bias: np.ndarray | None = None,
         name: str,
     ) -> None:
-        super().__init__(features=features, heads=heads, pieces=pieces, inputs=len(input_channels), name=name)
+        scoring = {"heads": heads, "pieces": pieces, "similarity": similarity, "bias": bias}  # for `attended`
+        super().__init__(features=features, scoring=scoring, inputs=len(input_channels), name=name)
         shape_out = (tokens, 1, features)
         unused = [1] * (INPUT_PORTS - len(input_channels))
         for index, channels in enumerate([*input_channels, *unused]):
@@ -67,7 +72,7 @@ class PySpikingAttentionModel(PyLoihiProcessModel):
         """One time_step: send what the last one gave, then take in this one's spikes."""
         self.a_out.send(self.a_buff)
         received = [getattr(self, attention_port(index)).recv()[:, 0] for index in range(self.proc_params["inputs"])]
-        self.a_buff = attended(received, self.proc_params["pieces"], self.proc_params["heads"])[:, None]
+        self.a_buff = attended(received, **self.proc_params["scoring"])[:, None]
 
 
 for _index in range(INPUT_PORTS):

@@ -193,6 +193,8 @@ def chip_network(graph: Graph) -> ChipNetwork:
     """
     tokens = graph.n_max
     violations = legality.check([each for each in rules.RULES if each is not rules.no_attention_process], graph)
+    if any(isinstance(node, Attention) and node.bias is not None for node in graph):
+        raise IllegalGraphError("loihi2", violations)  # among them this one: there is nothing to lower
     if any(isinstance(node, Attention) for node in graph):
         graph = ExpandAttention().rewrite(_for_one_token(graph)).graph
     laid = lay_out(graph)

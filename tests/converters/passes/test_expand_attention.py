@@ -16,6 +16,7 @@ from pass_helpers import (
     moved,
     outline,
     proven,
+    run_reference,
     some_batch,
     spoil,
     trials,
@@ -25,9 +26,10 @@ from pass_helpers import (
 from random_graphs import random_dag, random_graph
 
 from converters.execution import TokenBatch
-from converters.graph import LIF, Attention, Graph, GraphError, Relay, Slice, Synapses
+from converters.graph import LIF, Attention, Graph, GraphError, Readout, Relay, Slice, Synapses
 from converters.graph_text import graph_text
 from converters.passes.expand_attention import ExpandAttention
+from converters.passes.lay_out_bias_lanes import LayOutBiasLanes
 from converters.passes.merge_query_key_value import MergeQueryKeyValue
 from spikebert.commands import CheckFailed
 
@@ -56,6 +58,45 @@ def test_an_attention_becomes_stock_neurons_and_synapses() -> None:
     assert unlike == {"attention"}
 
 
+def test_equal_features_are_coincidences_of_either_kind() -> None:
+    """q and k with their opposites beside them; a padded token has neither."""
+    graph = changed(attention_graph(n_max=3, heads=2), {"attention": {"similarity": "xnor"}})
+    after = expanded(graph)
+    lines = outline(after).splitlines()
+    first = lines.index(next(line for line in lines if line.startswith("attention.q_opposite")))
+    assert unindented("\n".join(lines[first : first + 8])) == unindented("""
+        attention.q_opposite = synapses(q)  D=2  weight_bits=2  weight[2x2]=-1..0  bias[2]=1..1
+        attention.q_opposite.lif = lif(attention.q_opposite)  D=2  threshold=0  dv=4095
+        attention.q_both = concat(q, attention.q_opposite.lif)  D=4
+        attention.k_opposite = synapses(k)  D=2  weight_bits=2  weight[2x2]=-1..0  bias[2]=1..1
+        attention.k_opposite.lif = lif(attention.k_opposite)  D=2  threshold=0  dv=4095
+        attention.k_both = concat(k, attention.k_opposite.lif)  D=4
+        attention.match = coincidence(attention.q_both, attention.k_both)  D=12
+        attention.scores = synapses(attention.match)  D=6  weight_bits=2  weight[6x12]=0..1  bias[6]=0..0
+    """)
+    assert after["attention.scores"].weight[0].tolist() == [1, 0, 1, 0, *[0] * 8]  # key 0, head 0: feature 0, both ways
+    batch = TokenBatch([[3, 2, 1], [1, 2, 3], [0, 1, 2]], [[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+    done = run_reference(after, batch).values
+    real = batch.mask[None, :, :, None] == 1
+    assert np.array_equal(done["attention.q_opposite.lif"], real * (1 - done["q"]))
+
+
+def test_with_the_valid_lane_laid_out_the_opposites_read_it() -> None:
+    graph = changed(attention_graph(n_max=3, heads=2), {"attention": {"similarity": "xnor"}})
+    laid = proven(LayOutBiasLanes(), graph).graph
+    assert laid["attention"].inputs[3] == "attention.lane"
+    after = expanded(laid)
+    assert after["attention.q_with_lane"].inputs == ("q.features", "attention.lane")
+    assert after["attention.q_opposite"].weight.tolist() == [[-1, 0, 1], [0, -1, 1]]
+    assert not any(node.bias.any() for node in after if isinstance(node, (Synapses, Readout)))
+
+
+def test_a_position_bias_is_refused_with_what_to_do() -> None:
+    graph = changed(attention_graph(), {"attention": {"bias": np.ones((1, 2, 2), int)}})
+    with pytest.raises(GraphError, match=r"node 'attention': .* position bias .*: train with attention_position none"):
+        EXPAND.rewrite(graph)
+
+
 def test_a_score_is_the_sum_over_the_features_of_its_head() -> None:
     after = expanded(random_graph(np.random.default_rng(0), blocks=1, hidden=4, heads=2, n_max=2))
     assert after["block0.attention.scores"].weight.tolist() == [
@@ -79,6 +120,13 @@ def test_the_weights_are_counted_and_the_limit_is_kept() -> None:
     after = expanded(graph)
     assert sum(after[name].weight.size for name in ("attention.scores", "attention")) == 48
     assert ExpandAttention(most_weights=48).rewrite(graph).graph is not graph
+    equal = changed(graph, {"attention": {"similarity": "xnor"}})
+    after = expanded(equal)
+    parts = ("attention.scores", "attention", "attention.q_opposite", "attention.k_opposite")
+    weights = sum(after[name].weight.size for name in parts)
+    assert ExpandAttention(most_weights=weights).rewrite(equal).graph is not equal
+    with pytest.raises(GraphError, match=f"would need {weights} weights"):
+        ExpandAttention(most_weights=weights - 1).rewrite(equal)
     with pytest.raises(
         GraphError, match=r"1 attentions of stock neurons would need 48 weights, the limit is 47: use f"
     ):
@@ -129,7 +177,7 @@ def test_names_that_are_taken() -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(trial=trials())
+@given(trial=trials(attention="unbiased"))
 def test_random_graphs_stay_the_same_networks(trial: Trial) -> None:
     passed = proven(EXPAND, trial.graph, trial.golden)
     assert not any(isinstance(node, Attention) for node in passed.graph)
@@ -137,8 +185,23 @@ def test_random_graphs_stay_the_same_networks(trial: Trial) -> None:
     assert EXPAND.rewrite(passed.graph).graph is passed.graph
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        spoil(bias=[0, 1])("attention.q_opposite"),
+        spoil(threshold=1)("attention.k_opposite.lif"),
+        spoil(inputs=("q", "q"))("attention.q_both"),
+        spoil(weight=lambda weight: weight * (np.arange(12) % 4 < 2))("attention.scores"),
+    ],
+    ids=["an opposite too few", "opposites that never fire", "no opposites", "opposites not counted"],
+)
+def test_broken_opposites_are_stopped(change) -> None:
+    graph = changed(GRAPH, {"attention": {"similarity": "xnor"}})
+    assert caught_at(Broken(EXPAND, change), graph, BATCH) == "attention"
+
+
 @settings(deadline=None, max_examples=15)
-@given(trial=trials(random_dag))
+@given(trial=trials(random_dag, "plain"))
 def test_bounds_and_ranges_grow_by_nothing(trial: Trial) -> None:
     """What is proven of the attention is proven of the layer in its place."""
     after = EXPAND.rewrite(trial.graph).graph

@@ -28,6 +28,7 @@ from pass_helpers import (
 )
 
 import converters.passes.lay_out_bias_lanes as module
+from converters.execution import TokenBatch
 from converters.graph import LIF, Add, Graph, Readout, Relay, Slice, Source, Synapses, ValidLane
 from converters.passes.expand_attention import ExpandAttention
 from converters.passes.lay_out_bias_lanes import LayOutBiasLanes, lanes_for_bias, lanes_for_threshold, split_evenly
@@ -191,6 +192,31 @@ def test_a_layer_that_a_relay_reads_carries_no_lanes() -> None:
     after = laid(graph).graph
     assert after.features["up"] == after.features["relay"] == 2
     assert after["down"].inputs == ("up.lif.with_lanes",) and after["late"].inputs == ("relay.with_lanes",)
+
+
+@pytest.mark.parametrize("scoring", [{"similarity": "xnor"}, {"bias": np.ones((1, 2, 2), int)}])
+def test_an_attention_that_would_answer_padding_reads_a_lane_of_its_query(scoring: dict) -> None:
+    """No layer has a bias here: the one lane is for the attention alone."""
+    graph = changed(attention_graph(), {"attention": scoring})
+    after = laid(graph).graph
+    assert after.features["q"] == 3 and after.features["k"] == after.features["v"] == 2
+    assert after["attention"].inputs == ("q.features", "k", "v", "attention.lane")
+    assert after["attention.lane"].inputs == ("q.lanes",)
+    batch = TokenBatch([[3, 1], [2, 0]], [[1, 1], [1, 0]])
+    assert_same_network(graph, proven(LAY_OUT, graph, batch), batch)
+    assert LAY_OUT.rewrite(after).graph is after
+    assert LAY_OUT.rewrite(attention_graph()).summary == "no biases"
+
+
+def test_a_lane_that_is_no_lane_is_stopped() -> None:
+    """Features of the query in its place, and one that fires at no step."""
+    graph = changed(attention_graph(), {"attention": {"similarity": "xnor"}})
+    batch = TokenBatch([[3, 1], [2, 0]], [[1, 1], [1, 0]])
+    for change in (
+        spoil(start=0, stop=1, inputs=("q",))("attention.lane"),
+        spoil(start=1, stop=2, inputs=("k",))("attention.lane"),
+    ):
+        assert caught_at(Broken(LAY_OUT, change), graph, batch) == "attention"
 
 
 def test_a_layer_without_use_for_lanes_keeps_its_input_and_its_bits() -> None:

@@ -26,7 +26,7 @@ from pass_helpers import (
 from random_graphs import random_graph
 
 import converters.passes.merge_query_key_value as module
-from converters.graph import LIF, Add, Attention, Graph, Readout, Slice, Synapses
+from converters.graph import LIF, Add, Attention, Graph, Readout, Slice, Synapses, ValidLane
 from converters.graph_text import graph_text
 from converters.passes.merge_query_key_value import MergeQueryKeyValue
 from converters.passes.run import run_passes
@@ -166,6 +166,13 @@ def test_random_graphs_stay_the_same_networks(trial: Trial, scalar: bool) -> Non
     passed = proven(each, trial.graph, trial.golden)
     assert_same_network(trial.graph, passed, trial.other)
     assert graph_text(proven(each, passed.graph, trial.golden).graph) == graph_text(passed.graph)
+
+
+def test_a_valid_lane_beside_q_k_and_v_is_no_layer_to_merge() -> None:
+    graph = changed(attention_graph(), {"attention": {"similarity": "xnor"}})
+    graph = with_after(graph, "source", ValidLane("m", 1))
+    merged = proven(MergeQueryKeyValue(), changed(graph, {"attention": {"inputs": ("q", "k", "v", "m")}})).graph
+    assert merged["attention"].inputs == ("q", "k", "v", "m") and isinstance(merged["q"], Slice)
 
 
 # Broken on purpose

@@ -60,7 +60,7 @@ def test_random_graphs_pass_at_their_bound_and_not_below(trial: Trial) -> None:
 
 
 @settings(deadline=None, max_examples=15)
-@given(trial=trials())
+@given(trial=trials(attention="unbiased"))
 def test_what_a_pass_makes_is_proven_as_well(trial: Trial) -> None:
     """No value of a network that a pass made lies outside the ranges of that network."""
     graph = ExpandAttention().rewrite(trial.graph).graph
