@@ -229,7 +229,7 @@ class _Builder:
         bias_max: int,
         vocabulary: int,
         firing: float,
-        attention: str,
+        attention: str = "plain",
     ) -> None:
         assert attention in ATTENTIONS
         self.attentions = attention
