@@ -84,6 +84,14 @@ def test_steps_are_equal_in_every_bit(integer: bool, decay: int, path: str, time
         assert int(again["blocks.1.down.norm.num_batches_tracked"]) == 2
 
 
+@pytest.mark.parametrize("integer", [False, True])
+def test_learned_positions_are_learned_alike(integer: bool) -> None:
+    shape = {"integer": integer, "attention_similarity": "xnor", "attention_position": "learned"}
+    kept, again = (two_steps(make(checkpointing=on, attention_threshold=16, **shape)) for on in (False, True))
+    assert differences(kept, again) == []
+    assert kept["gradient blocks.0.attention.position_bias.weight of step 1"].any()
+
+
 def test_a_norm_that_counts_twice_is_noticed(monkeypatch) -> None:
     kept = two_steps(make())
     monkeypatch.setattr(synchronised_norm, "is_second_run", lambda: False)

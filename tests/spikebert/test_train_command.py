@@ -89,6 +89,9 @@ def test_an_unknown_recipe_lists_the_installed_ones(tmp_path: Path, capfd) -> No
         (["--student.heads=5"], "student.hidden_size 32 does not divide into 5 heads"),
         (["--student.layers=0"], "student.layers is 0"),
         (["--student.encoder=poisson"], "student.encoder is 'poisson'"),
+        (["--student.attention_similarity=nand"], "student.attention_similarity is 'nand', it must be one of"),
+        (["--student.attention_position=rotary"], "student.attention_position is 'rotary', it must be one of"),
+        (["--student.attention_threshold=-1"], "student.attention_threshold is -1, it must be 0 .. 65535"),
         (["--student.n_max=2"], "student.n_max is 2, the special tokens alone are 2"),
         (["--student.n_max=33"], "student.n_max is 33, the teacher takes texts of 32 tokens"),
         (["--teacher.model=registry:none"], "'none' is not known in the registry"),
@@ -181,6 +184,16 @@ def test_a_stage1_of_another_shape_is_refused_at_once(
     assert main([*arguments, f"--stage1.reuse={tmp_path}"]) == 2
     assert "is no finished stage" in one_error(capfd)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_stage1_with_learned_positions_is_for_students_that_have_them(
+    arguments: list[str], trained: Path, tmp_path: Path, capfd
+) -> None:
+    earlier = Path(shutil.copytree(trained / "run" / "stage1", tmp_path / "earlier"))
+    config = json.loads((earlier / "config.json").read_text())
+    (earlier / "config.json").write_text(json.dumps(config | {"attention_position": "learned"}))
+    assert main([*arguments, f"--stage1.reuse={earlier}"]) == 2
+    assert "has learned positions in its attention: this student has no place for them" in one_error(capfd)
 
 
 def test_an_integer_model_is_no_start(arguments: list[str], trained: Path, capfd) -> None:

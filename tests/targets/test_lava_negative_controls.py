@@ -18,12 +18,13 @@ from random_graphs import random_batch, random_graph
 
 from converters import encoder
 from converters.execution import TokenBatch
-from converters.graph import MEMBRANE_MAX, Graph
+from converters.graph import MEMBRANE_MAX, Attention, Graph
 from converters.passes.expand_attention import ExpandAttention
 from sim import reference
 from targets.lava.engine import FAST_MODELS, STOCK_MODELS, LavaInlineEngine
 from targets.lava.lowering import (
     AdderSpec,
+    AttentionSpec,
     FanSpec,
     NeuronSpec,
     Plan,
@@ -161,6 +162,33 @@ def test_a_mistake_in_stock_attention_is_noticed(name: str, change: Callable[[Sp
     assert isinstance(plan[name], (ProductSpec, AdderSpec, NeuronSpec, FanSpec))
     assert agrees(graph, batch, plan)
     assert not agrees(graph, batch, changed(plan, lambda spec: change(spec) if spec.name == name else spec))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: replace(spec, pieces=(*spec.pieces[:-1], replace(spec.pieces[-1], start=0))),
+        lambda spec: replace(spec, similarity="and"),
+        lambda spec: replace(spec, bias=None),
+        lambda spec: replace(spec, bias=spec.bias.swapaxes(1, 2)),  # places of key and query mixed up
+        lambda spec: replace(spec, bias=spec.bias[::-1]),  # of the other head
+    ],
+    ids=["a feature for the lane", "no equal zeros", "no bias", "bias turned", "heads turned"],
+)
+def test_a_mistake_in_the_scores_of_attention_is_noticed(change: Callable[[Spec], Spec]) -> None:
+    graph, batch = example()
+    scoring = {"similarity": "xnor", "bias": np.arange(32).reshape(2, 4, 4)}
+    nodes = (
+        replace(node, **scoring) if isinstance(node, Attention) else
+        replace(node, threshold=150) if node.name == "block0.attention_lif" else node
+        for node in graph
+    )  # fmt: skip
+    graph = Graph(graph.timesteps, graph.n_max, tuple(nodes))
+    plan = lower(graph)
+    assert agrees(graph, batch, plan)
+    assert not agrees(
+        graph, batch, changed(plan, lambda spec: change(spec) if isinstance(spec, AttentionSpec) else spec)
+    )
 
 
 def test_lanes_that_count_twice_in_an_add_are_noticed() -> None:
