@@ -62,6 +62,10 @@ class Block(nn.Module):
     def __init__(self, config: SpikeBertConfig, norm: Norm, backend: str) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
+        if (config.attention_similarity, config.attention_position) != ("and", "none"):
+            raise ValueError(
+                "this attends as the paper's model does: attention_similarity and, attention_position none"
+            )
         self.query, self.key, self.value = (Layer(width, width, norm, backend) for _ in range(3))
         # counts often meet a threshold, where ours does not fire: it is the next float above
         threshold = float(np.nextafter(np.float32(config.attention_threshold), np.float32(np.inf)))

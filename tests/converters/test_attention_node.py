@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib import resources
 
+import fastjsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -155,6 +157,11 @@ def test_what_is_damaged_is_refused(plain: PlainGraph, message: str) -> None:
 
 def test_an_older_schema_has_no_such_fields() -> None:
     plain = written()
+    valid = fastjsonschema.compile(json.loads((resources.files("converters") / "graph.schema.json").read_text()))
+    valid(plain.structure)
+    for structure in (plain.structure | {"schema": 3}, graph_to_plain(graph_with()).structure | {"schema": 4}):
+        with pytest.raises(fastjsonschema.JsonSchemaException):
+            valid(structure)
     with pytest.raises(SerialiseError, match="unknown similarity, bias_maps"):
         plain_to_graph(replace(plain, structure=plain.structure | {"schema": 3}))
     missing = graph_to_plain(graph_with())

@@ -15,7 +15,9 @@ from converters.graph import Attention
 from converters.torch_engine import TorchEngine
 from sim.reference import ReferenceEngine
 from sim.verify import compare
+from spikebert import layers
 from spikebert.config import POSITIONS, SpikeBertConfig, attention_threshold_for
+from spikebert.exact_product import Capabilities, exact_matmul
 from spikebert.layers import SpikingAttention
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.packing import Packing
@@ -91,6 +93,31 @@ def test_gradients_are_those_of_the_equation(similarity: str, kind: str) -> None
     weights = torch.randn(plain.shape, generator=generator)
     for ours, its in zip(found, torch.autograd.grad((plain * weights).sum(), values)):
         torch.testing.assert_close(ours, its)
+
+
+@pytest.mark.parametrize("similarity", ["and", "xnor"])
+@pytest.mark.parametrize("kind", POSITIONS)
+@pytest.mark.parametrize(("tokens", "size"), [(6, 4), (300, 4), (6, 200), (6, 300)])
+def test_integer_attention_of_a_gpu(monkeypatch, similarity: str, kind: str, tokens: int, size: int) -> None:
+    """The type of each product holds its factors, those of a bias below 0 too; types are emulated here."""
+    chosen = []
+
+    def emulated(a: torch.Tensor, b: torch.Tensor, kind: str, gradients: torch.dtype | None) -> torch.Tensor:
+        chosen.append(kind)
+        limit = {"bf16": 256, "tf32": 2048, "float32": 2**24}[kind]
+        assert max(a.abs().max(), b.abs().max()) <= limit
+        return exact_matmul(a, b, "float32", gradients)
+
+    monkeypatch.setattr(layers, "capabilities", lambda device, batched: Capabilities(bf16=True, tf32=True))
+    monkeypatch.setattr(layers, "exact_matmul", emulated)
+    attention = make_attention(similarity, kind, 1, size, n_max=tokens)
+    attention.use_integers(8)
+    values, packing = draw_spikes(torch.ones(1, tokens), size, steps=1, rate=0.9)
+    spikes = attend(attention, values, packing)
+    bias = bias_of(attention, tokens)
+    assert torch.equal(spikes.current.long(), packing.pack(definition(values, packing, 1, similarity == "xnor", bias)))
+    largest = max(tokens, size) if attention.position_bias is None else size + attention.position_bias.most
+    assert chosen[0] == "bf16" and ("tf32" in chosen) == (largest > 256)
 
 
 def test_a_text_longer_than_the_bias_is_refused() -> None:
@@ -185,7 +212,7 @@ def test_the_default_is_as_it_was() -> None:
     assert not any("position_bias" in name for name in small_model().state_dict())
 
 
-def test_a_threshold_that_is_not_given_goes_with_the_similarity() -> None:
+def test_a_threshold_that_is_not_given_goes_with_the_similarity(tmp_path) -> None:
     config = SpikeBertConfig(hidden_size=96, num_attention_heads=2, attention_similarity="xnor")
     assert config.attention_threshold == attention_threshold_for("xnor", 48, "none", 64) == 6 * 48
     assert SpikeBertConfig(attention_position="gray").attention_threshold == 16 + 6 * 3
@@ -195,6 +222,8 @@ def test_a_threshold_that_is_not_given_goes_with_the_similarity() -> None:
     )
     assert large.attention_threshold == 65535
     assert SpikeBertConfig(attention_threshold=3, attention_similarity="xnor").attention_threshold == 3
+    SpikeBertConfig(attention_threshold=16, attention_similarity="xnor").save_pretrained(tmp_path)
+    assert SpikeBertConfig.from_pretrained(tmp_path).attention_threshold == 16, "the default of another similarity"
     assert SpikeBertConfig(**config.to_dict()).attention_threshold == config.attention_threshold
 
 
