@@ -329,7 +329,7 @@ def biased_matches(
     bias  [1 or heads, n, n], its |values| at most `most`; the batch is of whole sets of heads
     """
     product = product or (lambda a, b, a_max, b_max: a @ b)
-    scores = product(q, k.transpose(1, 2), 1, 1).unflatten(0, (-1, heads)) + bias  # [batch / H, H, n, n]
+    scores = product(q, k.transpose(1, 2), 1, 1).unflatten(0, (len(q) // heads, heads)) + bias  # [batch / H, H, n, n]
     return product(scores.flatten(0, 1), v, v.shape[2] + most, 1)
 
 

@@ -23,6 +23,7 @@ from converters.graph import (
     attention_bounds,
 )
 from converters.graph_text import graph_text
+from converters.model_card import sizes
 from converters.ranges import prove_ranges
 from converters.serialise import SCHEMA, PlainGraph, SerialiseError, graph_to_plain, plain_to_graph
 from sim.reference import attention
@@ -104,6 +105,12 @@ def test_the_text_of_a_graph_tells_both() -> None:
     both = line(graph_with("xnor", [[[1, 2], [3, -4]]]))
     assert both.startswith("attention(q, k, v)  D=2  heads=1  similarity=xnor  bias[1x2x2]=-4..3#")
     assert graph_text(graph_with(bias=[[[1, 2], [3, 4]]])) != graph_text(graph_with(bias=[[[1, 2], [4, 3]]]))
+
+
+def test_sizes_tell_both_where_they_are_used() -> None:
+    told = sizes(graph_with("xnor", np.ones((1, 2, 2), int)))
+    assert (told["attentions by equal features"], told["position biases of attentions"]) == (1, 4)
+    assert told.keys() - sizes(graph_with()).keys() == {"attentions by equal features", "position biases of attentions"}
 
 
 # On disk

@@ -120,6 +120,13 @@ def test_integer_attention_of_a_gpu(monkeypatch, similarity: str, kind: str, tok
     assert chosen[0] == "bf16" and ("tf32" in chosen) == (largest > 256)
 
 
+@pytest.mark.parametrize("kind", POSITIONS)
+def test_a_batch_of_no_texts(kind: str) -> None:
+    attention = make_attention("xnor", kind, heads=2, size=4, n_max=3)
+    values, packing = draw_spikes(torch.ones(0, 1), 8, steps=2, rate=0.5)
+    assert attend(attention, values, packing).values.shape == (2, 0, 8)
+
+
 def test_a_text_longer_than_the_bias_is_refused() -> None:
     attention = make_attention("and", "log", 1, 2, n_max=3)
     values, packing = draw_spikes(torch.ones(1, 4), 2, 1, 0.5)
