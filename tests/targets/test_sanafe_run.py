@@ -28,8 +28,8 @@ from converters.encoder import lif
 from spikebert.commands import CHECK_FAILED, OK, WRONG_USE
 from targets.loihi2.mapping.network import chip_network
 from targets.sanafe import command, simulate
-from targets.sanafe.expected import expected_counts, first_difference
-from targets.sanafe.layout import Layout, Play
+from targets.sanafe.expected import expected_counts, first_difference, reached
+from targets.sanafe.layout import Layout, Play, spans
 from targets.sanafe.machine import CORE, DENDRITE, DENSE, SOMA, Machine, architecture
 from targets.sanafe.run import Run
 from targets.sanafe.simulate import Chip
@@ -89,6 +89,31 @@ def test_energy_is_counts_times_prices(tmp_path: Path) -> None:
     assert run.joules["total"] == pytest.approx(parts)
     hops = run.joules["network"].sum() - machine.message_out.picojoules * 1e-12 * counts.packets.sum()
     assert run.core_joules.sum() + hops == pytest.approx(run.joules["total"].sum())
+
+
+def test_each_core_has_the_energy_of_what_lies_on_it(tmp_path: Path) -> None:
+    layout, _, sent, _ = recorded(4, "whole")
+    run = play(layout, sent, tmp_path)
+    machine, steps = layout.machine, len(run.seconds)
+    each_step = machine.access.picojoules + machine.update.picojoules
+    expected, outgoing = np.zeros(layout.cores), {}
+    for each in layout.network.on_chip:
+        cores = [reached(layout, one).cores for one in layout.network.out_of[each.name]]
+        readers = np.any(cores, axis=0).sum(axis=1) if cores else np.zeros(each.size)
+        outgoing[each.name] = readers.reshape(each.tokens, each.keys, each.features)
+    for source, core in zip(layout.mapping.boxes, layout.core):
+        spikes = sent[source.population].sum(axis=0)[spans(source)]
+        messages = (spikes * outgoing[source.population][spans(source)]).sum()
+        expected[core] += steps * source.neurons * each_step + spikes.sum() * machine.spike.picojoules
+        expected[core] += messages * machine.message_out.picojoules
+        for one in layout.network.out_of[source.population]:
+            price = machine.dense if one.target in layout.dense else machine.sparse
+            for target, reader in zip(layout.mapping.boxes, layout.core):
+                if target.population == one.target:
+                    senders, _ = simulate.synapses_between(one, source, target)
+                    expected[reader] += spikes.reshape(-1)[senders].sum() * price.picojoules
+    assert run.core_joules == pytest.approx(expected * 1e-12)
+    assert set(np.flatnonzero(run.sending.sum(axis=0))) == set(layout.names)
 
 
 def test_a_run_leaves_nothing_behind(tmp_path: Path) -> None:
