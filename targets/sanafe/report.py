@@ -167,10 +167,12 @@ def _events(layout: Layout, graph: Graph, by_connection: Mapping[str, np.ndarray
 
 
 def _kind(layout: Layout, graph: Graph, one: Connection) -> str:
-    if layout.network[one.source].keyed or layout.network[one.target].keyed:
-        return "attention"
+    """Synapses that are a node of the bundle's own graph are a layer; else what leads to or from pairs of tokens is of
+    an attention."""
     name = one.name.partition("#")[0]
-    return "layers" if name in graph.features and isinstance(graph[name], (Synapses, Readout)) else "sums"
+    if name in graph.features and isinstance(graph[name], (Synapses, Readout)):
+        return "layers"
+    return "attention" if layout.network[one.source].keyed or layout.network[one.target].keyed else "sums"
 
 
 def _hot_spots(layout: Layout, run: Run) -> tuple[HotSpot, ...]:

@@ -21,16 +21,21 @@ import yaml
 from command_output import one_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sanafe_runs import recorded, transformer
+from random_graphs import random_batch
+from sanafe_runs import SMALL, recorded, transformer
 from small_bundles import small_bundle
 
 from converters.encoder import lif
+from converters.graph import Coincidence, Product, Readout, Synapses
+from converters.passes.expand_attention import ExpandAttention
+from sim.energy import Tokens, estimate, read_cost_table
 from spikebert.commands import CHECK_FAILED, OK, WRONG_USE
 from targets.loihi2.mapping.network import chip_network
 from targets.sanafe import command, simulate
 from targets.sanafe.expected import expected_counts, first_difference, reached
-from targets.sanafe.layout import Layout, Play, spans
+from targets.sanafe.layout import Layout, Play, make_layout, spans
 from targets.sanafe.machine import CORE, DENDRITE, DENSE, SOMA, Machine, architecture
+from targets.sanafe.report import put_beside
 from targets.sanafe.run import Run
 from targets.sanafe.simulate import Chip
 from targets.sanafe.target import SanafeTarget
@@ -203,6 +208,30 @@ def computed_by_sanafe(spikes: np.ndarray, weight: np.ndarray, threshold: int, d
         for address in told["spike_trace"][0]:
             fired[step, address.neuron_offset] = 1
     return fired[1:]
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+def test_beside_ours_work_of_one_kind_is_the_same_work(expanded: bool, tmp_path: Path) -> None:
+    graph = ExpandAttention().rewrite(transformer(5)).graph if expanded else transformer(5)
+    layout = make_layout(graph, "whole", SMALL)
+    batch = random_batch(np.random.default_rng(5), graph, 2)
+    sent, _, activity = command.record(layout, graph, batch)
+    run = play(layout, sent, tmp_path)
+    _, by_connection = expected_counts(layout, sent)
+    tokens = Tokens().with_sentence(int(batch.mask[0].sum())).with_sentence(int(batch.mask[1].sum()))
+    beside = put_beside(layout, graph, run, by_connection, activity, tokens, read_cost_table("loihi1"))
+    rows = {row.work: row for row in beside.rows}
+    own = [activity.per_node[node.name] for node in graph if isinstance(node, (Synapses, Readout))]
+    assert rows["synapses of layers"].count == sum(each.weighted_operations for each in own)
+    assert rows["synapses of layers"].sanafe_count == sum(each.synaptic_operations for each in own)
+    pairs = [activity.per_node[node.name] for node in graph if isinstance(node, (Coincidence, Product))]
+    assert not expanded or rows["attention"].sanafe_count == sum(each.synaptic_operations for each in pairs)
+    assert sum(row.sanafe_joules for row in beside.rows) == pytest.approx(beside.total)
+    assert sum(row.joules for row in beside.rows) == pytest.approx(
+        estimate(graph, activity, tokens, [read_cost_table("loihi1")])[0].total
+    )
+    (slowest, *_), steps = beside.hot_spots, len(run.seconds)
+    assert slowest.populations and sum(spot.last for spot in beside.hot_spots) <= steps
 
 
 def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
