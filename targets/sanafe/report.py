@@ -133,7 +133,7 @@ def _rows(
             f"a sum of spikes is one message there; here it counts by value, {graded / tokens.sentences:,.0f} more"),
         Row("valid lanes", 0, 0.0, *lanes, "biases are synapses that each real token's lanes reach"),
         Row(ATTENTION, done["weighted_attention_operations"], ours["weighted_attention_operations"], *attention,
-            "not played: our price is to be added" if apart else
+            "not played: our price is in its total" if apart else
             "stock neurons: a spike of q, k or v reaches all tokens, whether or not it meets another"),
         Row("sums and relays", 0, 0.0, *sums, "a spike reaches the neuron that adds it up"),
         Row("neuron updates", done["resident_updates"], ours["resident_updates"],
