@@ -36,7 +36,7 @@ from targets.sanafe.expected import expected_counts, first_difference
 from targets.sanafe.layout import PLAYS, Layout, make_layout
 from targets.sanafe.machine import VERSION, Machine, architecture
 from targets.sanafe.report import Beside, put_beside, require_same_work, to_json, to_text
-from targets.sanafe.spikes import messages
+from targets.sanafe.spikes import messages, require_values
 from targets.sanafe.target import ARCHITECTURE_FILE
 
 EXAMPLES = """examples:
@@ -108,6 +108,7 @@ def play(arguments: argparse.Namespace, bundle: Bundle, batch: TokenBatch) -> Be
     from targets.sanafe.simulate import Chip
 
     layout = make_layout(bundle.graph, arguments.play)
+    require_values(layout)
     sent, activity, own_activity = record(layout, bundle.graph, batch)
     expected, by_connection = expected_counts(layout, sent)
     operations = require_same_work(layout, by_connection, activity)

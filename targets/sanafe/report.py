@@ -208,6 +208,7 @@ def to_json(beside: Beside) -> dict[str, Any]:
         "sentences": sentences,
         "tokens": beside.tokens.real,
         "steps": len(run.seconds),
+        "depth_steps": layout.network.depth_steps,
         "counts": run.counts.totals(),
         "joules": {kind: float(run.joules[kind].sum()) for kind in ENERGIES},
         "joules_per_sentence": beside.total / sentences,
@@ -258,7 +259,8 @@ def to_text(beside: Beside) -> str:
         "",
         f"a step: mean {run.seconds.mean() * 1e6:.1f} us, largest {run.seconds.max() * 1e6:.1f} us, barrier included; "
         f"{beside.in_turn.mean() * 1e6:.1f} us if each core sends and receives in turn",
-        f"a sentence: {run.seconds.sum() / sentences * 1e3:.3f} ms",
+        f"a sentence: {run.seconds.sum() / sentences * 1e3:.3f} ms in a stream; alone it takes "
+        f"{layout.network.depth_steps} steps more, which are not played",
         "",
         f"{'core':>5} {'ended last':>10} {'energy':>8} {'sends':>9} {'receives':>9}  holds",
     ]

@@ -21,9 +21,16 @@ def node_of(population: Population, graph: Graph) -> str:
     if name not in graph.features or graph.features[name] != own:
         raise CheckFailed(
             f"population '{population.name}': no node of the graph has the values that its {own} neurons send. Export "
-            "the network without passes that split or merge layers"
+            "the network without passes, or with expand-attention alone"
         )
     return name
+
+
+def require_values(layout: Layout) -> None:
+    """Raises CheckFailed where some population sends what no node of the graph has."""
+    for each in layout.network.on_chip:
+        if each.lanes < each.features:
+            node_of(each, layout.graph)
 
 
 def messages(layout: Layout, values: Mapping[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from targets.loihi2 import rules
 from targets.loihi2.mapping.network import chip_network
 from targets.sanafe.layout import SYNAPSES, Layout, make_layout, play_that_fits, played_network, synapses
 from targets.sanafe.machine import CORE, architecture
+from targets.sanafe.spikes import require_values
 
 SCHEMA = 1  # of `mapping.json`
 ARCHITECTURE_FILE = "arch.yaml"
@@ -46,12 +47,14 @@ class SanafeTarget:
         """Write `arch.yaml`, the machine as SANA-FE reads it, and `mapping.json`, the core of every neuron
         (docs/sanafe.md): of the whole network if SANA-FE bears it, else of one token's.
 
-        Raises IllegalGraphError where the graph is not legal, CheckFailed where a neuron of it fits no core.
+        Raises IllegalGraphError where the graph is not legal, CheckFailed where a neuron of it fits no core or sends
+        what no node has.
         """
         violations = self.check(graph)
         if violations:
             raise IllegalGraphError(self.name, violations)
         layout = make_layout(graph, play_that_fits(graph))
+        require_values(layout)
         folder.mkdir(parents=True, exist_ok=True)
         text = architecture(layout.mapping.chips, layout.machine)
         (folder / ARCHITECTURE_FILE).write_text(text, encoding="utf-8")

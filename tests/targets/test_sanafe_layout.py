@@ -13,6 +13,9 @@ from sanafe_runs import SMALL, recorded, transformer
 
 from converters.graph import Attention
 from converters.passes.expand_attention import ExpandAttention
+from converters.passes.lay_out_bias_lanes import LayOutBiasLanes
+from converters.passes.merge_query_key_value import MergeQueryKeyValue
+from converters.passes.split_wide_layers import SplitWideLayers
 from spikebert.commands import CheckFailed, UserError
 from targets.legality import IllegalGraphError
 from targets.loihi2.mapping.network import chip_network
@@ -111,6 +114,20 @@ def test_what_a_bundle_gets(tmp_path: Path) -> None:
     assert [box[7] for box in mapping["boxes"]] == layout.core.tolist()
     text = (tmp_path / "sanafe" / ARCHITECTURE_FILE).read_text(encoding="utf-8")
     assert text == architecture(layout.mapping.chips, Machine())
+
+
+@pytest.mark.parametrize("change", [MergeQueryKeyValue(), SplitWideLayers(most_features=6)])
+def test_layers_that_are_merged_or_split_are_played(change: MergeQueryKeyValue | SplitWideLayers) -> None:
+    graph = change.rewrite(transformer(0)).graph
+    layout, _, sent, activity = recorded(0, "whole", graph)
+    require_same_work(layout, expected_counts(layout, sent)[1], activity)
+
+
+def test_neurons_that_no_node_tells_of_are_refused(tmp_path: Path) -> None:
+    graph = LayOutBiasLanes().rewrite(transformer(0)).graph
+    with pytest.raises(CheckFailed, match=r"no node of the graph has the values.*without passes"):
+        SanafeTarget().emit(graph, tmp_path / "sanafe")
+    assert not (tmp_path / "sanafe").exists()
 
 
 def test_a_machine_of_two_chips() -> None:
