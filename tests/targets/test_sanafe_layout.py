@@ -57,6 +57,14 @@ def test_events_are_the_synaptic_operations_that_every_run_counts(seed: int, pla
     assert require_same_work(layout, by_connection, activity) == sum(events_by_node(layout, by_connection).values()) > 0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_one_token_after_the_other_comes_to_the_same_events(seed: int) -> None:
+    whole, token = (recorded(seed, play) for play in ("whole", "token"))
+    of_all, of_one = (expected_counts(layout, sent)[1] for layout, _, sent, _ in (whole, token))
+    assert {one.name for one in token[0].connections} == of_one.keys() < of_all.keys()
+    assert {name: each.sum() for name, each in of_one.items()} == {name: of_all[name].sum() for name in of_one}
+
+
 def test_another_count_of_a_node_is_told() -> None:
     layout, _, sent, activity = recorded(0, "whole")
     _, by_connection = expected_counts(layout, sent)
