@@ -8,7 +8,7 @@ cannot come to other spikes than ours; energy, time and counts are its own.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import sanafe
 from targets.loihi2.mapping.boxes import Box
 from targets.loihi2.mapping.network import Connection
 from targets.sanafe.expected import Counts
-from targets.sanafe.layout import Layout
+from targets.sanafe.layout import Layout, spans
 from targets.sanafe.machine import DENDRITE, DENSE, SOMA, SPARSE, core_name
 from targets.sanafe.run import ENERGIES, Run, joined
 from targets.sanafe.spikes import Messages
@@ -163,11 +163,6 @@ def _in_our_order(layout: Layout, groups: Any) -> list[Any]:
         first += each.size
     neurons: list[Any] = [None] * first
     for number, box in enumerate(layout.mapping.boxes):
-        for place, neuron in zip(_of(numbers[box.population], box), groups[_group(number)]):
+        for place, neuron in zip(numbers[box.population][spans(box)].reshape(-1).tolist(), groups[_group(number)]):
             neurons[place] = neuron
     return neurons
-
-
-def _of(numbers: np.ndarray, box: Box) -> Iterator[int]:
-    spans = (slice(*box.tokens), slice(*box.keys), slice(*box.features))
-    yield from numbers[spans].reshape(-1).tolist()
