@@ -240,6 +240,9 @@ def to_text(beside: Beside) -> str:
     layout, run, sentences = beside.layout, beside.run, beside.tokens.sentences
     chips = layout.mapping.chips
     shares = ", ".join(f"{kind} {joules(float(run.joules[kind].sum()) / sentences)}" for kind in ENERGIES[:-1])
+    in_time = "one token after the other"
+    if layout.play == "whole":
+        in_time = f"in a stream; alone it takes {layout.network.depth_steps} steps more, which are not played"
     apart = ", attention at our price" if layout.play == "token" else ""
     lines = [
         f"{PLAYS[layout.play]}: {layout.network.neurons:,} neurons, {synapses(layout.network):,} synapses, "
@@ -259,8 +262,7 @@ def to_text(beside: Beside) -> str:
         "",
         f"a step: mean {run.seconds.mean() * 1e6:.1f} us, largest {run.seconds.max() * 1e6:.1f} us, barrier included; "
         f"{beside.in_turn.mean() * 1e6:.1f} us if each core sends and receives in turn",
-        f"a sentence: {run.seconds.sum() / sentences * 1e3:.3f} ms in a stream; alone it takes "
-        f"{layout.network.depth_steps} steps more, which are not played",
+        f"a sentence: {run.seconds.sum() / sentences * 1e3:.3f} ms {in_time}",
         "",
         f"{'core':>5} {'ended last':>10} {'energy':>8} {'sends':>9} {'receives':>9}  holds",
     ]

@@ -252,7 +252,15 @@ def test_the_command_in_words(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert command.main(arguments) == OK
     captured = capfd.readouterr()
     assert "SANA-FE's counts of all" in captured.err
-    for word in ("valid lanes", "attention", "hops", "our price is in its total", "a step: mean", "ended last"):
+    for word in (
+        "valid lanes",
+        "attention",
+        "hops",
+        "our price is in its total",
+        "a step: mean",
+        "one token after",
+        "ended last",
+    ):
         assert word in captured.out
 
 
