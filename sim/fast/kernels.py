@@ -36,6 +36,7 @@ TOGETHER = np.array([0b1111, 0b0111, 0b1011, 0b1101, 0b1110, 0b0101, 0b1010, 0b0
 # A list of its own takes as long as this many rows (a loop's end is guessed wrong, cells are written): worth it for
 # the steps above where it saves more.
 LIST_COST = np.array([0, 0, 14, 18, 21])  # by the number of its timesteps
+FEWEST_SHARED = min(int(cost) // (several - 1) + 1 for several, cost in enumerate(LIST_COST) if several > 1)
 PLANE_COST = 40  # the same for a plane of few spikes
 
 
@@ -118,6 +119,12 @@ def _list_word(word: int, first: int, index: np.ndarray, at: int) -> int:
 @compiled(nogil=True)
 def _choose(bits: np.ndarray, chosen: np.ndarray) -> int:
     """For which of TOGETHER a list pays, given the spikes of four timesteps uint64 [4, W]; how many were chosen."""
+    again = 0  # inputs that spiked more than once: without enough of them no list pays
+    for w in range(bits.shape[1]):
+        a, b, c, d = bits[0, w], bits[1, w], bits[2, w], bits[3, w]
+        again += popcount((a & b) | (c & d) | ((a | b) & (c | d)))
+    if again < FEWEST_SHARED:
+        return 0
     inputs = np.zeros(16, np.int64)  # for each set of timesteps, how many spiked at all of these ...
     for w in range(bits.shape[1]):
         a, b, c, d = bits[0, w], bits[1, w], bits[2, w], bits[3, w]
@@ -521,11 +528,12 @@ def count_bits(rows: np.ndarray, counts: np.ndarray) -> None:
                 carry &= before
                 place += 1
     for w in range(words):
-        for j in range(BLOCK):
-            total = np.int64(0)
-            for place in range(digits):
-                total |= np.int64((counter[place, w] >> np.uint64(j)) & np.uint64(1)) << place
-            counts[w * BLOCK + j] = total
+        own = counts[w * BLOCK : (w + 1) * BLOCK]
+        own[:] = 0
+        for place in range(digits):
+            digit = counter[place, w]
+            for j in range(BLOCK):  # the inner loop, so that it becomes vector code
+                own[j] += np.int64((digit >> np.uint64(j)) & np.uint64(1)) << place
 
 
 @compiled(nogil=True)
