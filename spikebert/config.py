@@ -23,7 +23,9 @@ class SpikeBertConfig(PretrainedConfig):
     decay                    dv of every LIF, 0 .. 4095: a membrane keeps (4096 - dv) / 4096 of itself each step
     encoder                  "lif": a neuron turns (token + position) current into spikes over T steps;
                              "sign": constant spikes where the current is >= 0 (the paper's)
-    positions                learned positions at the encoder
+    positions                learned positions in the encoder's current
+    position_spikes          P, features of spike-coded positions (CPG-PE, `position_code.py`) beside the encoder's, and
+                             a layer that mixes both into D; 0 for neither
     attention_threshold      accumulator units: matches `(q k^T) v` must exceed for a spike
     surrogate                whose gradient stands in for that of the step: "atan" or "sigmoid" (SpikingJelly's)
     surrogate_alpha          its steepness
@@ -47,6 +49,7 @@ class SpikeBertConfig(PretrainedConfig):
         decay: int = 2048,
         encoder: str = "lif",
         positions: bool = True,
+        position_spikes: int = 0,
         attention_threshold: int = 16,
         surrogate: str = "atan",
         surrogate_alpha: float = 2.0,
@@ -64,6 +67,7 @@ class SpikeBertConfig(PretrainedConfig):
         self.decay = decay
         self.encoder = encoder
         self.positions = positions
+        self.position_spikes = position_spikes
         self.attention_threshold = attention_threshold
         self.surrogate = surrogate
         self.surrogate_alpha = surrogate_alpha
@@ -84,6 +88,7 @@ class SpikeBertConfig(PretrainedConfig):
             "intermediate_size": (1, None),
             "max_position_embeddings": (2, None),
             "timesteps": (1, None),
+            "position_spikes": (0, None),
             "decay": (0, 4095),
             "attention_threshold": (0, 65535),
             "weight_bits": (2, 8),

@@ -52,6 +52,7 @@ class Student:
     decay: int = 2048
     encoder: str = "lif"
     positions: bool = True
+    position_spikes: int = 0
     attention_threshold: int = 16
     surrogate: str = "atan"
     surrogate_alpha: float = 2.0

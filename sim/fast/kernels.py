@@ -302,13 +302,14 @@ def _copy_cell(cells: np.ndarray, at: int, wide: bool, out: np.ndarray, to: int)
 
 @compiled(nogil=True)
 def encode(
-    ids: np.ndarray, places: np.ndarray, table: np.ndarray, position: np.ndarray, sign: bool, free: bool,
-    level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
+    ids: np.ndarray, places: np.ndarray, table: np.ndarray, position: np.ndarray, code: np.ndarray, sign: bool,
+    free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
 ) -> None:  # fmt: skip
-    """The source: a constant current for each token, then a LIF, or `>= 0` where `sign`.
+    """The source: a constant current for each token, then a LIF, or `>= 0` where `sign`; and the code of its place.
 
     ids, places int64 [R]: token ids, and where in its sample a token stands
     table int8 [vocabulary, D]; position int32 [n_max, D], of no rows where there is none
+    code uint64 [n_max, T, W], at the bits that follow those of D; of no rows where there is none
     level [W * 64]; spikes uint64 [R, T, W]; fired int64 [W * 64], set; cuts int64 [W], set
     """
     cuts[:] = 0
@@ -334,6 +335,11 @@ def encode(
             for j in range(min(BLOCK, width - w * BLOCK)):
                 word |= np.uint64(current[w * BLOCK + j] >= 0) << np.uint64(j)
             spikes[r, :, w] = word
+        if code.shape[0] > 0:
+            own = code[places[r]]
+            for t in range(steps):
+                for w in range(words):
+                    spikes[r, t, w] |= own[t, w]
     count_bits(spikes.reshape(tokens * steps, words), fired)
 
 
