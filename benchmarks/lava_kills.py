@@ -186,7 +186,7 @@ class _Belongings:
 
 def _leftovers(before: _Belongings) -> str:
     """Processes, zombies, files in /dev/shm and descriptors that a network of this process has left."""
-    mark = re.compile(rf"targets\.lava\.keeper .*main\(\d+, {os.getpid()}\)")
+    mark = re.compile(rf"targets\.lava\.keeper .*main\([\d, ]+, {os.getpid()}\)")
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -52,5 +52,10 @@ def encode(node: Source, batch: TokenBatch, timesteps: int) -> np.ndarray:
     """Spikes int64 [T, B, N, D] of the source, as its docstring defines them."""
     current = source_current(node, batch)
     if node.kind == "sign":
-        return np.repeat((batch.mask[:, :, None] * (current >= 0))[None], timesteps, axis=0)
-    return lif(np.repeat(current[None], timesteps, axis=0), node.threshold, node.dv, node.shift)
+        spikes = np.repeat((batch.mask[:, :, None] * (current >= 0))[None], timesteps, axis=0)
+    else:
+        spikes = lif(np.repeat(current[None], timesteps, axis=0), node.threshold, node.dv, node.shift)
+    if node.code is None:
+        return spikes
+    code = batch.mask[:, :, None] * node.code[:, None, : batch.ids.shape[1]].astype(np.int64)  # [T, B, N, P]
+    return np.concatenate([spikes, code], axis=-1)

@@ -43,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, help="a run of spikebert-train, or an integer model")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--target", help="check the graph for this target and add what it needs, e.g. lava")
+    parser.add_argument("--timesteps", type=int, metavar="T", help="run for so many timesteps; as trained if left out")
     parser.add_argument("--name", help="name on the model card; the folder's name if left out")
     parser.add_argument(
         "--pass",
@@ -84,6 +85,7 @@ def body(argv: Sequence[str]) -> int:
                 command=" ".join(["spikebert-export", *argv]),
                 passes=[*stock, *arguments.passes],  # of a pass given twice the later counts, with its options
                 save_passes=arguments.save_passes,
+                timesteps=arguments.timesteps,
             )
     except IllegalGraphError as error:
         if arguments.json:

@@ -94,7 +94,8 @@ def _source(name: str, encoder: Encoder) -> Source:
     table = _integers(encoder.round_token(encoder.token.weight))
     position = None if encoder.position is None else _integers(encoder.round_position(encoder.position.weight))
     threshold = int(encoder.threshold) if encoder.kind == "lif" else 0
-    return Source(name, table, position, encoder.kind, threshold, encoder.lif.decay)
+    code = None if encoder.code is None else _integers(encoder.code)
+    return Source(name, table, position, encoder.kind, threshold, encoder.lif.decay, code=code)
 
 
 def _linear(step: Step, layer: SpikingLinear, input_max: int) -> list[Node]:

@@ -89,9 +89,13 @@ class Source:
     kind "lif"   the rule of `LIF` with `a[t] = c` at every `t`, and the threshold, dv and shift given here
     kind "sign"  `x[t, n, :] = m[n] * (c[n, :] >= 0)`, the same at every `t`; threshold and dv are unused
 
+    Behind these D features stand P more where the model has spike-coded positions:
+    `x[t, n, D + p] = m[n] * code[t, n, p]`.
+
     table     int8  [vocabulary, D]
-    position  int32 [n_max, D], or None where the model has no positions
+    position  int32 [n_max, D], or None where the model has no positions in its current
     threshold int, in units of the table
+    code      uint8 [T, n_max, P] of 0 and 1, or None
     """
 
     op: ClassVar[str] = "source"
@@ -103,6 +107,7 @@ class Source:
     dv: int = 0
     shift: int = SHIFT
     inputs: tuple[str, ...] = ()
+    code: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         _freeze_array(self, "table", 2, np.int8)
@@ -119,6 +124,14 @@ class Source:
             )
             reach += _largest(self.position)
         _require(reach <= ACCUMULATOR_MAX, self.name, f"|current| may reach {reach}, the limit is {ACCUMULATOR_MAX}")
+        if self.code is not None:
+            _freeze_array(self, "code", 3, np.uint8)
+            _require(int(self.code.max()) <= 1, self.name, f"code holds {int(self.code.max())}, spikes are 0 or 1")
+
+    @property
+    def code_features(self) -> int:
+        """P, 0 without a code."""
+        return 0 if self.code is None else int(self.code.shape[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -448,7 +461,7 @@ class Graph:
         width: dict[str, int] = {}
         for node in self.nodes:
             if isinstance(node, Source):
-                width[node.name] = node.table.shape[1]
+                width[node.name] = node.table.shape[1] + node.code_features
             elif isinstance(node, (Synapses, Readout)):
                 width[node.name] = node.weight.shape[0]
             elif isinstance(node, ValidLane):
@@ -550,6 +563,9 @@ def _check_node(graph: Graph, node: Node) -> None:
     if isinstance(node, Source) and node.position is not None:
         rows = node.position.shape[0]
         _require(rows == graph.n_max, node.name, f"position has {rows} rows, n_max is {graph.n_max}")
+    if isinstance(node, Source) and node.code is not None:
+        of, wanted = node.code.shape[:2], (graph.timesteps, graph.n_max)
+        _require(of == wanted, node.name, f"code is of {of} timesteps and tokens, the graph of {wanted}")
     if isinstance(node, LIF) and isinstance(node.threshold, np.ndarray):
         levels = node.threshold.shape[0]
         _require(levels == widths[0], node.name, f"{levels} thresholds for {widths[0]} features")

@@ -24,6 +24,7 @@ def _line(graph: Graph, node: Node) -> str:
     if isinstance(node, Source):
         words += [f"kind={node.kind}", f"threshold={node.threshold}", f"dv={node.dv}", _array("table", node.table)]
         words += [] if node.position is None else [_array("position", node.position)]
+        words += [] if node.code is None else [_array("code", node.code)]
     elif isinstance(node, (Synapses, Readout)):
         words += [f"weight_bits={node.weight_bits}"] if isinstance(node, Synapses) else [f"scale={node.scale!r}"]
         words += [_array("weight", node.weight), _array("bias", node.bias)]

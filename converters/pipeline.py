@@ -145,9 +145,11 @@ def export(
     command: str = "",
     passes: Sequence[str] = DEFAULT_PASSES,
     save_passes: Path | None = None,
+    timesteps: int | None = None,
 ) -> Export:
     """Write the bundle of a trained model.
 
+    timesteps   T, where it shall be another than the model was trained for; what training measured then counts no more
     passes      passes (`converters.passes`), `NAME` or `NAME:option=value,...`; `prove-ranges` is run in any case
     save_passes a folder for the graph before and after each pass, as text
 
@@ -163,6 +165,12 @@ def export(
     from converters.from_torch import load_integer_model
 
     model = load_integer_model(model_folder)
+    if timesteps not in (None, model.config.timesteps):
+        try:
+            model.set_timesteps(timesteps)
+        except ValueError as error:
+            raise UserError(f"--timesteps: {error}") from None
+        results = {"recipe": results["recipe"]} if "recipe" in results else {}
     config = model.config
     return export_module(
         model,

@@ -181,8 +181,20 @@ def _source(graph: Graph, node: Source) -> Range:
     if node.position is not None:
         low, high = low + node.position.min(axis=0), high + node.position.max(axis=0)
     if node.kind == "sign":
-        return Range((low >= 0).astype(np.int64), (high >= 0).astype(np.int64))
-    return _lif(Range(low, high), node.threshold, node.dv, node.shift, graph.timesteps)
+        spikes = Range((low >= 0).astype(np.int64), (high >= 0).astype(np.int64))
+    else:
+        spikes = _lif(Range(low, high), node.threshold, node.dv, node.shift, graph.timesteps)
+    return spikes if node.code is None else _with_code(spikes, node.code)
+
+
+def _with_code(spikes: Range, code: np.ndarray) -> Range:
+    """The range of a source whose last features are `code` [T, n_max, P]; no neuron fires those."""
+    low, high = (getattr(code, end)(axis=(0, 1)).astype(np.int64) for end in ("min", "max"))
+    membranes = (
+        None if values is None else np.concatenate([values, np.zeros_like(low)])
+        for values in (spikes.membrane_low, spikes.membrane_high)
+    )
+    return Range(np.concatenate([spikes.low, low]), np.concatenate([spikes.high, high]), *membranes)
 
 
 def _linear(weight: np.ndarray, bias: np.ndarray, x: Range) -> Range:

@@ -4,8 +4,8 @@ The layout is documented in docs/bundle.md and, for machines, in graph.schema.js
 strict: a field too many, too few or of the wrong type is refused; the numbers are then checked by `Graph`.
 
 Written is the oldest schema that can say it: 2, or 3 where a graph has one of the nodes that only passes make
-(`SINCE`), or 4 where an attention has a similarity other than "and", or a bias. Schema 1 is read too: there every
-weight takes a byte, however few bits it has.
+(`SINCE`), or 4 where an attention has a similarity other than "and" or a bias, or the source spike-coded positions.
+Schema 1 is read too: there every weight takes a byte, however few bits it has.
 """
 
 from __future__ import annotations
@@ -70,7 +70,14 @@ PLAIN_NODES: dict[str, Callable[[str, tuple[str, ...]], Node]] = {  # those that
 }
 COMMON: dict[str, type | tuple[type, ...]] = {"name": str, "op": str, "inputs": list, "features": int}
 TOP: dict[str, type | tuple[type, ...]] = {"schema": int, "T": int, "n_max": int, "nodes": list, "output": str}
-DTYPES = {"weight": np.int8, "bias": np.int32, "threshold": np.int32, "table": np.int8, "position": np.int32}
+DTYPES = {
+    "weight": np.int8,
+    "bias": np.int32,
+    "threshold": np.int32,
+    "table": np.int8,
+    "position": np.int32,
+    "code": np.uint8,
+}
 
 Arrays = dict[str, np.ndarray]
 
@@ -86,7 +93,7 @@ class PlainGraph:
     structure the JSON object of graph.json
     weights   "<node>.weight" int8, or uint8 where two weights share a byte (`converters.nibbles`); "<node>.bias" int32;
               of an attention that has one int32 [maps, n_max, n_max]; "<node>.threshold" int32 where a vector
-    encoder   "table" int8, "position" int32 where the source has one
+    encoder   "table" int8; "position" int32 and "code" uint8 where the source has one
     """
 
     structure: dict[str, Any]
@@ -112,14 +119,15 @@ def graph_to_plain(graph: Graph) -> PlainGraph:
         if isinstance(node, Synapses):
             weights[f"{node.name}.weight"] = stored_weight(node)
     encoder = {"table": graph.source.table}
-    if graph.source.position is not None:
-        encoder["position"] = graph.source.position
+    for field in ("position", "code"):
+        if (array := getattr(graph.source, field)) is not None:
+            encoder[field] = array
     return PlainGraph(structure, weights, encoder)
 
 
 def schema_of(graph: Graph) -> int:
     """The schema a graph is written in."""
-    more = any(isinstance(node, Attention) and node.needs_lane for node in graph)
+    more = graph.source.code is not None or any(isinstance(node, Attention) and node.needs_lane for node in graph)
     return max([PACKED_SINCE, MORE_FIELDS_SINCE if more else 1, *(SINCE.get(node.op, 1) for node in graph)])
 
 
@@ -239,9 +247,9 @@ def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder:
     op = entry["op"]
     if op == "source":
         table = take("table", encoder, "table")
-        position = take("position", encoder, "position") if "position" in encoder else None
+        position, code = (take(field, encoder, field) if field in encoder else None for field in ("position", "code"))
         neuron = (entry["threshold"], entry["dv"], entry["shift"])
-        return Source(name, table, position, entry["kind"], *neuron, inputs=inputs)
+        return Source(name, table, position, entry["kind"], *neuron, inputs=inputs, code=code)
     if op == "attention":
         bias = take("bias", weights, f"{name}.bias") if entry.get("bias_maps", 0) else None
         return Attention(name, inputs, entry["heads"], entry.get("similarity", "and"), bias)

@@ -53,6 +53,8 @@ def open_torch(graph: Graph, options: EngineOptions) -> TorchEngine:
     if options.model is None:
         raise UserError("the engine 'torch' runs the trained model: name its folder with --model")
     model = load_integer_model(options.model)
+    if graph.timesteps <= model.config.timesteps or model.encoder.code is None:  # else the shapes differ, as told below
+        model.set_timesteps(graph.timesteps)  # of an export with --timesteps
     own = graph_from_model(model)
     if _shape(own) != _shape(graph):
         raise UserError(

@@ -34,6 +34,7 @@ EXTRAS = {
     "datasets": "hub",
     "lava": "lava",
     "nir": "nir",
+    "sanafe": "sanafe",
     "pyarrow": "parquet",
     "dask": "dask",
     "distributed": "dask",

@@ -40,7 +40,9 @@ class SpikeBertConfig(PretrainedConfig):
     decay                    dv of every LIF, 0 .. 4095: a membrane keeps (4096 - dv) / 4096 of itself each step
     encoder                  "lif": a neuron turns (token + position) current into spikes over T steps;
                              "sign": constant spikes where the current is >= 0 (the paper's)
-    positions                learned positions at the encoder
+    positions                learned positions in the encoder's current
+    position_spikes          P, features of spike-coded positions (CPG-PE, `position_code.py`) beside the encoder's, and
+                             a layer that mixes both into D; 0 for neither
     attention_threshold      accumulator units: matches `(q k^T) v` must exceed for a spike; None: as
                              `attention_threshold_for` has it, 16 for "and" without positions
     attention_similarity     "and": features match that are 1 in query and key; "xnor": also those that are 0 in both
@@ -68,6 +70,7 @@ class SpikeBertConfig(PretrainedConfig):
         decay: int = 2048,
         encoder: str = "lif",
         positions: bool = True,
+        position_spikes: int = 0,
         attention_threshold: int | None = None,
         surrogate: str = "atan",
         surrogate_alpha: float = 2.0,
@@ -87,6 +90,7 @@ class SpikeBertConfig(PretrainedConfig):
         self.decay = decay
         self.encoder = encoder
         self.positions = positions
+        self.position_spikes = position_spikes
         self.attention_similarity = attention_similarity
         self.attention_position = attention_position
         if attention_threshold is None:
@@ -121,6 +125,7 @@ class SpikeBertConfig(PretrainedConfig):
             "intermediate_size": (1, None),
             "max_position_embeddings": (2, None),
             "timesteps": (1, None),
+            "position_spikes": (0, None),
             "decay": (0, 4095),
             "attention_threshold": (0, 65535),
             "weight_bits": (2, 8),

@@ -35,6 +35,7 @@ from spikebert.exact_product import capabilities, exact_matmul, exact_product
 from spikebert.integer_linear import integer_linear
 from spikebert.neurons import LoihiLIF
 from spikebert.packing import LengthGroup, Packing, linear_in_buckets
+from spikebert.position_code import position_code
 from spikebert.positions import PositionBias
 from spikebert.rounding import round_bias, round_straight_through, round_weight
 from spikebert.spikes import SpikeOperationError, Spikes, add, check_spikes
@@ -94,9 +95,11 @@ class Encoder(SpikingLayer):
     kind        "lif": a neuron turns the current into spikes over T steps;
                 "sign": constant spikes where the current is >= 0 (SpikeBERT's)
     positions   whether learned positions are added; they count real tokens
+    code        P, features of spike-coded positions behind the D of the token (`position_code.py`); 0 for none
     """
 
     threshold: Tensor
+    code: Tensor | None
 
     def __init__(
         self,
@@ -107,11 +110,13 @@ class Encoder(SpikingLayer):
         neuron: Neuron = DEFAULT_NEURON,
         kind: str = "lif",
         positions: bool = True,
+        code: int = 0,
     ) -> None:
         super().__init__()
         require(kind in ENCODERS, f"kind is '{kind}', it must be one of {ENCODERS}")
         for name, value in (("vocabulary", vocabulary), ("features", features), ("n_max", n_max), ("T", timesteps)):
             require(value >= 1, f"{name} is {value}, it must be 1 or more")
+        require(code >= 0, f"code is {code}, it must be 0 or more features")
         self.n_max, self.timesteps, self.kind = n_max, timesteps, kind
         self.token = nn.Embedding(vocabulary, features)
         self.position = nn.Embedding(n_max, features) if positions else None
@@ -121,6 +126,21 @@ class Encoder(SpikingLayer):
                     table.weight.mul_(0.5)
         self.lif = neuron.make()
         self.register_buffer("threshold", torch.tensor(1.0))  # integer mode: in units of the table
+        # kept with the weights: another machine's sine may differ in its last bit
+        spikes = torch.from_numpy(position_code(timesteps, n_max, code)) if code else None  # [T, n_max, P]
+        self.register_buffer("code", spikes)
+
+    def set_timesteps(self, timesteps: int) -> None:
+        """Run for so many timesteps from now on. Raises ValueError below 1, and beyond those of a code."""
+        require(timesteps >= 1, f"timesteps is {timesteps}, it must be 1 or more")
+        if self.code is not None:
+            known = len(self.code)
+            require(
+                timesteps <= known,
+                f"timesteps is {timesteps}, the spike-coded positions are those of {known} timesteps",
+            )
+            self.code = self.code[:timesteps].clone()
+        self.timesteps = timesteps
 
     def round_token(self, token: Tensor) -> Tensor:
         """Integer mode: rows of the table in its units, int8 held in floats; gradients pass."""
@@ -166,7 +186,9 @@ class Encoder(SpikingLayer):
             spikes = step.expand(self.timesteps, -1, -1)
         else:
             spikes = self.lif(current.expand(self.timesteps, -1, -1), self.threshold)
-        return Spikes(spikes, packing, maker=self)  # [T, R, D]
+        if self.code is not None:
+            spikes = torch.cat([spikes, self.code[:, packing.places].to(spikes.dtype)], -1)
+        return Spikes(spikes, packing, maker=self)  # [T, R, D], or D + P with a code
 
 
 class SpikingLinear(SpikingLayer):

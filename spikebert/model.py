@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from spikebert.config import SpikeBertConfig
 from spikebert.gradient_checkpointing import checkpointed
-from spikebert.layers import Block, Encoder, Neuron, Readout, SpikingLayer
+from spikebert.layers import Block, Encoder, Neuron, Readout, SpikingLayer, SpikingLinear
 from spikebert.positions import PositionBias
 from spikebert.recording import Step, packed_values, qualified_names, steps_to
 from spikebert.spikes import Spikes
@@ -30,7 +30,8 @@ class SpikeBertOutput(ModelOutput):
     loss            cross entropy, if labels were given
     logits          float [B, classes], the mean over timesteps and real tokens
     integer_logits  int64 [B, classes], integer mode only: the sums a chip's host makes
-    hidden_states   encoder and every block: mean over T of its spikes, float [B, N, D], padding 0
+    hidden_states   encoder (mixed with its spike-coded positions, if it has some) and every block: mean over T of its
+                    spikes, float [B, N, D], padding 0
     firing_rates    node name -> spikes / (T * real tokens * features); of an Add its mean value
     trace           node name -> value [T, B, N, D] of the nodes asked for, padding 0; names as in the graph
     """
@@ -58,8 +59,10 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
         self.encoder = Encoder(
             config.vocab_size, width, config.max_position_embeddings, config.timesteps, neuron, config.encoder,
-            config.positions,
+            config.positions, config.position_spikes,
         )  # fmt: skip
+        coded = width + config.position_spikes
+        self.mix = SpikingLinear(coded, width, neuron) if config.position_spikes else None
         self.blocks = nn.ModuleList(
             Block(
                 width, inner, heads, config.attention_threshold, neuron, config.attention_similarity,
@@ -73,6 +76,15 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
                 if isinstance(layer, SpikingLayer):
                     layer.use_integers(config.weight_bits)
         self.post_init()
+
+    def set_timesteps(self, timesteps: int) -> None:
+        """Run for another number of timesteps than it was trained for. Raises ValueError as `Encoder.set_timesteps`.
+
+        What happens at a timestep does not depend on how many follow: the values of the first ones stay as they are,
+        and the logits are means over more or fewer.
+        """
+        self.encoder.set_timesteps(timesteps)
+        self.config.timesteps = timesteps
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.encoder.token
@@ -112,6 +124,8 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         """
         records = output_firing_rates or bool(output_trace)
         x = self.encoder(input_ids, attention_mask)
+        if self.mix is not None:
+            x = self._run(self.mix, x, records)
         states = [x]
         for block in self.blocks:
             x = self._run(block, x, records)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BUCKET = 512  # rows
+BUCKETS = 16  # between a number of rows and its double
 GROUPS = 4  # of a batch, at most
 GROUP_TEXTS = 8  # in a group, at least
 
@@ -120,19 +120,47 @@ def linear_in_buckets(linear: nn.Linear, x: Tensor) -> Tensor:
 
     The number of real tokens differs from batch to batch, and oneDNN compiles and keeps a kernel for each
     number of rows it meets in bf16: hours of training would fill the memory with them. So rows are rounded
-    up to a multiple of `BUCKET` there. Rows do not mix in a linear layer: the result is the same.
+    up there (`bucket`). Rows do not mix in a linear layer: the result is the same.
     """
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return linear(x).to(x.dtype)
-    rows = x.shape[0]
-    padded = F.pad(x.to(torch.get_autocast_dtype("cpu")), (0, 0, 0, -rows % BUCKET))
-    return linear(padded)[:rows].to(x.dtype)
+    return _LinearInBuckets.apply(x, linear.weight, linear.bias, torch.get_autocast_dtype("cpu"))
+
+
+class _LinearInBuckets(torch.autograd.Function):
+    """x [rows, in], weight [out, in], bias [out] or None -> [rows, out] as x has it, multiplied in another type."""
+
+    # Autograd would do the same, but change type and pad, cut and change back, in passes of their own each.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        padded, weight = rows_in_bucket(x, dtype), weight.to(dtype)
+        ctx.save_for_backward(padded, weight)
+        product = F.linear(padded, weight, None if bias is None else bias.to(dtype))
+        return product[: len(x)].to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias, _ = ctx.needs_input_grad
+        padded = rows_in_bucket(grad, weight.dtype)
+        return (
+            (padded @ weight)[: len(grad)].to(grad.dtype) if for_x else None,
+            (padded.t() @ x).to(grad.dtype) if for_weight else None,
+            grad.sum(0) if for_bias else None,
+            None,
+        )
+
+
+def bucket(rows: int) -> int:
+    """The next number of rows that is worth a kernel of its own: a multiple of 16, less than 16 or 1/16 more."""
+    step = 1 << max(4, rows.bit_length() - BUCKETS.bit_length())
+    return rows + -rows % step
 
 
 def rows_in_bucket(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x [rows, D] as another type, with rows of zeros up to the next multiple of `BUCKET`. It has no gradient."""
+    """x [rows, D] as another type, with rows of zeros up to their `bucket`. It has no gradient."""
     rows, features = x.shape
-    padded = torch.empty(rows + -rows % BUCKET, features, dtype=dtype, device=x.device)
+    padded = torch.empty(bucket(rows), features, dtype=dtype, device=x.device)
     padded[:rows] = x
     padded[rows:] = 0
     return padded

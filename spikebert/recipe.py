@@ -52,6 +52,7 @@ class Student:
     decay: int = 2048
     encoder: str = "lif"
     positions: bool = True
+    position_spikes: int = 0
     attention_threshold: int | None = None
     """matches that a neuron behind an attention must exceed; null: 16, with similarity xnor 6 times the features of a
     head, and a little more with positions log or gray"""

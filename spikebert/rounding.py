@@ -45,7 +45,9 @@ def largest_weight(bits: int) -> int:
 
 def row_reach(weight: Tensor) -> Tensor:
     """max(sum of positive w, sum of negative w) of each row, [out, in] -> [out]: the reach of spikes of 1."""
-    return torch.maximum(weight.clamp(min=0).sum(1), (-weight).clamp(min=0).sum(1))
+    # with p the positive and n the negative sum, magnitude = p + n and total = p - n
+    magnitude, total = torch.linalg.vector_norm(weight, ord=1, dim=1), weight.sum(1)
+    return (magnitude + total.abs()) / 2
 
 
 def round_bias(bias: Tensor, units: Tensor) -> Tensor:
@@ -60,11 +62,27 @@ def round_weight(weight: Tensor, units: Tensor, bits: int, input_max: int, bias:
     never right after `quantise`, which chooses `units` so) is shrunk toward zero until it fits, as
     accumulator-aware quantisation does (A2Q, Colbert et al. 2023, arXiv 2308.13504).
     """
-    scaled = weight * units
-    limit = largest_weight(bits)
-    with torch.no_grad():
-        rounded = scaled.round().clamp(-limit, limit)
-        room = (ACCUMULATOR_MAX - bias.detach().abs()) / input_max
-        factor = (room / row_reach(rounded).clamp(min=1)).clamp(max=1)
-        exact = torch.where((factor < 1)[:, None], (rounded * factor[:, None]).trunc(), rounded)
-    return straight_through(exact, scaled.clamp(-limit, limit))
+    return _RoundedWeight.apply(weight, units, largest_weight(bits), input_max, bias.detach())
+
+
+class _RoundedWeight(torch.autograd.Function):
+    """`round_weight`. Its gradient is that of `clamp(weight * units, -limit, limit)`."""
+
+    # Each pass over the weights costs as much as some tokens do, so there are few of them.
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, units: Tensor, limit: int, input_max: int, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, units)
+        ctx.limit = limit
+        rounded = (weight * units).round_().clamp_(-limit, limit)
+        room = (ACCUMULATOR_MAX - bias.abs()) / input_max
+        factor = (room / row_reach(rounded).clamp_(min=1)).clamp_(max=1)
+        beyond = factor < 1
+        if rounded.is_cuda or bool(beyond.any()):  # asking a GPU would hold it up
+            return torch.where(beyond[:, None], (rounded * factor[:, None]).trunc_(), rounded)
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        weight, units = ctx.saved_tensors
+        within = (weight * units).abs_() <= ctx.limit
+        return within.mul(grad).mul_(units), None, None, None, None

@@ -431,6 +431,7 @@ class Training:
                 decay=options.decay,
                 encoder=options.encoder,
                 positions=options.positions,
+                position_spikes=options.position_spikes,
                 attention_threshold=options.attention_threshold,
                 attention_similarity=options.attention_similarity,
                 attention_position=options.attention_position,

@@ -27,11 +27,11 @@ def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarr
     encoder = load_file(folder / "encoder.safetensors")
     membranes: dict[str, np.ndarray] = {}
     steps: list[dict[str, np.ndarray]] = []
-    for _ in range(graph["T"]):
+    for t in range(graph["T"]):
         now: dict[str, np.ndarray] = {}
         for node in graph["nodes"]:
             inputs = [now[name] for name in node["inputs"]]
-            now[node["name"]] = one_step(node, inputs, mask, ids, weights, encoder, membranes, graph["n_max"])
+            now[node["name"]] = one_step(node, inputs, mask, ids, weights, encoder, membranes, graph["n_max"], t)
         steps.append(now)
     logits = sum(now[graph["output"]].sum(axis=1) for now in steps)
     return logits, {node["name"]: np.stack([now[node["name"]] for now in steps]) for node in graph["nodes"]}
@@ -71,8 +71,8 @@ def two_to_a_byte(packed: np.ndarray, inputs: int) -> np.ndarray:
     return weight
 
 
-def one_step(node, inputs, mask, ids, weights, encoder, membranes, n_max) -> np.ndarray:
-    """The value [B, N, D] of one node at one timestep."""
+def one_step(node, inputs, mask, ids, weights, encoder, membranes, n_max, t) -> np.ndarray:
+    """The value [B, N, D] of one node at timestep t."""
     name, op = node["name"], node["op"]
     valid = mask[:, :, None]
     if op == "source":
@@ -80,8 +80,13 @@ def one_step(node, inputs, mask, ids, weights, encoder, membranes, n_max) -> np.
         if "position" in encoder:
             current = current + encoder["position"].astype(np.int64)[None, : ids.shape[1]]
         if node["kind"] == "sign":
-            return valid * np.where(current >= 0, 1, 0)
-        return neuron(name, valid * current, node["threshold"], node, membranes)
+            spikes = valid * np.where(current >= 0, 1, 0)
+        else:
+            spikes = neuron(name, valid * current, node["threshold"], node, membranes)
+        if "code" not in encoder:
+            return spikes
+        code = encoder["code"].astype(np.int64)[t, : ids.shape[1]]  # [N, P]
+        return np.concatenate([spikes, valid * code], axis=2)
     if op == "lif":
         threshold = node["threshold"]
         if threshold is None:

@@ -58,16 +58,18 @@ def random_graph(
     vocabulary: int = 40,
     firing: float = 0.3,
     attention: str = "plain",
+    code_features: int = 0,
 ) -> Graph:
     """A random spiking transformer.
 
-    dv       of every LIF, or the values each LIF draws from
-    bias_max biases are drawn from -bias_max .. bias_max
-    firing   about the share of neurons whose first current is above their threshold
-    attention which kinds are drawn: one of ATTENTIONS
+    dv            of every LIF, or the values each LIF draws from
+    bias_max      biases are drawn from -bias_max .. bias_max
+    firing        about the share of neurons whose first current is above their threshold
+    attention     which kinds are drawn: one of ATTENTIONS
+    code_features P of spike-coded positions
     """
     builder = _Builder(rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention)
-    x = builder.source(hidden, source_kind)
+    x = builder.source(hidden, source_kind, code_features)
     for index in range(blocks):
         name = f"block{index}"
         q, k, v = (builder.layer(f"{name}.{part}", x, hidden) for part in "qkv")
@@ -240,10 +242,17 @@ class _Builder:
         self.nodes: list[Node] = []
         self.values: dict[str, np.ndarray] = {}
 
-    def source(self, hidden: int, kind: str) -> str:
+    def source(self, hidden: int, kind: str, code_features: int = 0) -> str:
+        """The source; with spike-coded positions a layer behind it, which brings it back to `hidden` features."""
         table = self.rng.integers(-60, 60, (self.vocabulary, hidden))
         position = self.rng.integers(-30, 30, (self.n_max, hidden))
-        return self._append(Source("source", table, position, kind, threshold=20, dv=int(self.rng.choice(self.decays))))
+        dv = int(self.rng.choice(self.decays))
+        if not code_features:
+            return self._append(Source("source", table, position, kind, threshold=20, dv=dv))
+        code = self.rng.integers(0, 2, (self.timesteps, self.n_max, code_features))
+        return self.layer(
+            "mix", self._append(Source("source", table, position, kind, threshold=20, dv=dv, code=code)), hidden
+        )
 
     def layer(self, name: str, producer: str, width: int) -> str:
         """Synapses and their LIF; the name of the LIF."""

@@ -52,6 +52,7 @@ OPTIONS: dict[str, tuple] = {
     "decay": (0, 410, 2048, 4095),
     "encoder": ("lif", "sign"),
     "positions": (False, True),
+    "position_spikes": (0, 0, 0, 3),
     "attention_threshold": (0, 1, 4, 16),
     "surrogate": ("atan", "sigmoid"),
     "seed": tuple(range(1000)),
@@ -74,6 +75,7 @@ class Shape:
     decay: int
     encoder: str
     positions: bool
+    position_spikes: int
     attention_threshold: int
     surrogate: str
     seed: int
@@ -162,6 +164,7 @@ def make_spikebert(shape: Shape) -> SpikeBertForSequenceClassification:
             decay=shape.decay,
             encoder=shape.encoder,
             positions=shape.positions,
+            position_spikes=shape.position_spikes,
             attention_threshold=shape.threshold,
             attention_similarity=shape.similarity,
             attention_position=shape.position,
@@ -179,11 +182,21 @@ class OwnModel(nn.Module):
         neuron = Neuron(shape.decay, shape.surrogate)
         other = Neuron(int(rng.choice(OPTIONS["decay"])))  # not all layers alike
         self.encoder = Encoder(
-            VOCABULARY, shape.width, shape.n_max, shape.timesteps, neuron, shape.encoder, shape.positions
+            VOCABULARY,
+            shape.width,
+            shape.n_max,
+            shape.timesteps,
+            neuron,
+            shape.encoder,
+            shape.positions,
+            shape.position_spikes,
         )
         self.layers = nn.ModuleDict()
         self.plan: list[tuple[str, list[int]]] = []  # layer ("" for a plain +) and the places of its inputs
-        widths, neurons = [shape.width], [False]  # of every value so far; whether it comes from a LIF
+        widths, neurons = (
+            [shape.width + shape.position_spikes],
+            [False],
+        )  # of every value so far; whether it comes from a LIF
 
         def step(name: str, layer: nn.Module | None, inputs: list[int], width: int, fires: bool) -> None:
             if layer is not None:

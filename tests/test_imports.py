@@ -44,6 +44,14 @@ RULES: dict[str, set[str]] = {
     "targets": {"targets", *CONTRACT, "converters.passes", "converters.schedule", "lava"},
     "targets.nir": {"targets.nir", "targets.legality", "converters.graph", "converters.ranges"},
     "targets.loihi2.mapping.command": {"targets.loihi2.mapping", "converters.bundle", "sim.find_bundle"},
+    "targets.sanafe.command": {
+        *("targets.sanafe", "converters.bundle", "converters.execution", "converters.graph"),
+        *("sim.activity", "sim.energy", "sim.find_bundle", "sim.reference", "sim.rows"),
+    },
+    "targets.sanafe.report": {
+        *("targets.sanafe", "targets.loihi2.mapping", "converters.execution", "converters.graph"),
+        *("sim.energy", "sim.report"),
+    },
     "targets.legality": {"converters.graph"},  # the words in which any target refuses a graph
     "sim": {"sim", *CONTRACT, "converters.bundle", "converters.ranges", "converters.schedule", "recipes"},
     "sim.page": {"sim", *CONTRACT, "converters.bundle", "converters.report"},

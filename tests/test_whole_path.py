@@ -14,6 +14,7 @@ from converters.bundle import BundleError, read_bundle
 from converters.export_command import main as export_main
 from converters.graph import Attention
 from converters.pipeline import accuracies, training_results
+from sim.reference import ReferenceEngine
 from sim.run_command import main as run_main
 from spikebert.train_command import main as train_main
 
@@ -244,3 +245,34 @@ def test_export_notices_a_graph_that_is_not_the_model(trained: Path, tmp_path: P
     assert export_main(["--model", str(trained / "run"), "--out", str(tmp_path / "bundle")]) == 1
     assert "the graph is not the network of the torch model" in capfd.readouterr().err
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 8])
+def test_a_model_runs_for_another_number_of_timesteps(
+    trained: Path, exported: Path, tmp_path: Path, capfd, timesteps: int
+) -> None:
+    """Every engine gives what the first timesteps gave before, and is the reference's."""
+    out, model = tmp_path / "bundle", str(trained / "run")
+    assert export_main(["--model", model, "--out", str(out), "--target", "lava", f"--timesteps={timesteps}"]) == 0
+    bundle, before = read_bundle(out), read_bundle(exported)
+    assert bundle.graph.timesteps == timesteps and before.graph.timesteps == 4
+    assert bundle.config["model"]["timesteps"] == timesteps and not bundle.config["accuracies"]
+    batch = bundle.batch([bundle.tokenise(text) for text in ("good", "a bad , sad film")])
+    names = [node.name for node in bundle.graph]
+    now, then = (ReferenceEngine(each.graph).run(batch, names).values for each in (bundle, before))
+    both = min(timesteps, 4)
+    for name in names:
+        assert np.array_equal(now[name][:both], then[name][:both])
+    capfd.readouterr()
+    for engine in ("fast", "lava-inline", "torch"):
+        arguments = ["--text", "a bad , sad film", "--engine", engine, "--verify", "--json"]
+        assert run_main([str(out), *arguments, *(["--model", model] if engine == "torch" else [])]) == 0
+        report = json.loads(capfd.readouterr().out)
+        assert report["verify"]["mismatches"] == 0 and report["activity"]["timesteps"] == timesteps
+
+
+@pytest.mark.parametrize("timesteps", ["0", "-1"])
+def test_no_timesteps_are_refused(trained: Path, tmp_path: Path, capfd, timesteps: str) -> None:
+    arguments = ["--model", str(trained / "run"), "--out", str(tmp_path / "bundle"), "--timesteps", timesteps]
+    assert export_main(arguments) == 2
+    assert f"--timesteps: timesteps is {timesteps}, it must be 1 or more" in capfd.readouterr().err

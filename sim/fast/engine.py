@@ -254,8 +254,8 @@ class _Worker:
     def _encode(self, number: int, step: EncodeStep, share: Share) -> Iterator[Call]:
         planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
         yield partial(
-            kernels.encode, share.ids, share.places, step.table, step.position, step.node.kind == "sign", neurons.free,
-            neurons.level, neurons.keep, planes[0], fired, self.counters.cuts[number],
+            kernels.encode, share.ids, share.places, step.table, step.position, step.code, step.node.kind == "sign",
+            neurons.free, neurons.level, neurons.keep, planes[0], fired, self.counters.cuts[number],
         )  # fmt: skip
         share.spikes[step.node.name] = Spikes(planes, fired, fired)
 

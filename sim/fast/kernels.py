@@ -36,6 +36,7 @@ TOGETHER = np.array([0b1111, 0b0111, 0b1011, 0b1101, 0b1110, 0b0101, 0b1010, 0b0
 # A list of its own takes as long as this many rows (a loop's end is guessed wrong, cells are written): worth it for
 # the steps above where it saves more.
 LIST_COST = np.array([0, 0, 14, 18, 21])  # by the number of its timesteps
+FEWEST_SHARED = min(int(cost) // (several - 1) + 1 for several, cost in enumerate(LIST_COST) if several > 1)
 PLANE_COST = 40  # the same for a plane of few spikes
 
 
@@ -118,6 +119,12 @@ def _list_word(word: int, first: int, index: np.ndarray, at: int) -> int:
 @compiled(nogil=True)
 def _choose(bits: np.ndarray, chosen: np.ndarray) -> int:
     """For which of TOGETHER a list pays, given the spikes of four timesteps uint64 [4, W]; how many were chosen."""
+    again = 0  # inputs that spiked more than once: without enough of them no list pays
+    for w in range(bits.shape[1]):
+        a, b, c, d = bits[0, w], bits[1, w], bits[2, w], bits[3, w]
+        again += popcount((a & b) | (c & d) | ((a | b) & (c | d)))
+    if again < FEWEST_SHARED:
+        return 0
     inputs = np.zeros(16, np.int64)  # for each set of timesteps, how many spiked at all of these ...
     for w in range(bits.shape[1]):
         a, b, c, d = bits[0, w], bits[1, w], bits[2, w], bits[3, w]
@@ -295,13 +302,14 @@ def _copy_cell(cells: np.ndarray, at: int, wide: bool, out: np.ndarray, to: int)
 
 @compiled(nogil=True)
 def encode(
-    ids: np.ndarray, places: np.ndarray, table: np.ndarray, position: np.ndarray, sign: bool, free: bool,
-    level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
+    ids: np.ndarray, places: np.ndarray, table: np.ndarray, position: np.ndarray, code: np.ndarray, sign: bool,
+    free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
 ) -> None:  # fmt: skip
-    """The source: a constant current for each token, then a LIF, or `>= 0` where `sign`.
+    """The source: a constant current for each token, then a LIF, or `>= 0` where `sign`; and the code of its place.
 
     ids, places int64 [R]: token ids, and where in its sample a token stands
     table int8 [vocabulary, D]; position int32 [n_max, D], of no rows where there is none
+    code uint64 [n_max, T, W], at the bits that follow those of D; of no rows where there is none
     level [W * 64]; spikes uint64 [R, T, W]; fired int64 [W * 64], set; cuts int64 [W], set
     """
     cuts[:] = 0
@@ -327,6 +335,11 @@ def encode(
             for j in range(min(BLOCK, width - w * BLOCK)):
                 word |= np.uint64(current[w * BLOCK + j] >= 0) << np.uint64(j)
             spikes[r, :, w] = word
+        if code.shape[0] > 0:
+            own = code[places[r]]
+            for t in range(steps):
+                for w in range(words):
+                    spikes[r, t, w] |= own[t, w]
     count_bits(spikes.reshape(tokens * steps, words), fired)
 
 
@@ -566,11 +579,12 @@ def count_bits(rows: np.ndarray, counts: np.ndarray) -> None:
                 carry &= before
                 place += 1
     for w in range(words):
-        for j in range(BLOCK):
-            total = np.int64(0)
-            for place in range(digits):
-                total |= np.int64((counter[place, w] >> np.uint64(j)) & np.uint64(1)) << place
-            counts[w * BLOCK + j] = total
+        own = counts[w * BLOCK : (w + 1) * BLOCK]
+        own[:] = 0
+        for place in range(digits):
+            digit = counter[place, w]
+            for j in range(BLOCK):  # the inner loop, so that it becomes vector code
+                own[j] += np.int64((digit >> np.uint64(j)) & np.uint64(1)) << place
 
 
 @compiled(nogil=True)

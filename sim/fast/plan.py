@@ -80,6 +80,7 @@ class EncodeStep:
     neurons: Neurons
     table: np.ndarray
     position: np.ndarray
+    code: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +228,7 @@ def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
         position = np.zeros((0, width), np.int32) if node.position is None else node.position
         reach = int(np.abs(node.table.astype(np.int64)).max()) + int(np.abs(position.astype(np.int64)).max(initial=0))
         neurons = Neurons.of([node], [width], reach, graph.timesteps)
-        return EncodeStep(node, neurons, node.table, position)
+        return EncodeStep(node, neurons, node.table, position, _code_words(graph, node))
     if isinstance(node, Synapses):
         return _synapses(graph, node, readers)
     if isinstance(node, Attention):
@@ -286,6 +287,17 @@ def _places(widths: Sequence[int]) -> np.ndarray:
         rows += [(before, blocks_of(width), place) for place in range(blocks_of(width))]
         before += blocks_of(width)
     return np.array(rows, np.int64)
+
+
+def _code_words(graph: Graph, node: Source) -> np.ndarray:
+    """Spike-coded positions as the source's spikes are held: uint64 [n_max, T, W]; of no rows where there are none."""
+    blocks = blocks_of(graph.features[node.name])
+    if node.code is None:
+        return np.zeros((0, graph.timesteps, blocks), np.uint64)
+    bits = np.zeros((graph.n_max, graph.timesteps, blocks * BLOCK), np.uint8)
+    width = node.table.shape[1]
+    bits[..., width : width + node.code_features] = node.code.swapaxes(0, 1)
+    return np.packbits(bits, axis=-1, bitorder="little").view("<u8").astype(np.uint64)
 
 
 def _only_lif(node: Node, readers: dict[str, list[Node]]) -> LIF | None:

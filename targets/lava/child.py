@@ -11,6 +11,7 @@ import _multiprocessing
 import json
 import multiprocessing.synchronize
 import os
+import pickle
 import resource
 import threading
 import time
@@ -18,7 +19,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from targets.lava.channel_memory import ChannelMemory
 from targets.lava.grouping import Group
@@ -35,7 +36,7 @@ REPORT_SECONDS = 1.0  # in which an actor's own report comes, where Lava noticed
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What the owner wants to have run; travels over the private socket between the two.
+    """What the owner wants to have run; waits in a file in memory until the runtime reads it.
 
     feed_fd, record_fd descriptors of the `StepFile`s, inherited
     groups             the processes of the plan that run as one
@@ -77,8 +78,8 @@ class _Owner:
         self._control, self._writing = control, threading.Lock()
         self.close = control.close
 
-    def receive(self) -> Any:
-        """What the owner wants next. Ends this process where there is no owner any more."""
+    def receive(self) -> int:
+        """How many steps the owner wants next. Ends this process where there is no owner any more."""
         try:
             return self._control.recv()
         except (EOFError, ConnectionError):
@@ -97,12 +98,14 @@ class _Owner:
                 os._exit(1)
 
 
-def main(control_fd: int) -> NoReturn:
-    """Serve one owner until it lets go. Ends the process."""
+def main(control_fd: int, job_fd: int) -> NoReturn:
+    """Do the job written in a file, for one owner until it lets go. Ends the process."""
     owner = _Owner(Connection(control_fd))
     program = None
     try:
-        job = owner.receive()
+        with os.fdopen(job_fd, "rb") as job_file:
+            job_file.seek(0)  # the owner, who wrote it, left off at its end
+            job: Job = pickle.load(job_file)
         _prepare(job, owner)
         program = _RuntimeProgram(job, owner)
         program.start()

@@ -26,7 +26,7 @@ PR_SET_CHILD_SUBREAPER = 36
 KILLED = 128  # exit code of the keeper: this and the signal that killed the runtime, as shells have it
 
 
-def main(control_fd: int, owner_pid: int) -> NoReturn:
+def main(control_fd: int, job_fd: int, owner_pid: int) -> NoReturn:
     """Start the runtime, wait for its end or the owner's, end everything else, and exit as the runtime did."""
     for number in (signal.SIGINT, signal.SIGCHLD):  # whatever the owner does with them
         signal.signal(number, signal.SIG_DFL)
@@ -39,7 +39,8 @@ def main(control_fd: int, owner_pid: int) -> NoReturn:
         print(f"no process could be started for the runtime: {error}", flush=True)
         os._exit(1)
     if runtime == 0:
-        _become_runtime(control_fd, keeper_pid)
+        _become_runtime(control_fd, job_fd, keeper_pid)
+    os.close(job_fd)  # the runtime reads it
     code = _wait(runtime, control_fd, owner_pid)
     if code is None:
         os.kill(runtime, signal.SIGKILL)  # and the kernel kills its actors
@@ -47,12 +48,12 @@ def main(control_fd: int, owner_pid: int) -> NoReturn:
     os._exit(code or 0)
 
 
-def _become_runtime(control_fd: int, keeper_pid: int) -> NoReturn:
+def _become_runtime(control_fd: int, job_fd: int, keeper_pid: int) -> NoReturn:
     die_with(keeper_pid)
     try:
         from targets.lava.child import main as run  # Lava and numpy only here
 
-        run(control_fd)
+        run(control_fd, job_fd)
     except BaseException:  # else the fork would go on as a second keeper
         traceback.print_exc()
         sys.stderr.flush()

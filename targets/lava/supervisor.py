@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import struct
@@ -70,16 +71,14 @@ class SupervisedProgram:
         self._feed, self._step_seconds = feed, step_seconds
         with contextlib.ExitStack() as undo:
             with shortages_explained(), interrupts_held():
-                self._keeper, self._control, self._log_fd = _start_keeper(
-                    (feed.fd, records.fd), take_seconds=start_seconds
-                )
+                job = Job(plan, groups, layout, feed.fd, records.fd, models, file_descriptors)
+                self._keeper, self._control, self._log_fd = _start_keeper(job)
                 # also runs when this object is collected and at the end of the interpreter
                 self._finalizer = weakref.finalize(
                     self, _shut_down, os.getpid(), self._keeper, self._control, self._log_fd
                 )
                 undo.callback(self.close)
-            job = Job(plan, groups, layout, feed.fd, records.fd, models, file_descriptors)
-            self._call(job, Ready, start_seconds)
+            self._answer(Ready, start_seconds)
             undo.pop_all()
 
     @property
@@ -89,19 +88,19 @@ class SupervisedProgram:
 
     def run(self, steps: int) -> None:
         """Advance the network by `steps`."""
-        self._call(steps, Done, self._step_seconds)
+        self._answer(Done, self._step_seconds, steps)
 
     def close(self) -> None:
         """End the runtime and everything it made. May be called twice."""
         with interrupts_held():
             self._finalizer()
 
-    def _call(self, message: object, expected: type, seconds: float) -> None:
-        """Send, and wait for the answer; close on anything else, a KeyboardInterrupt too."""
+    def _answer(self, expected: type, seconds: float, steps: int | None = None) -> None:
+        """Ask for `steps`, if any, and wait for the answer; close on anything else, a KeyboardInterrupt too."""
         if not self._finalizer.alive:
             raise LavaRuntimeError("the Lava runtime was closed")
         try:
-            answer = self._exchange(message, expected, seconds)
+            answer = self._exchange(steps, expected, seconds)
             if isinstance(answer, Failed):
                 raise LavaRuntimeError(f"Lava: '{answer.process}' failed: {answer.cause}")
             if not isinstance(answer, expected):
@@ -110,10 +109,11 @@ class SupervisedProgram:
             self.close()
             raise
 
-    def _exchange(self, message: object, expected: type, seconds: float) -> object:
+    def _exchange(self, steps: int | None, expected: type, seconds: float) -> object:
         try:
-            with contextlib.suppress(ConnectionError):  # the other end is closed; its last words may be there to read
-                self._control.send(message)
+            if steps is not None:
+                with contextlib.suppress(ConnectionError):  # the other end is closed; its last words may be there
+                    self._control.send(steps)  # never waits: so small, and answered before the next
             if not self._wait_for_answer(seconds):
                 what = "start" if expected is Ready else f"get beyond time_step {self._feed.reached}"
                 raise LavaTimeoutError(
@@ -157,22 +157,23 @@ class SupervisedProgram:
         return f" It last printed:\n{text}" if text else ""
 
 
-def _start_keeper(inherited: tuple[int, int], take_seconds: float) -> tuple[subprocess.Popen, Connection, int]:
+def _start_keeper(job: Job) -> tuple[subprocess.Popen, Connection, int]:
     """The keeper, our end of the socket to what it keeps, and the descriptor of what all of them print.
 
-    inherited    descriptors
-    take_seconds in which a message must be taken at the other end
+    The job waits in a file in memory, whole before there is anyone to read it: through the socket a keeper that
+    stands still would hold us up in the midst of it.
     """
     with contextlib.ExitStack() as undo:
         ours, theirs = socket.socketpair()
-        with theirs:
-            for option, seconds in ((socket.SO_SNDTIMEO, take_seconds), (socket.SO_RCVTIMEO, ANSWER_SECONDS)):
-                ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", *divmod(int(seconds * 1e6), 1_000_000)))
+        with theirs, os.fdopen(os.memfd_create("spikebert-lava-job", os.MFD_CLOEXEC), "wb") as job_file:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_SECONDS, 0))
             control = Connection(ours.detach())
             undo.callback(control.close)
+            pickle.dump(job, job_file, pickle.HIGHEST_PROTOCOL)
+            job_file.flush()
             log_fd = os.memfd_create("spikebert-lava-log", os.MFD_CLOEXEC)
             undo.callback(os.close, log_fd)
-            arguments = f"{theirs.fileno()}, {os.getpid()}"
+            arguments = f"{theirs.fileno()}, {job_file.fileno()}, {os.getpid()}"
             # our own import path, whatever the working directory holds
             command = f"import sys; sys.path[:] = {sys.path!r}; from targets.lava.keeper import main; main({arguments})"
             keeper = subprocess.Popen(
@@ -180,7 +181,7 @@ def _start_keeper(inherited: tuple[int, int], take_seconds: float) -> tuple[subp
                 stdin=subprocess.DEVNULL,
                 stdout=log_fd,
                 stderr=log_fd,
-                pass_fds=(theirs.fileno(), *inherited),
+                pass_fds=(theirs.fileno(), job_file.fileno(), job.feed_fd, job.record_fd),
                 env={**os.environ, **ONE_THREAD},
                 start_new_session=True,
             )

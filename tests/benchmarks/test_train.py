@@ -269,7 +269,7 @@ def test_all_of_it_runs(capsys, monkeypatch):
     small = "--shapes 1x16 --batch 4 --tokens 6 --seconds 0.01 --rounds 1 --ways ours --profile 1x16"
     assert run_command(train.body, small.split()) == 0
     out = capsys.readouterr().out
-    assert out.count("| ours ") == out.count("| SpikingJelly ") == 2
+    assert out.count("\n| ours ") == out.count("\n| SpikingJelly ") == 2  # rows, in two sets of batches
     assert "6.0 tokens a sentence, 0% of places padding" in out and "where the time goes, 1 x 16" in out
     assert "10^9 operations a second in float32" in out
 

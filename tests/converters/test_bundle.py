@@ -84,6 +84,10 @@ def test_two_writes_give_the_same_bytes(tmp_path):
         assert path.read_bytes() == (other.folder / path.relative_to(one.folder)).read_bytes()
 
 
+def coded_graph(rng, **sizes):
+    return random_graph(rng, code_features=3, **sizes)
+
+
 @pytest.mark.parametrize(
     ("make", "schema"),
     [
@@ -93,6 +97,7 @@ def test_two_writes_give_the_same_bytes(tmp_path):
         (random_dag, 2),
         (random_machine_dag, 3),
         (random_graph, 4),
+        (coded_graph, 4),
     ],
 )
 @pytest.mark.parametrize("seed", range(4))
@@ -104,7 +109,7 @@ def test_an_interpreter_written_from_the_documentation_agrees(tmp_path, make, se
         "weight_bits": (8, 4, 3, 2)[seed],
         "hidden": (6, 9)[seed % 2],
     }
-    options = {"heads": 3} if make is random_graph else {}
+    options = {"heads": 3} if make in (random_graph, coded_graph) else {}
     options |= {"attention": "any", "blocks": 4} if schema == 4 else {}  # one of four is not plain
     bundle = small_bundle(tmp_path / "bundle", make(rng, **sizes, **options))
     if schema == 1:

@@ -126,6 +126,12 @@ def test_a_node_refuses(make, message):
         (lambda: graph_of(SOURCE, LINEAR, NEURON, READOUT, timesteps=0), "timesteps"),
         (lambda: graph_of(SOURCE, LINEAR, NEURON, READOUT, n_max=0), "n_max"),
         (lambda: graph_of(SOURCE, LINEAR, NEURON, READOUT, n_max=4), "3 rows, n_max is 4"),
+        (lambda: replace(SOURCE, code=np.full((4, 3, 1), 2)), "code holds 2, spikes are 0 or 1"),
+        (lambda: replace(SOURCE, code=np.zeros((4, 3), int)), "code must have 3 dimensions"),
+        (
+            lambda: graph_of(replace(SOURCE, code=np.zeros((4, 2, 1), int)), LINEAR, NEURON, READOUT),
+            r"code is of \(4, 2\) timesteps and tokens, the graph of \(\d, 3\)",
+        ),
         (lambda: graph_of(SOURCE, LINEAR, LINEAR, NEURON, READOUT), "used twice"),
         (lambda: graph_of(SOURCE, NEURON, LINEAR, READOUT), "not a node before it"),
         (lambda: graph_of(SOURCE, replace(SOURCE, name="other"), LINEAR, NEURON, READOUT), "one source"),

@@ -177,7 +177,7 @@ BROKEN = {
     "a node is a number": lambda s: s["nodes"].__setitem__(2, 7),
     "schema is text": lambda s: s.__setitem__("schema", "1"),
     "schema zero": lambda s: s.__setitem__("schema", 0),
-    "a newer schema": lambda s: s.__setitem__("schema", 4),
+    "a newer schema": lambda s: s.__setitem__("schema", 5),
     "T beyond 32 bits": lambda s: s.__setitem__("T", 2**31),
     "n_max beyond 64 bits": lambda s: s.__setitem__("n_max", 10**400),
     "scale beyond a double": lambda s: s["nodes"][-1].__setitem__("scale", 10**400),
@@ -202,10 +202,30 @@ def test_a_newer_schema_is_named():
         plain_to_graph(PlainGraph(plain.structure | {"schema": 5}, plain.weights, plain.encoder))
 
 
-@pytest.mark.parametrize(("make", "schema"), [(random_graph, 2), (random_dag, 2), (random_machine_dag, 3)])
+def coded_graph(rng):
+    return random_graph(rng, blocks=1, code_features=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "schema"), [(random_graph, 2), (random_dag, 2), (random_machine_dag, 3), (coded_graph, 4)]
+)
 def test_the_oldest_schema_that_can_say_it_is_written(make, schema):
     for seed in range(3):
         assert graph_to_plain(make(np.random.default_rng(seed))).structure["schema"] == schema
+
+
+def test_spike_coded_positions_come_back():
+    graph = coded_graph(np.random.default_rng(0))
+    plain = graph_to_plain(graph)
+    json_schema()(plain.structure)
+    assert np.array_equal(plain_to_graph(plain).source.code, graph.source.code)
+    assert plain.encoder["code"].dtype == np.uint8
+    wide = plain.encoder | {"code": plain.encoder["code"].astype(np.int64)}
+    with pytest.raises(SerialiseError, match="tensor 'code' is int64, not uint8"):
+        plain_to_graph(PlainGraph(plain.structure, plain.weights, wide))
+    less = {name: array for name, array in plain.encoder.items() if name != "code"}
+    with pytest.raises(GraphError, match="weight has 19 columns, the input has 16 features"):
+        plain_to_graph(PlainGraph(plain.structure, plain.weights, less))
 
 
 def test_schema_3_of_an_ordinary_graph_is_read():

@@ -53,17 +53,18 @@ BATCH = TokenBatch(np.array([[1, 2], [3, 0]]), np.array([[1, 1], [1, 0]]))
     bits=st.sampled_from([2, 4, 6, 8]),
     kind=st.sampled_from(["lif", "sign"]),
     firing=st.sampled_from([0.02, 0.3, 0.9]),
+    code=st.sampled_from([0, 1, 70]),
     samples=st.integers(1, 5),
     threads=st.integers(1, 4),
     attention=st.sampled_from(["plain", "any"]),
 )
 def test_random_transformers(
-    seed, blocks, heads, n_max, timesteps, dv, bits, kind, firing, samples, threads, attention
+    seed, blocks, heads, n_max, timesteps, dv, bits, kind, firing, code, samples, threads, attention
 ) -> None:
     rng = np.random.default_rng(seed)
     graph = random_graph(
         rng, blocks=blocks, hidden=8, heads=heads, n_max=n_max, timesteps=timesteps, dv=dv, weight_bits=bits,
-        source_kind=kind, firing=firing, attention=attention,
+        source_kind=kind, firing=firing, code_features=code, attention=attention,
     )  # fmt: skip
     assert_equal(graph, random_batch(rng, graph, samples), threads)
 

@@ -174,3 +174,33 @@ def test_mixed_precision_does_not_change_the_spikes_of_attention(threshold: int)
     assert torch.equal(mixed.values, exact.values)
     rounded = not torch.equal(exact.current, mixed.current)
     assert rounded == (threshold < 256)
+
+
+@pytest.mark.parametrize("changes", [{}, {"encoder": "sign"}, {"decay": 410}])
+def test_the_first_timesteps_are_the_same_however_many_follow(changes: dict) -> None:
+    model, inputs = quantise(small_model(**changes)), small_batch()
+    names = ["encoder", "blocks.0.query", "blocks.1.down.lif", "readout"]
+    with torch.no_grad():
+        trained = model(**inputs, output_trace=names).trace
+        for timesteps in (1, 2, 8):
+            model.set_timesteps(timesteps)
+            other = model(**inputs, output_trace=names)
+            both = min(timesteps, 4)
+            assert model.config.timesteps == timesteps
+            for name in names:
+                assert other.trace[name].shape[0] == timesteps
+                assert torch.equal(other.trace[name][:both], trained[name][:both])
+            sums = other.trace["readout"].sum((0, 2)).long()
+            assert torch.equal(other.integer_logits, sums)
+
+
+def test_spike_coded_positions_can_run_shorter_but_not_longer() -> None:
+    model = quantise(small_model(position_spikes=3))
+    with pytest.raises(ValueError, match="timesteps is 5, the spike-coded positions are those of 4"):
+        model.set_timesteps(5)
+    with pytest.raises(ValueError, match="timesteps is 0"):
+        model.set_timesteps(0)
+    with torch.no_grad():
+        long = model(**small_batch(), output_trace=["mix"]).trace["mix"]
+        model.set_timesteps(2)
+        assert torch.equal(model(**small_batch(), output_trace=["mix"]).trace["mix"], long[:2])

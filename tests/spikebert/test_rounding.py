@@ -39,7 +39,10 @@ def test_rows_fit_the_accumulator_whatever_the_weights(bits, input_max, columns,
     weight = round_weight(torch.randn(5, columns), scale, bits, input_max, bias)
     assert torch.equal(weight, weight.round()) and torch.equal(bias, bias.round())
     assert weight.abs().max() <= largest_weight(bits)
-    assert (row_reach(weight) * input_max + bias.abs()).max() <= ACCUMULATOR_MAX
+    whole = weight.long()
+    reach = torch.maximum(whole.clamp(min=0).sum(1), -whole.clamp(max=0).sum(1))
+    assert torch.equal(row_reach(weight).long(), reach)
+    assert (reach * input_max + bias.long().abs()).max() <= ACCUMULATOR_MAX
 
 
 def test_a_row_that_fits_is_only_rounded() -> None:

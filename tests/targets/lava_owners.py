@@ -39,7 +39,7 @@ def running_below(owner_pid: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if re.search(rf"targets\.lava\.keeper .*main\(\d+, {owner_pid}\)", path.read_text()):
+            if re.search(rf"targets\.lava\.keeper .*main\([\d, ]+, {owner_pid}\)", path.read_text()):
                 found.append(int(path.parent.name))
         except (FileNotFoundError, ProcessLookupError):  # it ended just now
             continue

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +165,24 @@ def test_a_start_that_takes_too_long_hits_the_deadline(small: tuple[Graph, Token
     graph, batch = small
     with pytest.raises(LavaTimeoutError, match=r"did not start within 0\.05 s"):
         LavaEngine(graph, start_seconds=0.05).run(batch)
+    assert nothing_is_left()
+
+
+def test_a_keeper_that_stands_still_from_its_first_moment_hits_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job larger than a socket's buffer must not hold the owner up either."""
+
+    class StoppedAtOnce(subprocess.Popen):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            os.kill(self.pid, signal.SIGSTOP)
+
+    monkeypatch.setattr(subprocess, "Popen", StoppedAtOnce)
+    rng = np.random.default_rng(0)
+    graph = random_graph(rng, blocks=2, hidden=192, heads=6, n_max=8)
+    begun = time.monotonic()
+    with pytest.raises(LavaTimeoutError, match=r"did not start within 2 s"):
+        LavaEngine(graph, start_seconds=2.0).run(random_batch(rng, graph, 1))
+    assert time.monotonic() - begun < 2.0 + WITHIN_SECONDS
     assert nothing_is_left()
 
 

@@ -214,7 +214,11 @@ def _for_one_token(graph: Graph) -> Graph:
             raise CheckFailed(f"node '{node.name}': the graph has attentions of both kinds. Export it with "
                               "--pass expand-attention")  # fmt: skip
     source = graph.source
-    first = source if source.position is None else replace(source, position=source.position[:1])
+    first = replace(
+        source,
+        position=None if source.position is None else source.position[:1],
+        code=None if source.code is None else source.code[:, :1],
+    )
     return Graph(graph.timesteps, 1, tuple(first if node is source else node for node in graph))
 
 
