@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from converters.graph import LIF, Attention, Graph, Node, Product, Readout, Slice, Source, Synapses
+from converters.graph import LIF, Attention, Graph, Node, Norm, Product, Readout, Slice, Source, Synapses
 
 
 def graph_text(graph: Graph) -> str:
@@ -27,6 +27,8 @@ def _line(graph: Graph, node: Node) -> str:
     elif isinstance(node, (Synapses, Readout)):
         words += [f"weight_bits={node.weight_bits}"] if isinstance(node, Synapses) else [f"scale={node.scale!r}"]
         words += [_array("weight", node.weight), _array("bias", node.bias)]
+    elif isinstance(node, Norm):
+        words += [f"kind={node.kind}", f"eps={node.eps}", _array("gamma", node.gamma), _array("beta", node.beta)]
     elif isinstance(node, (Attention, Product)):
         words.append(f"heads={node.heads}")
     elif isinstance(node, Slice):

@@ -5,6 +5,7 @@ shortcut with `sim.reference`.
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ LIMIT = 2**23 - 1
 def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """ids, mask int64 [B, N] -> logits int64 [B, classes], and the values [T, B, N, D] of every node."""
     graph = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
-    assert graph["schema"] in (1, 2, 3)
+    assert graph["schema"] in (1, 2, 3, 4)
     weights = load_file(folder / "weights.safetensors")
     if graph["schema"] >= 2:
         features = {node["name"]: node["features"] for node in graph["nodes"]}
@@ -87,6 +88,10 @@ def one_step(node, inputs, mask, ids, weights, encoder, membranes, n_max) -> np.
         if threshold is None:
             threshold = weights[f"{name}.threshold"].astype(np.int64)
         return neuron(name, inputs[0], threshold, node, membranes)
+    if op == "norm":
+        gamma, beta = (weights[f"{name}.{field}"].astype(np.int64) for field in ("gamma", "beta"))
+        lane = inputs[1][:, :, :1] if len(inputs) > 1 else valid
+        return norm(node, inputs[0], gamma, beta, lane)
     if op == "add":
         return sum(inputs[1:], inputs[0])
     if op == "attention":
@@ -124,6 +129,22 @@ def neuron(name, a, threshold, node, membranes) -> np.ndarray:
     spikes = np.where(v > threshold * 2 ** node["shift"], 1, 0)
     membranes[name] = v * (1 - spikes)
     return spikes
+
+
+def norm(node, a, gamma, beta, lane) -> np.ndarray:
+    """[B, N, D], token by token in Python's integers."""
+    out = np.zeros_like(a)
+    for sample, token in np.ndindex(a.shape[:2]):
+        values = [int(value) for value in a[sample, token]]
+        width, total = len(values), sum(values) if node["kind"] == "layer" else 0
+        spread = width * sum(value**2 for value in values) - total**2 + node["eps"]
+        doublings = next(h for h in range(31) if 2**60 <= spread * 4**h < 2**62)
+        reciprocal = 2**54 // math.isqrt(spread * 4**doublings)
+        for j, value in enumerate(values):
+            z = (width * value - total) * 2**doublings * reciprocal // 2**30
+            y = (int(gamma[j]) * z + 2**31) // 2**32
+            out[sample, token, j] = y + int(beta[j]) * int(lane[sample, token, 0])
+    return out
 
 
 def attention(q, k, v, heads) -> np.ndarray:

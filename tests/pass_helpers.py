@@ -147,6 +147,7 @@ def trials(draw: Callable, make: Callable[..., Graph] | None = None) -> Trial:
         bias_max=draw(st.sampled_from([0, 5, 300])),
         source_kind=draw(st.sampled_from(["lif", "sign"])),
         firing=draw(st.sampled_from([0.003, 0.3, 0.7])),
+        norms=draw(st.sampled_from([0.0, 0.5])),
     )
     if draw(st.booleans()):
         graph = with_twins(rng, graph)
@@ -156,7 +157,7 @@ def trials(draw: Callable, make: Callable[..., Graph] | None = None) -> Trial:
 @st.composite
 def latency_tables(draw: Callable) -> LatencyTable:
     """0 too: a machine whose connections take no time."""
-    return LatencyTable(*(draw(st.integers(0, 4)) for _ in range(5)))
+    return LatencyTable(*(draw(st.integers(0, 4)) for _ in range(6)))
 
 
 def renamed(batch: TokenBatch, token_ids: np.ndarray | None) -> TokenBatch:

@@ -13,6 +13,7 @@ from converters.graph import (
     Concat,
     Graph,
     Node,
+    Norm,
     Readout,
     Slice,
     Source,
@@ -36,7 +37,8 @@ class LayOutBiasLanes:
     The lanes begin on the host and are carried by the layers themselves: a layer whose spikes are read by one that
     has a bias is K neurons wider. Their weights, from the lanes that it reads, sum to its threshold + 1, so they fire
     at each step of a real token and at no other. So a lane is never ahead of the data, and needs no delay of its own.
-    Where a value is made by something else (attention, an add), the lanes of what it was made from are put beside it.
+    Where a value is made by something else (attention, an add, neurons behind a norm), the lanes of what it was made
+    from are put beside it. A norm whose beta is not 0 reads one of the lanes that go with the input of its layer.
 
     K is as small as weights of 8 bits allow: `ceil(max |b| / 127)`, and `threshold // 127 + 1` to fire again. Layers
     that read lanes take 8 bits for a weight. A neuron of threshold 65535 carries no lane, for no current passes it.
@@ -46,7 +48,7 @@ class LayOutBiasLanes:
 
     def rewrite(self, graph: Graph) -> Rewrite:
         """See the class."""
-        if not any(node.bias.any() for node in graph if isinstance(node, (Synapses, Readout))):
+        if not any(map(_has_bias, graph)):
             return Rewrite(graph, "no biases")
         layout = _Layout(graph)
         lowered = [new for node in graph for new in layout.lower(node)]
@@ -64,6 +66,13 @@ class LayOutBiasLanes:
         }
         lanes = sum(new.features[name] - graph.features[name] for name in added if isinstance(graph[name], LIF))
         return Rewrite(new, f"biases carried by {lanes:,} lane neurons", added=added)
+
+
+def _has_bias(node: Node) -> bool:
+    """Whether something rides on the host's own valid lane there."""
+    if isinstance(node, Norm):
+        return bool(node.beta.any()) and len(node.inputs) == 1
+    return isinstance(node, (Synapses, Readout)) and bool(node.bias.any())
 
 
 def split_evenly(totals: np.ndarray, parts: int) -> np.ndarray:
@@ -131,6 +140,8 @@ class _Layout:
         for node in reversed(self.graph.nodes):
             if isinstance(node, Add):
                 carrier, wanted = self._before(node), lanes[node.name]
+            elif isinstance(node, Norm):
+                carrier, wanted = self.carriers[node.name], int(_has_bias(node))
             elif isinstance(node, (Synapses, Readout)):
                 carrier, wanted = self.carriers[node.inputs[0]], lanes_for_bias(node.bias)
                 own = self._widen(node, lanes) if isinstance(node, Synapses) else 0
@@ -163,6 +174,8 @@ class _Layout:
         name, width = node.name, self.features[node.name]
         if isinstance(node, LIF):
             return self._neuron(node, width, self.lanes.get(name, 0))
+        if isinstance(node, Norm) and _has_bias(node):
+            return [replace(node, inputs=(*node.inputs, self._lanes_of(self.carriers[name])))]
         new: list[Node] = [replace(node, inputs=tuple(map(self._plain, node.inputs)))]
         if isinstance(node, Source) and self.lanes[self.valid]:
             new.append(ValidLane(self.valid, self.lanes[self.valid]))

@@ -86,8 +86,11 @@ def test_two_writes_give_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize(
     ("make", "schema"),
-    [(random_graph, 1), (random_graph, 2), (random_dag, 1), (random_dag, 2), (random_machine_dag, 3)],
-)
+    [
+        (random_graph, 1), (random_graph, 2), (random_dag, 1), (random_dag, 2), (random_machine_dag, 3),
+        (random_graph, 4), (random_machine_dag, 4),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("seed", range(4))
 def test_an_interpreter_written_from_the_documentation_agrees(tmp_path, make, seed, schema):
     rng = np.random.default_rng(seed)
@@ -98,7 +101,8 @@ def test_an_interpreter_written_from_the_documentation_agrees(tmp_path, make, se
         "hidden": (6, 9)[seed % 2],
     }
     heads = {"heads": 3} if make is random_graph else {}
-    bundle = small_bundle(tmp_path / "bundle", make(rng, **sizes, **heads))
+    norms = {"norms": 1.0} if schema == 4 else {}
+    bundle = small_bundle(tmp_path / "bundle", make(rng, **sizes, **heads, **norms))
     if schema == 1:
         bundle = rewrite_as_schema_1(bundle)
     assert bundle.manifest["schema"] == schema
@@ -153,15 +157,15 @@ def test_a_file_that_is_not_listed_is_refused_and_a_hidden_one_ignored(bundle):
 
 
 def test_a_newer_schema_is_refused(bundle):
-    change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 4))
-    with pytest.raises(BundleError, match=r"manifest\.json: schema 4 is newer than 3"):
+    change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 5))
+    with pytest.raises(BundleError, match=r"manifest\.json: schema 5 is newer than 4"):
         read_bundle(bundle.folder)
 
 
 def test_a_newer_graph_schema_is_refused(bundle):
-    structure = graph_to_plain(bundle.graph).structure | {"schema": 4}
+    structure = graph_to_plain(bundle.graph).structure | {"schema": 5}
     change_file(bundle.folder, "graph.json", json.dumps(structure).encode())
-    with pytest.raises(BundleError, match=r"graph\.json: schema 4 is newer than 3"):
+    with pytest.raises(BundleError, match=r"graph\.json: schema 5 is newer than 4"):
         read_bundle(bundle.folder)
 
 

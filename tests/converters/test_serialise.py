@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from machine_graphs import machine_graph
+from norm_cases import norm_graph
 from random_graphs import MACHINE_KINDS, random_dag, random_graph, random_machine_dag
 
 from converters.graph import LIF, Graph, GraphError, Readout, Source, Synapses
@@ -35,9 +36,10 @@ def assert_same(one: PlainGraph, other: PlainGraph) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("change", [lambda graph: graph, with_vector_thresholds])
+@pytest.mark.parametrize("norms", [0.0, 0.5])
 @pytest.mark.parametrize("make", [random_graph, random_dag, random_machine_dag])
-def test_round_trip(make, change, seed):
-    graph = change(make(np.random.default_rng(seed)))
+def test_round_trip(make, norms, change, seed):
+    graph = change(make(np.random.default_rng(seed), norms=norms))
     plain = graph_to_plain(graph)
     through_json = PlainGraph(json.loads(json.dumps(plain.structure)), plain.weights, plain.encoder)
     assert_same(graph_to_plain(plain_to_graph(through_json)), plain)
@@ -148,7 +150,7 @@ def test_packed_weights_without_one_known_input_are_refused(inputs):
 def test_the_json_schema_takes_what_is_written(make):
     validate = json_schema()
     for seed in range(5):
-        graph = make(np.random.default_rng(seed))
+        graph = make(np.random.default_rng(seed), norms=0.5 * (seed % 2))
         validate(graph_to_plain(graph).structure)
         validate(graph_to_plain(with_vector_thresholds(graph)).structure)
 
@@ -175,7 +177,7 @@ BROKEN = {
     "a node is a number": lambda s: s["nodes"].__setitem__(2, 7),
     "schema is text": lambda s: s.__setitem__("schema", "1"),
     "schema zero": lambda s: s.__setitem__("schema", 0),
-    "a newer schema": lambda s: s.__setitem__("schema", 4),
+    "a newer schema": lambda s: s.__setitem__("schema", 5),
     "T beyond 32 bits": lambda s: s.__setitem__("T", 2**31),
     "n_max beyond 64 bits": lambda s: s.__setitem__("n_max", 10**400),
     "scale beyond a double": lambda s: s["nodes"][-1].__setitem__("scale", 10**400),
@@ -196,8 +198,8 @@ def test_broken_structure_is_refused_by_reader_and_schema(name):
 
 def test_a_newer_schema_is_named():
     plain = graph_to_plain(random_graph(np.random.default_rng(0), blocks=1))
-    with pytest.raises(SerialiseError, match="schema 4 is newer than 3"):
-        plain_to_graph(PlainGraph(plain.structure | {"schema": 4}, plain.weights, plain.encoder))
+    with pytest.raises(SerialiseError, match="schema 5 is newer than 4"):
+        plain_to_graph(PlainGraph(plain.structure | {"schema": 5}, plain.weights, plain.encoder))
 
 
 @pytest.mark.parametrize(("make", "schema"), [(random_graph, 2), (random_dag, 2), (random_machine_dag, 3)])
@@ -235,6 +237,32 @@ def change(name, field, value):
             node[field] = value
 
     return apply
+
+
+BROKEN_NORM = {
+    "a norm of batches": change("up.norm", "kind", "batch"),
+    "a norm without a kind": change("up.norm", "kind", None),
+    "a norm without eps": change("up.norm", "eps", None),
+    "a norm of no eps": change("up.norm", "eps", 0),
+    "a norm of too much eps": change("up.norm", "eps", 2**60 + 1),
+    "a norm of half an eps": change("up.norm", "eps", 0.5),
+    "a norm of nothing": change("up.norm", "inputs", []),
+    "a norm of three": change("up.norm", "inputs", ["up", "source", "source"]),
+    "a norm with a threshold": change("up.norm", "threshold", 1),
+    "a norm of many features": change("up.norm", "features", 16385),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_NORM)
+def test_broken_norms_are_refused_by_reader_and_schema(name):
+    plain = graph_to_plain(norm_graph())
+    json_schema()(plain.structure)
+    structure = copy.deepcopy(plain.structure)
+    BROKEN_NORM[name](structure)
+    with pytest.raises((SerialiseError, GraphError)):
+        plain_to_graph(PlainGraph(structure, plain.weights, plain.encoder))
+    with pytest.raises(fastjsonschema.JsonSchemaValueException):
+        json_schema()(structure)
 
 
 BROKEN_MACHINE = {
