@@ -33,6 +33,13 @@ ATTENTIONS = Limit(
     "processes of ours",
     "(Lava) targets/lava/processes/attention.py: SpikingAttention has a ProcessModel for a CPU only",
 )
+NORMS = Limit(
+    "norms",
+    0,
+    "processes of ours",
+    "(Lava) targets/lava/processes/norm.py: TokenNorm has a ProcessModel for a CPU only; proc/graded/models.py: "
+    "InvSqrt holds 24 bits, fewer than a sum of squares has",
+)
 FAN_IN = Limit(
     "fan-in",
     4096,
@@ -65,6 +72,7 @@ THRESHOLD, DECAY, MEMBRANE = lava.THRESHOLD, lava.DECAY, lava.MEMBRANE
 LIMITS = (
     TIMESTEPS,
     ATTENTIONS,
+    NORMS,
     THRESHOLDS,
     FAN_IN,
     DELAY,
