@@ -1,8 +1,8 @@
 """The spiking BERT for text classification: Spikformer blocks between an encoder and a readout (`layers.py`).
 
-One class serves both modes. In "float" a layer is Linear, BatchNorm, LIF with threshold 1. In "integer" BatchNorm is
-folded into the layer, weights are rounded in the forward pass (straight-through gradients), and every number computed
-is an integer that the graph computes too.
+One class serves both modes. In "float" a layer is Linear, norm, LIF with threshold 1. In "integer" BatchNorm is folded
+into the layer, a norm over features computes with integers, weights are rounded in the forward pass (straight-through
+gradients), and every number computed is an integer that the graph computes too.
 """
 
 from __future__ import annotations
@@ -59,8 +59,19 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
             config.vocab_size, width, config.max_position_embeddings, config.timesteps, neuron, config.encoder,
             config.positions,
         )  # fmt: skip
+        first = 3 if config.encoder == "sign" else 1  # constant spikes, half of them 1, are about as many as three
         self.blocks = nn.ModuleList(
-            Block(width, inner, heads, config.attention_threshold, neuron) for _ in range(config.num_hidden_layers)
+            Block(
+                width,
+                inner,
+                heads,
+                config.attention_threshold,
+                neuron,
+                config.norm,
+                config.scalar_thresholds,
+                spikes_in=first + 2 * number,
+            )
+            for number in range(config.num_hidden_layers)
         )
         self.readout = Readout(width, config.num_labels)
         if config.mode == "integer":
@@ -82,7 +93,7 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         elif isinstance(module, nn.Linear):
             nn.init.kaiming_uniform_(module.weight, a=5**0.5)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm1d):
+        elif isinstance(module, (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm)):
             module.reset_parameters()
 
     def forward(

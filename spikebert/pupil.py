@@ -87,6 +87,7 @@ def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Pat
         "intermediate_size",
         "max_position_embeddings",
         "positions",
+        "norm",
     )
     different = [
         f"{name} {getattr(earlier, name)}" for name in shape if getattr(earlier, name) != getattr(student, name)

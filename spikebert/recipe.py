@@ -55,6 +55,8 @@ class Student:
     attention_threshold: int = 16
     surrogate: str = "atan"
     surrogate_alpha: float = 2.0
+    norm: str = "batch"
+    scalar_thresholds: bool = False
     embeddings_from_teacher: bool = True
     """start from the teacher's word embeddings (rotated to hidden_size) instead of noise"""
 
@@ -107,7 +109,7 @@ class Stage2:
 
 @dataclass
 class Quantise:
-    """Fold BatchNorm, round, and train on with the integers in the forward pass (losses as in stage 2)."""
+    """Fold what can be folded, round, and train on with the integers in the forward pass (losses as in stage 2)."""
 
     weight_bits: int = 8
     epochs: int = 2

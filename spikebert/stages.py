@@ -78,6 +78,8 @@ SECTIONS = {
     "stage2": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2"),
     "integer": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2", "quantise"),
 }
+# Fields that recipes of older runs did not have, with what they meant: so those runs can go on.
+ADDED = {"student": {"norm": "batch", "scalar_thresholds": False}}
 # The files that do, known by their sha256.
 FILES_OF = {
     "teacher": ("data",),
@@ -160,6 +162,10 @@ class Training:
         """All that decides what a stage gives: parts of the recipe, and what the files named there hold."""
         full = asdict(self.recipe)
         sections = {section: full[section] for section in SECTIONS[stage]}
+        for section, added in ADDED.items():
+            if section in sections:
+                own = full[section]
+                sections[section] = {key: own[key] for key in own if key not in added or own[key] != added[key]}
         files = {name: self.fingerprints[name] for name in FILES_OF[stage] if name in self.fingerprints}
         return sections | {"sha256": files}
 
@@ -433,6 +439,8 @@ class Training:
                 positions=options.positions,
                 attention_threshold=options.attention_threshold,
                 surrogate=options.surrogate,
+                norm=options.norm,
+                scalar_thresholds=options.scalar_thresholds,
                 surrogate_alpha=options.surrogate_alpha,
                 id2label=dict(enumerate(names)),
                 label2id={name: i for i, name in enumerate(names)},
