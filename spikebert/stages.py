@@ -162,10 +162,6 @@ class Training:
         """All that decides what a stage gives: parts of the recipe, and what the files named there hold."""
         full = asdict(self.recipe)
         sections = {section: full[section] for section in SECTIONS[stage]}
-        for section, added in ADDED.items():
-            if section in sections:
-                own = full[section]
-                sections[section] = {key: own[key] for key in own if key not in added or own[key] != added[key]}
         files = {name: self.fingerprints[name] for name in FILES_OF[stage] if name in self.fingerprints}
         return sections | {"sha256": files}
 
@@ -198,7 +194,7 @@ class Training:
         """Raises UserError, before anything is run, where a finished stage was made by another recipe."""
         for stage in filter(self._finished, STAGES):
             before = _read_record(self.out / stage / "stage.json")["made_from"]
-            changed = _differences(before, self._made_from(stage))
+            changed = _differences(_with_added(before), self._made_from(stage))
             if changed:
                 raise UserError(
                     f"{self.out / stage} was made with another recipe ({'; '.join(changed)}): "
@@ -241,7 +237,7 @@ class Training:
         """A checkpoint of another recipe is no start for this one: it is removed, and that is said."""
         if self.accelerator.is_main_process:
             note, now = unfinished / "made_from.json", self._made_from(stage)
-            if note.exists() and (changed := _differences(json.loads(note.read_text()), now)):
+            if note.exists() and (changed := _differences(_with_added(json.loads(note.read_text())), now)):
                 self.say(f"{stage}: begun before with another recipe ({'; '.join(changed)}): starting again")
                 shutil.rmtree(unfinished)
             unfinished.mkdir(parents=True, exist_ok=True)
@@ -571,6 +567,11 @@ def errors_name_files(folder: Path) -> Iterator[None]:
         path = getattr(error, "filename", None) or folder
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}. Check the path, the rights and the space") from error
+
+
+def _with_added(before: dict) -> dict:
+    """What a stage was made from, with what an older version did not say."""
+    return before | {section: added | before[section] for section, added in ADDED.items() if section in before}
 
 
 def _differences(before: dict, now: dict, path: str = "") -> list[str]:
