@@ -235,7 +235,7 @@ class _Builder:
         bias_max: int,
         vocabulary: int,
         firing: float,
-        norms: float,
+        norms: float = 0.0,
     ) -> None:
         self.rng, self.n_max, self.timesteps, self.decays = rng, n_max, timesteps, decays
         self.weight_bits, self.bias_max, self.vocabulary, self.firing = weight_bits, bias_max, vocabulary, firing
