@@ -56,7 +56,9 @@ class Student:
     surrogate: str = "atan"
     surrogate_alpha: float = 2.0
     norm: str = "batch"
+    """between a layer and its neurons: "batch", "layer" (the paper's), "rms" or "none": features learn thresholds"""
     scalar_thresholds: bool = False
+    """with norm "none": quantised, a layer has one threshold, as Lava and Loihi 2 want it"""
     embeddings_from_teacher: bool = True
     """start from the teacher's word embeddings (rotated to hidden_size) instead of noise"""
 
