@@ -65,6 +65,8 @@ class NodeActivity:
                         decay(v) + a * 2^shift lay outside
     messages            nonzero values that a node sends, each once, however many nodes read it: of a neuron its spikes,
                         of an add, a relay or a product its nonzero sums; 0 for what is only wiring
+    normalised_values   of a norm: timesteps x real tokens x features; each takes three multiplications (by itself, by
+                        the reciprocal of the root, by gamma)
     """
 
     spikes: int = 0
@@ -73,6 +75,7 @@ class NodeActivity:
     weighted_operations: int = 0
     saturations: int = 0
     messages: int = 0
+    normalised_values: int = 0
 
     @property
     def rate(self) -> float | None:
@@ -87,6 +90,7 @@ class NodeActivity:
             self.weighted_operations + other.weighted_operations,
             self.saturations + other.saturations,
             self.messages + other.messages,
+            self.normalised_values + other.normalised_values,
         )
 
 
@@ -112,7 +116,7 @@ class Execution:
 
     logits int64 [B, classes]
     values node name -> integers [T, B, N, D], for the nodes that were asked for. Spikes of source, LIF
-           and add; currents of synapses and attention; of the readout its current per token, D = classes.
+           and add; currents of synapses, norm and attention; of the readout its current per token, D = classes.
     activity what every node did, from an engine that counts it on the way, else None
     """
 

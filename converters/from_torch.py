@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from converters.graph import LIF, Add, Attention, Graph, GraphError, Node, Readout, Source, Synapses
+from converters.graph import LIF, Add, Attention, Graph, GraphError, Node, Norm, Readout, Source, Synapses
 from converters.report.contents import Rounding
 from spikebert.clipping import count_cut, scaled_weights
 from spikebert.commands import UserError
@@ -60,7 +60,8 @@ def graph_from_model(model: nn.Module) -> Graph:
     """The integer graph of any module of spiking layers in integer mode (`spikebert.record` says which).
 
     Nodes have the qualified names of the modules: `up` for the current of a SpikingLinear or a SpikingAttention,
-    `up.lif` for its spikes; an Encoder, a Readout and an Add have one node; a plain `+` is `add`, `add_2`, ...
+    `up.norm` for a norm over features, `up.lif` for its spikes; an Encoder, a Readout and an Add have one node; a plain
+    `+` is `add`, `add_2`, ...
 
     Raises GraphError for a module that is none, names every layer still in float mode, and where it is not legal.
     """
@@ -100,10 +101,13 @@ def _source(name: str, encoder: Encoder) -> Source:
 
 def _linear(step: Step, layer: SpikingLinear, input_max: int) -> list[Node]:
     weight, bias = layer.integers(input_max)
-    return [
-        Synapses(step.name, step.inputs, _integers(weight), _integers(bias), layer.weight_bits),
-        LIF(step.output, (step.name,), int(layer.threshold), layer.lif.decay),
-    ]
+    nodes: list[Node] = [Synapses(step.name, step.inputs, _integers(weight), _integers(bias), layer.weight_bits)]
+    if norm := layer.norm_integers():
+        gamma, beta = _integers(norm.gamma), _integers(norm.beta)
+        nodes.append(Norm(step.norm_name, (step.name,), gamma, beta, norm.eps, norm.kind))
+    levels = _integers(layer.thresholds)
+    threshold = levels if levels.ndim else int(levels)
+    return [*nodes, LIF(step.output, (nodes[-1].name,), threshold, layer.lif.decay)]
 
 
 def _readout(recording: Recording, maxima: dict[str, int]) -> Readout:

@@ -1,11 +1,11 @@
 """The integer LIF graph: what a spiking network computes, in integers, in logical time.
 
-Everything else in this project either makes such a graph or runs one. There are twelve kinds of node, each
+Everything else in this project either makes such a graph or runs one. There are thirteen kinds of node, each
 a frozen dataclass whose docstring is its definition. At timestep `t` every node sees its inputs of the
 same `t`; the delays of a real machine are the business of a target.
 
-Six of them say what a trained network is: Source, Synapses, Attention, LIF, Add, Readout. The other six are for
-passes that bring it nearer to a machine: Slice, Concat, ValidLane, Coincidence, Relay, Product.
+Seven of them say what a trained network is: Source, Synapses, Norm, Attention, LIF, Add, Readout. The other six are
+for passes that bring it nearer to a machine: Slice, Concat, ValidLane, Coincidence, Relay, Product.
 
 Letters: `T` timesteps, `B` samples, `N` tokens, `D` features, `H` heads. A value of a node has shape
 `[T, B, N, D]`. `m [B, N]` is the attention mask, called the *valid lane*: 1 for every real token
@@ -17,6 +17,7 @@ Two kinds of value travel along the edges: *spikes* (0 or 1, or small sums of sp
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,14 @@ GRADED_MAX = 2**31 - 1  # of a sum of spikes, which engines hold in 32 bits
 ACCUMULATOR_MAX = 65535  # |a| of every row, proven; a real machine's current wraps beyond it
 SOURCE_KINDS = ("lif", "sign")
 SIMILARITIES = ("and", "xnor")  # of a query and a key
+NORM_KINDS = ("layer", "rms")
+NORM_FEATURES_MAX = 2**14  # D of a norm: D^2 * 65535^2 stays below 2^60
+NORM_EPS_MAX = 2**60
+GAMMA_FRACTION = 8  # bits of a norm's gamma behind the point
+GAMMA_MAX = 2**24  # 65536 accumulator units
+NORMED_FRACTION = 24  # bits behind the point of what a norm holds before it multiplies by gamma
+RECIPROCAL_BITS = 54  # a norm multiplies by floor(2^54 / root)
+ROOT_BITS = 31  # of the square root, which is 2^30 .. 2^31 - 1
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 
 
@@ -159,6 +168,77 @@ class Synapses:
         _require(limit > 0, self.name, f"weight_bits {self.weight_bits} is outside 2 .. 8")
         reach = _largest(self.weight)
         _require(reach <= limit, self.name, f"|weight| reaches {reach}, {self.weight_bits} bits hold {limit}")
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """Layer normalisation of a current, token by token and timestep by timestep, in integers. Current in, current out.
+
+    Behind Synapses, and only LIF nodes read it. With a[j] the current of feature j = 0 .. D - 1, sums over all j:
+
+        S = sum a[j]                                   kind "rms": S = 0, so that nothing is subtracted
+        c[j] = D a[j] - S                              D times the distance from the mean, not rounded
+        V = D sum a[j]^2 - S^2                         D^2 times the variance, not rounded
+        W = V + eps
+        h = the integer for which 2^60 <= W 4^h < 2^62
+        r = floor(sqrt(W 4^h))                         2^30 .. 2^31 - 1
+        i = floor(2^54 / r)
+        z[j] = (c[j] 2^h i) >> 30                      (a - mean) / sqrt(variance + eps / D^2), in units of 2^-24
+        y[j] = ((gamma[j] z[j] + 2^31) >> 32) + beta[j] m
+
+    `>>` is a shift to the right of a number with a sign, that is a division by 2^n rounded down. A token whose features
+    are all alike has c = 0 and so y = beta; at padding a and m are 0 and so is y.
+
+    Nothing passes 64 bits. |a| <= 65535 and D <= 2^14, so D sum a^2, S^2 and V are below 2^60, W below 2^61 and h is 0
+    or more. By the Cauchy-Schwarz inequality c[j]^2 <= K V, where K = D - 1 (Samuelson 1968), or D for "rms". So
+    |c[j]| 2^h <= sqrt(K) sqrt(W 4^h) < 2^7 2^31, and i <= 2^24: the product is below 2^62. And sqrt(W 4^h) < r + 1, so
+    |z[j]| <= Z = floor(sqrt(K 2^48)) + 4 (0 where K = 0): `normed_max`. Hence the bound of y, `Norm.reach`.
+
+    inputs the current; and, where a pass has laid biases out, the valid lane: spikes of which feature 0 then stands
+           for m
+    gamma  int32 [D], accumulator units of 2^-8, at most 2^24
+    beta   int32 [D], accumulator units; rides on the valid lane
+    eps    1 .. 2^60, in units of V: eps of the float norm * (D * accumulator units of 1.0)^2
+    kind   "layer" or "rms"
+    """
+
+    op: ClassVar[str] = "norm"
+    name: str
+    inputs: tuple[str, ...]
+    gamma: np.ndarray
+    beta: np.ndarray
+    eps: int = 1
+    kind: str = "layer"
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) in (1, 2), self.name, f"a norm takes a current (and a lane), not {len(self.inputs)}")
+        _require(self.kind in NORM_KINDS, self.name, f"kind '{self.kind}' is none of {NORM_KINDS}")
+        _freeze_array(self, "gamma", 1, np.int32)
+        _freeze_array(self, "beta", 1, np.int32)
+        features, betas = len(self.gamma), len(self.beta)
+        _require(features == betas, self.name, f"gamma has {features} entries, beta has {betas}")
+        _require(features <= NORM_FEATURES_MAX, self.name, f"{features} features, a norm has {NORM_FEATURES_MAX}")
+        _require(1 <= self.eps <= NORM_EPS_MAX, self.name, f"eps {self.eps} is outside 1 .. {NORM_EPS_MAX}")
+        largest = _largest(self.gamma)
+        _require(largest <= GAMMA_MAX, self.name, f"|gamma| reaches {largest}, the limit is {GAMMA_MAX}")
+
+    @property
+    def scaled_reach(self) -> np.ndarray:
+        """The largest |y - beta m| of each feature, int64 [D], proven as the class says."""
+        gamma = np.abs(self.gamma.astype(np.int64))
+        half = 1 << (NORMED_FRACTION + GAMMA_FRACTION - 1)
+        return (gamma * normed_max(self.kind, len(gamma)) + half) >> (NORMED_FRACTION + GAMMA_FRACTION)
+
+    @property
+    def reach(self) -> np.ndarray:
+        """The largest |y| of each feature, int64 [D]."""
+        return self.scaled_reach + np.abs(self.beta.astype(np.int64))
+
+
+def normed_max(kind: str, features: int) -> int:
+    """Z of `Norm`: the largest |z| that its arithmetic can give, in units of 2^-24."""
+    spread = features - 1 if kind == "layer" else features
+    return math.isqrt(spread << 2 * NORMED_FRACTION) + 4 if spread else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -383,9 +463,9 @@ def _freeze_linear(node: Synapses | Readout) -> None:
 
 
 Node = Union[
-    Source, Synapses, Attention, LIF, Add, Slice, Concat, ValidLane, Coincidence, Relay, Product, Readout
+    Source, Synapses, Norm, Attention, LIF, Add, Slice, Concat, ValidLane, Coincidence, Relay, Product, Readout
 ]  # fmt: skip
-CURRENTS = (Synapses, Attention, Readout)  # nodes whose values are currents; the others give spikes
+CURRENTS = (Synapses, Norm, Attention, Readout)  # nodes whose values are currents; the others give spikes
 NEURONS = (Source, LIF, Coincidence)  # nodes that fire; the other spiking ones pass on what others fired
 
 
@@ -482,7 +562,7 @@ class Graph:
         currents.
 
         Synapses and readout: `max(positive w @ x_max, negative w @ x_max) + |bias|` of each row. Attention: see
-        `attention_bounds`.
+        `attention_bounds`. Norm: `Norm.reach`.
         """
         bound: dict[str, np.ndarray] = {}
         for node in self.nodes:
@@ -491,6 +571,8 @@ class Graph:
                 bound[node.name] = np.sum(inputs, axis=0)
             elif isinstance(node, (Synapses, Readout)):
                 bound[node.name] = accumulator_bounds(node, inputs[0])
+            elif isinstance(node, Norm):
+                bound[node.name] = node.reach
             elif isinstance(node, Attention):
                 size = len(inputs[0]) // node.heads
                 bound[node.name] = np.repeat(attention_bounds(node, size, self.n_max), size)
@@ -558,6 +640,8 @@ def _check_node(graph: Graph, node: Node) -> None:
     currents = [name for name in node.inputs if isinstance(graph[name], CURRENTS)]
     if isinstance(node, (LIF, Relay)):
         _require(bool(currents), node.name, f"a {node.op} takes a current, '{node.inputs[0]}' gives spikes")
+    elif isinstance(node, Norm):
+        _check_norm(graph, node)
     else:
         _require(not currents, node.name, f"takes spikes, {currents} give currents")
     if isinstance(node, Source) and node.position is not None:
@@ -594,6 +678,16 @@ def _check_node(graph: Graph, node: Node) -> None:
         _require(_never_negative(graph[node.inputs[0]]), node.name, f"the current '{node.inputs[0]}' may be negative")
 
 
+def _check_norm(graph: Graph, node: Norm) -> None:
+    current, *lane = node.inputs
+    layer = graph[current]
+    _require(isinstance(layer, Synapses), node.name, f"a norm takes the current of synapses, '{current}' is no such")
+    width, own = graph.features[current], len(node.gamma)
+    _require(own == width, node.name, f"gamma has {own} entries, the input has {width} features")
+    for name in lane:
+        _require(not isinstance(graph[name], CURRENTS), node.name, f"its lane '{name}' gives a current, not spikes")
+
+
 def _fires(graph: Graph, name: str) -> bool:
     """Whether a value is 0 or 1, made by LIF nodes alone."""
     node = graph[name]
@@ -610,12 +704,16 @@ def _never_negative(node: Node) -> bool:
 
 def _check_bounds(graph: Graph) -> None:
     for node in graph:
+        for lane in node.inputs[1:] if isinstance(node, Norm) else ():
+            most = int(graph.feature_max[lane][0])
+            _require(most == 1, node.name, f"its lane '{lane}' may reach {most}, a valid lane is 0 or 1")
         if isinstance(node, CURRENTS):
             reach = graph.value_max[node.name]
             _require(
                 reach <= ACCUMULATOR_MAX,
                 node.name,
-                f"an accumulator may reach {reach}, the limit is {ACCUMULATOR_MAX}: use smaller or fewer weights",
+                f"an accumulator may reach {reach}, the limit is {ACCUMULATOR_MAX}: use "
+                + ("a smaller gamma or beta" if isinstance(node, Norm) else "smaller or fewer weights"),
             )
         if isinstance(node, Attention) and node.lane is not None:
             width, largest = graph.features[node.lane], graph.value_max[node.lane]

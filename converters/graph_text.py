@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from converters.graph import LIF, Attention, Graph, Node, Product, Readout, Slice, Source, Synapses
+from converters.graph import LIF, Attention, Graph, Node, Norm, Product, Readout, Slice, Source, Synapses
 
 
 def graph_text(graph: Graph) -> str:
@@ -32,6 +32,8 @@ def _line(graph: Graph, node: Node) -> str:
         words.append(f"heads={node.heads}")
         words += [] if node.similarity == "and" else [f"similarity={node.similarity}"]
         words += [] if node.bias is None else [_array("bias", node.bias)]
+    elif isinstance(node, Norm):
+        words += [f"kind={node.kind}", f"eps={node.eps}", _array("gamma", node.gamma), _array("beta", node.beta)]
     elif isinstance(node, Product):
         words.append(f"heads={node.heads}")
     elif isinstance(node, Slice):

@@ -17,6 +17,7 @@ import numpy as np
 from converters.encoder import decay
 from converters.graph import (
     ACCUMULATOR_MAX,
+    CURRENTS,
     LIF,
     MEMBRANE_MAX,
     Add,
@@ -25,6 +26,7 @@ from converters.graph import (
     Concat,
     Graph,
     Node,
+    Norm,
     Product,
     Readout,
     Relay,
@@ -125,7 +127,7 @@ def logit_range(graph: Graph, ranges: dict[str, Range]) -> Range:
 
 def largest_current(graph: Graph, ranges: dict[str, Range]) -> tuple[str, int]:
     """The node whose |current| may grow largest, and what it is proven not to pass, in accumulator units."""
-    reach = {node.name: ranges[node.name].reach for node in graph if isinstance(node, (Synapses, Attention, Readout))}
+    reach = {node.name: ranges[node.name].reach for node in graph if isinstance(node, CURRENTS)}
     return max(reach.items(), key=lambda item: item[1])
 
 
@@ -150,6 +152,8 @@ def _range(graph: Graph, node: Node, inputs: list[Range]) -> Range:
         return _source(graph, node)
     if isinstance(node, (Synapses, Readout)):
         return _linear(node.weight, node.bias, inputs[0])
+    if isinstance(node, Norm):
+        return _norm(node, inputs)
     if isinstance(node, Attention):
         return _attention(graph, node, *inputs[:3])
     if isinstance(node, LIF):
@@ -205,6 +209,16 @@ def _linear(weight: np.ndarray, bias: np.ndarray, x: Range) -> Range:
     return Range(low.astype(np.int64) + bias, high.astype(np.int64) + bias)
 
 
+def _norm(node: Norm, inputs: list[Range]) -> Range:
+    """What the node proves of itself, around beta at a real token: whatever the currents are, they are normalised."""
+    beta, reach = node.beta.astype(np.int64), node.scaled_reach
+    if len(inputs) == 1:
+        return Range(beta - reach, beta + reach)
+    lane = inputs[1]
+    ends = np.stack([beta * lane.low[0], beta * lane.high[0]])
+    return Range(ends.min(axis=0) - reach, ends.max(axis=0) + reach)
+
+
 def _attention(graph: Graph, node: Attention, q: Range, k: Range, v: Range) -> Range:
     """A score counts the features of a head at which both q and k may spike, or for "xnor" may be equal; it is at least
     the number of those that must. Each of 1 .. n_max tokens may bring it, with the bias of the places."""
@@ -252,7 +266,7 @@ def ranges_table(graph: Graph, ranges: dict[str, Range]) -> str:
     for node in graph:
         own = ranges[node.name]
         low, high = int(own.low.min()), int(own.high.max())
-        share = f"{own.reach / ACCUMULATOR_MAX:.0%}" if isinstance(node, (Synapses, Attention, Readout)) else ""
+        share = f"{own.reach / ACCUMULATOR_MAX:.0%}" if isinstance(node, CURRENTS) else ""
         membrane = ""
         if own.membrane_low is not None and own.membrane_high is not None:
             membrane = f"{int(own.membrane_low.min())} .. {int(own.membrane_high.max())}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from converters.graph import Add, Attention, Coincidence, Node, Product, Readout, Synapses
+from converters.graph import Add, Attention, Coincidence, Node, Norm, Product, Readout, Synapses
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class LatencyTable:
     """Steps from the arrival of a node's inputs to its own value, as a backend has them; 0 for all other nodes.
 
     The defaults are Lava 0.10 on the CPU. Every connection process there sends the sum of the step before, so each
-    costs 1: an add one for the connection that leads into it, as a coincidence and a product. Neurons answer in the
-    same step.
+    costs 1: an add one for the connection that leads into it, as a coincidence and a product; a norm, a process of
+    ours, sends one step late too. Neurons answer in the same step.
     """
 
     synapses: int = 1
@@ -26,6 +26,7 @@ class LatencyTable:
     add: int = 1
     coincidence: int = 1
     product: int = 1
+    norm: int = 1
 
     def of(self, node: Node) -> int:
         """Steps that `node` takes."""
@@ -33,6 +34,8 @@ class LatencyTable:
             return self.synapses
         if isinstance(node, Attention):
             return self.attention
+        if isinstance(node, Norm):
+            return self.norm
         if isinstance(node, Add):
             return self.add
         if isinstance(node, Coincidence):

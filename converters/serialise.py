@@ -4,8 +4,8 @@ The layout is documented in docs/bundle.md and, for machines, in graph.schema.js
 strict: a field too many, too few or of the wrong type is refused; the numbers are then checked by `Graph`.
 
 Written is the oldest schema that can say it: 2, or 3 where a graph has one of the nodes that only passes make
-(`SINCE`), or 4 where an attention has a similarity other than "and" or a bias, or the source spike-coded positions.
-Schema 1 is read too: there every weight takes a byte, however few bits it has.
+(`SINCE`), or 4 where it has a norm, an attention with a similarity other than "and" or with a bias, or spike-coded
+positions. Schema 1 is read too: there every weight takes a byte, however few bits it has.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from converters.graph import (
     Graph,
     GraphError,
     Node,
+    Norm,
     Product,
     Readout,
     Relay,
@@ -48,6 +49,7 @@ NULLABLE_INT = (int, type(None))
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "source": {"kind": str, "threshold": int, "dv": int, "shift": int},
     "synapses": {"weight_bits": int},
+    "norm": {"kind": str, "eps": int},
     "attention": {"heads": int},
     "lif": {"threshold": NULLABLE_INT, "dv": int, "shift": int},
     "add": {},
@@ -61,7 +63,8 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
 }
 MORE_FIELDS_SINCE = 4  # from this schema on, nodes have the fields below too
 MORE_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {"attention": {"similarity": str, "bias_maps": int}}
-SINCE = dict.fromkeys(("slice", "concat", "valid_lane", "coincidence", "relay", "product"), 3)  # the others: 1
+SINCE = {"slice": 3, "concat": 3, "valid_lane": 3, "coincidence": 3, "relay": 3, "product": 3, "norm": 4}  # others: 1
+ARRAYS = ("weight", "bias", "threshold", "gamma", "beta")  # fields of nodes that stand in weights.safetensors
 PLAIN_NODES: dict[str, Callable[[str, tuple[str, ...]], Node]] = {  # those that are a name and inputs
     "add": Add,
     "concat": Concat,
@@ -71,13 +74,9 @@ PLAIN_NODES: dict[str, Callable[[str, tuple[str, ...]], Node]] = {  # those that
 COMMON: dict[str, type | tuple[type, ...]] = {"name": str, "op": str, "inputs": list, "features": int}
 TOP: dict[str, type | tuple[type, ...]] = {"schema": int, "T": int, "n_max": int, "nodes": list, "output": str}
 DTYPES = {
-    "weight": np.int8,
-    "bias": np.int32,
-    "threshold": np.int32,
-    "table": np.int8,
-    "position": np.int32,
-    "code": np.uint8,
-}
+    "weight": np.int8, "bias": np.int32, "threshold": np.int32, "gamma": np.int32, "beta": np.int32,
+    "table": np.int8, "position": np.int32, "code": np.uint8,
+}  # fmt: skip
 
 Arrays = dict[str, np.ndarray]
 
@@ -92,7 +91,8 @@ class PlainGraph:
 
     structure the JSON object of graph.json
     weights   "<node>.weight" int8, or uint8 where two weights share a byte (`converters.nibbles`); "<node>.bias" int32;
-              of an attention that has one int32 [maps, n_max, n_max]; "<node>.threshold" int32 where a vector
+              of an attention that has one int32 [maps, n_max, n_max]; "<node>.threshold" int32 where a vector;
+              "<node>.gamma", "<node>.beta" int32
     encoder   "table" int8; "position" int32 and "code" uint8 where the source has one
     """
 
@@ -113,7 +113,7 @@ def graph_to_plain(graph: Graph) -> PlainGraph:
     }
     weights: Arrays = {}
     for node in graph:
-        for field in ("weight", "bias", "threshold"):
+        for field in ARRAYS:
             if isinstance(array := getattr(node, field, None), np.ndarray):
                 weights[f"{node.name}.{field}"] = array
         if isinstance(node, Synapses):
@@ -253,6 +253,9 @@ def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder:
     if op == "attention":
         bias = take("bias", weights, f"{name}.bias") if entry.get("bias_maps", 0) else None
         return Attention(name, inputs, entry["heads"], entry.get("similarity", "and"), bias)
+    if op == "norm":
+        gamma, beta = (take(field, weights, f"{name}.{field}") for field in ("gamma", "beta"))
+        return Norm(name, inputs, gamma, beta, entry["eps"], entry["kind"])
     if op in PLAIN_NODES:
         return PLAIN_NODES[op](name, inputs)
     if op == "slice":

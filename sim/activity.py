@@ -13,7 +13,20 @@ import numpy as np
 
 from converters.encoder import count_saturations, source_current
 from converters.execution import Activity, NodeActivity, TokenBatch
-from converters.graph import LIF, Add, Attention, Coincidence, Graph, Node, Product, Readout, Relay, Source, Synapses
+from converters.graph import (
+    LIF,
+    Add,
+    Attention,
+    Coincidence,
+    Graph,
+    Node,
+    Norm,
+    Product,
+    Readout,
+    Relay,
+    Source,
+    Synapses,
+)
 from sim.reference import evaluate
 from sim.saturation import Saturable, saturable_neurons
 
@@ -45,9 +58,18 @@ def _count_cuts(graph: Graph, neuron: Saturable, values: Mapping[str, np.ndarray
     if isinstance(node, Source):
         current = np.repeat(source_current(node, batch)[None], graph.timesteps, axis=0)
     else:
-        producer = graph[node.inputs[0]]
-        current = evaluate(producer, [values[name] for name in producer.inputs], batch, graph.timesteps, graph.n_max)
+        current = _current(graph, node.inputs[0], values, batch)
     return count_saturations(current[..., neuron.features], neuron.threshold, node.dv, node.shift)
+
+
+def _current(graph: Graph, name: str, values: Mapping[str, np.ndarray], batch: TokenBatch) -> np.ndarray:
+    """A current [T, B, N, D]: of a norm it follows from that of the synapses before it."""
+    node = graph[name]
+    inputs = [
+        values[producer] if producer in graph.spiking else _current(graph, producer, values, batch)
+        for producer in node.inputs
+    ]
+    return evaluate(node, inputs, batch, graph.timesteps, graph.n_max)
 
 
 def _count_node(graph: Graph, node: Node, values: Mapping[str, np.ndarray], batch: TokenBatch) -> NodeActivity:
@@ -58,6 +80,8 @@ def _count_node(graph: Graph, node: Node, values: Mapping[str, np.ndarray], batc
         return NodeActivity(spikes, sites, messages=spikes)
     if isinstance(node, (Synapses, Readout)):
         return _count_linear(values[node.inputs[0]], node.weight)
+    if isinstance(node, Norm):
+        return NodeActivity(normalised_values=graph.timesteps * real_tokens * graph.features[node.name])
     if isinstance(node, Attention):
         return _count_attention(node, [values[name] for name in node.inputs], batch.mask)
     if isinstance(node, Coincidence):

@@ -33,6 +33,7 @@ class Work:
     resident_updates                neurons x n_max x timesteps: a chip updates those of padding too
     spikes                          that neurons fired
     messages                        (graded) spikes, each once for every node that reads it
+    normalised_values               of norms: features x real tokens x timesteps, three multiplications each
     host_lookups                    entries of the token table that the host reads
     host_additions                  of token and position, on the host
     """
@@ -45,6 +46,7 @@ class Work:
     resident_updates: int = 0
     spikes: int = 0
     messages: int = 0
+    normalised_values: int = 0
     host_lookups: int = 0
     host_additions: int = 0
 
@@ -98,6 +100,7 @@ def _work_of(graph: Graph, node: Node, activity: Activity, tokens: Tokens, reade
         resident_updates=graph.timesteps * graph.n_max * tokens.sentences * width if fires else 0,
         spikes=did.spikes,
         messages=did.messages * readers,
+        normalised_values=did.normalised_values,
         host_lookups=host,
         host_additions=host if isinstance(node, Source) and node.position is not None else 0,
     )

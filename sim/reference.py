@@ -2,7 +2,7 @@
 
 One function a node, each a transcription of the equation in the node's docstring. It is meant to be read
 and to be right, not to be fast. Matrix products run in float64, which represents every integer here
-exactly: a graph proves |a| <= 65535, far below 2^53.
+exactly: a graph proves |a| <= 65535, far below 2^53. The norm, whose sums are larger, computes in int64.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ import numpy as np
 from converters.encoder import encode, lif
 from converters.execution import Execution, TokenBatch, check_observed
 from converters.graph import (
+    GAMMA_FRACTION,
     LIF,
+    NORMED_FRACTION,
+    RECIPROCAL_BITS,
+    ROOT_BITS,
     Add,
     Attention,
     Coincidence,
     Concat,
     Graph,
     Node,
+    Norm,
     Product,
     Relay,
     Slice,
@@ -54,6 +59,39 @@ def attention(node: Attention, q: np.ndarray, k: np.ndarray, v: np.ndarray, vali
     return mixed * valid[..., None]
 
 
+def norm(a: np.ndarray, node: Norm, lane: np.ndarray) -> np.ndarray:
+    """The equations of `Norm`: a int64 [..., D] and lane int64 [..., 1] of 0 and 1 -> int64 [..., D]."""
+    features = a.shape[-1]
+    sums = a.sum(axis=-1, keepdims=True) if node.kind == "layer" else np.zeros_like(lane)
+    distance = features * a - sums
+    spread = features * (a * a).sum(axis=-1, keepdims=True) - sums**2 + node.eps  # W
+    scaled, doublings = _normalised(spread)
+    reciprocal = 2**RECIPROCAL_BITS // integer_root(scaled)
+    normed = ((distance << doublings) * reciprocal) >> (RECIPROCAL_BITS - NORMED_FRACTION)
+    fraction = NORMED_FRACTION + GAMMA_FRACTION
+    gamma, beta = node.gamma.astype(np.int64), node.beta.astype(np.int64)
+    return ((gamma * normed + 2 ** (fraction - 1)) >> fraction) + beta * lane
+
+
+def _normalised(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`n 4^h` and h, both int64, of numbers 1 .. 2^62 - 1: 2^60 <= n 4^h < 2^62."""
+    doublings = np.zeros_like(numbers)
+    for step in (16, 8, 4, 2, 1):
+        small = numbers < 1 << (2 * ROOT_BITS - 2 * step)
+        numbers = np.where(small, numbers << 2 * step, numbers)
+        doublings += step * small
+    return numbers, doublings
+
+
+def integer_root(numbers: np.ndarray) -> np.ndarray:
+    """`floor(sqrt(n))` of int64 0 .. 2^62 - 1, bit by bit from the highest: set where the square still fits."""
+    root = np.zeros_like(numbers)
+    for bit in reversed(range(ROOT_BITS)):
+        longer = root | 1 << bit
+        root = np.where(longer * longer <= numbers, longer, root)
+    return root
+
+
 def coincidence(q: np.ndarray, k: np.ndarray, n_max: int) -> np.ndarray:
     """`s[n, m*D + j] = q[n, j] * k[m, j]`: int64 [T, B, N, D], twice -> int64 [T, B, N, n_max * D]."""
     met = q[..., :, None, :] * _every_key(k, n_max)[..., None, :, :]  # [T, B, N, n_max, D]
@@ -77,6 +115,9 @@ def evaluate(node: Node, inputs: list[np.ndarray], batch: TokenBatch, timesteps:
         return encode(node, batch, timesteps)
     if isinstance(node, LIF):
         return lif(inputs[0], node.threshold, node.dv, node.shift)
+    if isinstance(node, Norm):
+        lane = inputs[1][..., :1] if len(inputs) > 1 else batch.mask[:, :, None]
+        return norm(inputs[0], node, lane)
     if isinstance(node, Attention):
         valid = batch.mask[None] if node.lane is None else inputs[3][..., 0]
         return attention(node, inputs[0], inputs[1], inputs[2], valid)

@@ -125,6 +125,7 @@ class Summary:
                 "weighted_operations": total.weighted_operations,
                 "saturations": total.saturations,
                 "messages": total.messages,
+                "normalised_values": total.normalised_values,
                 "per_node": per_node,
             },
             "bad_rows": {"count": self.bad, "first": [asdict(row) for row in self.first_bad]},

@@ -47,6 +47,6 @@ def scaled_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, float]]:
         if isinstance(layer, Encoder):
             yield name, layer.token.weight, float(layer.threshold)
         elif isinstance(layer, SpikingLinear):
-            yield name, layer.linear.weight, float(layer.threshold)
+            yield name, layer.linear.weight, float(layer.weight_units)
         elif isinstance(layer, Readout):
             yield name, layer.linear.weight, float(layer.steps)

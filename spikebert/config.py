@@ -9,6 +9,8 @@ from transformers import PretrainedConfig
 ENCODERS = ("lif", "sign")
 MODES = ("float", "integer")
 SURROGATES = ("atan", "sigmoid")
+NORM_FEATURES_MAX = 2**14  # of norms "layer" and "rms"; the graph's own constant (tests compare them)
+NORMS = ("batch", "layer", "rms", "none")
 SIMILARITIES = ("and", "xnor")
 POSITIONS = ("none", "log", "gray", "learned")  # of attention
 AND_THRESHOLD = 16  # matches
@@ -50,8 +52,13 @@ class SpikeBertConfig(PretrainedConfig):
                              arXiv 2501.16745) or "learned"; see `spikebert.positions`
     surrogate                whose gradient stands in for that of the step: "atan" or "sigmoid" (SpikingJelly's)
     surrogate_alpha          its steepness
-    mode                     "float": trained with BatchNorm; "integer": folded and quantised, computes what a chip does
+    mode                     "float": trained; "integer": folded and quantised, computes what a chip does
     weight_bits              2 .. 8, in integer mode
+    norm                     behind each linear layer: "batch", folded into the weights in integer mode; "layer" (the
+                             paper's) or "rms", over the features of a token, computed in integers too; "none": each
+                             feature learns a threshold of its own
+    scalar_thresholds        with norm "none": in integer mode thresholds are folded into the weights, so that a layer
+                             has one, as Lava and Loihi 2 want it; else each feature keeps its own
 
     Raises ValueError for a value outside its range.
     """
@@ -78,6 +85,8 @@ class SpikeBertConfig(PretrainedConfig):
         weight_bits: int = 8,
         attention_similarity: str = "and",
         attention_position: str = "none",
+        norm: str = "batch",
+        scalar_thresholds: bool = False,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -103,6 +112,8 @@ class SpikeBertConfig(PretrainedConfig):
         self.surrogate_alpha = surrogate_alpha
         self.mode = mode
         self.weight_bits = weight_bits
+        self.norm = norm
+        self.scalar_thresholds = scalar_thresholds
         super().__init__(**kwargs)
         self._check()
 
@@ -113,6 +124,7 @@ class SpikeBertConfig(PretrainedConfig):
             "surrogate": SURROGATES,
             "attention_similarity": SIMILARITIES,
             "attention_position": POSITIONS,
+            "norm": NORMS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -134,6 +146,11 @@ class SpikeBertConfig(PretrainedConfig):
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
                 raise ValueError(f"{name} is {value}, it must be {low} .. {'' if high is None else high}")
+        if self.scalar_thresholds and self.norm != "none":
+            raise ValueError(f"scalar_thresholds with norm '{self.norm}': only norm 'none' learns thresholds")
+        widest = max(self.hidden_size, self.intermediate_size)
+        if self.norm in ("layer", "rms") and widest > NORM_FEATURES_MAX:
+            raise ValueError(f"norm '{self.norm}' over {widest} features, an integer norm takes {NORM_FEATURES_MAX}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads")
         size, tokens = self.hidden_size // self.num_attention_heads, self.max_position_embeddings

@@ -30,9 +30,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikebert.config import ENCODERS, SIMILARITIES, SURROGATES
+from spikebert.config import ENCODERS, NORMS, SIMILARITIES, SURROGATES
 from spikebert.exact_product import capabilities, exact_matmul, exact_product
 from spikebert.integer_linear import integer_linear
+from spikebert.integer_norm import NormIntegers, integer_norm, make_norm, norm_integers
 from spikebert.neurons import LoihiLIF
 from spikebert.packing import LengthGroup, Packing, linear_in_buckets
 from spikebert.position_code import position_code
@@ -191,42 +192,122 @@ class Encoder(SpikingLayer):
         return Spikes(spikes, packing, maker=self)  # [T, R, D], or D + P with a code
 
 
-class SpikingLinear(SpikingLayer):
-    """Linear -> BatchNorm -> LIF (threshold 1), token by token; in integer mode integer Linear -> LIF.
+FIRING_RATE = 0.15  # that a layer without a norm expects of its inputs when it is made, and comes to itself
 
-    norm is None where it has been folded into `linear`.
+
+def first_threshold(spikes_in: int) -> float:
+    """Where the thresholds of a layer without a norm begin, so that some of its neurons fire and most do not.
+
+    An input that is the sum of n spikes of rate p has a mean square of `n p + n (n - 1) p^2`. The weights of a linear
+    layer begin evenly spread with a variance of 1 / (3 in) (torch's), so its current has a third of that mean square.
+    The threshold is one standard deviation of it; docs/training.md has the rates that come of it.
+    """
+    mean_square = spikes_in * FIRING_RATE * (1 + (spikes_in - 1) * FIRING_RATE)
+    return float(mean_square / 3) ** 0.5
+
+
+class SpikingLinear(SpikingLayer):
+    """Linear -> norm -> LIF (threshold 1), token by token; in integer mode all of it in integers.
+
+    kind              what stands between the two
+                      "batch": BatchNorm over all tokens; folded into the weights in integer mode
+                      "layer", "rms": over the features of a token; stays there (`integer_norm.py`)
+                      "none": nothing; each feature learns a threshold of its own, which stays above 0
+    scalar_thresholds with "none": quantised, thresholds are folded into the weights, and the layer has one
+    spikes_in         with "none": of how many spikes its inputs are the sum, for `first_threshold`
+
+    norm is None where there is none, or where it has been folded into `linear`; log_threshold, the logarithms of the
+    thresholds, where it learns none.
     """
 
     threshold: Tensor
+    units: Tensor | None
+    log_threshold: nn.Parameter | None
 
-    def __init__(self, inputs: int, outputs: int, neuron: Neuron = DEFAULT_NEURON) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        neuron: Neuron = DEFAULT_NEURON,
+        norm: str = "batch",
+        scalar_thresholds: bool = False,
+        spikes_in: int = 1,
+    ) -> None:
         super().__init__()
-        self.weight_bits = 8
+        require(norm in NORMS, f"norm is '{norm}', it must be one of {NORMS}")
+        require(spikes_in >= 1, f"spikes_in is {spikes_in}, it must be 1 or more")
+        scalar = scalar_thresholds and norm != "none"
+        require(not scalar, f"scalar_thresholds with norm '{norm}': only norm 'none' learns thresholds")
+        self.weight_bits, self.kind, self.scalar_thresholds = 8, norm, scalar_thresholds
         self.linear = nn.Linear(inputs, outputs)
         nn.init.zeros_(self.linear.bias)
-        self.norm: nn.BatchNorm1d | None = SynchronisedBatchNorm(outputs)
+        self.norm: nn.BatchNorm1d | nn.LayerNorm | nn.RMSNorm | None = None
+        if norm == "batch":
+            self.norm = SynchronisedBatchNorm(outputs)
+        elif norm != "none":
+            self.norm = make_norm(norm, outputs)
+        first = torch.full((outputs,), first_threshold(spikes_in)).log() if norm == "none" else None
+        self.register_parameter("log_threshold", None if first is None else nn.Parameter(first))
         self.lif = neuron.make()
         self.register_buffer("threshold", torch.tensor(1.0))  # integer mode: accumulator units
+        # integer mode: accumulator units of 1.0 before a norm over features; without one the threshold's are those
+        self.register_buffer("units", torch.tensor(1.0) if self._normalises else None)
+
+    @property
+    def _normalises(self) -> bool:
+        """Whether its norm is over the features of a token."""
+        return self.kind in ("layer", "rms")
+
+    @property
+    def weight_units(self) -> Tensor:
+        """Integer mode: accumulator units of 1.0 of the weights."""
+        return self.threshold if self.units is None else self.units
+
+    @property
+    def thresholds(self) -> Tensor:
+        """Integer mode: one [], or one for each feature [D] with gradients, 1 .. 65535 accumulator units."""
+        if self.log_threshold is None:
+            return self.threshold
+        return round_straight_through(self.log_threshold.exp() * self.threshold).clamp(1, 65535)
 
     def use_integers(self, weight_bits: int) -> None:
         super().use_integers(weight_bits)
-        self.weight_bits, self.norm = weight_bits, None
+        self.weight_bits = weight_bits
+        if not self._normalises:
+            self.norm = None
+        if self.scalar_thresholds:
+            self.log_threshold = None
 
     def integers(self, input_max: int) -> tuple[Tensor, Tensor]:
         """Integer mode: weight [out, in] and bias [out] for inputs 0 .. input_max, held in floats, with gradients."""
-        bias = round_bias(self.linear.bias, self.threshold)
-        return round_weight(self.linear.weight, self.threshold, self.weight_bits, input_max, bias), bias
+        bias = round_bias(self.linear.bias, self.weight_units)
+        return round_weight(self.linear.weight, self.weight_units, self.weight_bits, input_max, bias), bias
+
+    def norm_integers(self) -> NormIntegers | None:
+        """Integer mode: those of a norm over features, None without one."""
+        if isinstance(self.norm, (nn.LayerNorm, nn.RMSNorm)):
+            return norm_integers(self.norm, self.weight_units, self.threshold)
+        return None
 
     def forward(self, x: Spikes) -> Spikes:
         check_spikes((x,), "SpikingLinear", self.linear.in_features)
-        rows = x.values.flatten(0, 1)  # [T * R, in]
+        rows, shape, normed = x.values.flatten(0, 1), x.values.shape[:2], None  # [T * R, in]
         if self.integer:
-            current = integer_linear(rows, *self.integers(x.maximum), x.maximum)
-        else:
-            current = linear_in_buckets(self.linear, rows)
-            current = current if self.norm is None else self.norm(current)
-        current = current.unflatten(0, x.values.shape[:2])
-        return Spikes(self.lif(current, self.threshold), x.packing, 1, self, (x,), current)
+            current = integer_linear(rows, *self.integers(x.maximum), x.maximum).unflatten(0, shape)
+            if isinstance(self.norm, (nn.LayerNorm, nn.RMSNorm)):
+                normed = integer_norm(current, self.norm, self.weight_units, self.threshold)
+            spikes = self.lif(current if normed is None else normed, self.thresholds)
+            return Spikes(spikes, x.packing, 1, self, (x,), current, normed)
+        current = linear_in_buckets(self.linear, rows)
+        if self._normalises and self.norm is not None:
+            normed = self.norm(current).unflatten(0, shape)
+        elif self.norm is not None:
+            current = self.norm(current)
+        if self.log_threshold is not None:  # a neuron at threshold 1 is that of a current so many times larger
+            current = current / self.log_threshold.exp()
+        current = current.unflatten(0, shape)
+        spikes = self.lif(current if normed is None else normed, self.threshold)
+        return Spikes(spikes, x.packing, 1, self, (x,), current, normed)
 
 
 class SpikingAttention(SpikingLayer):
@@ -367,6 +448,7 @@ class Block(nn.Module):
 
     features D, inner the features between the two layers of the MLP, heads H; the attention's threshold, similarity and
     position_bias as of `SpikingAttention`
+    norm, scalar_thresholds, spikes_in as `SpikingLinear` has them; spikes_in of the block's input
     """
 
     def __init__(
@@ -378,15 +460,22 @@ class Block(nn.Module):
         neuron: Neuron = DEFAULT_NEURON,
         similarity: str = "and",
         position_bias: PositionBias | None = None,
+        norm: str = "batch",
+        scalar_thresholds: bool = False,
+        spikes_in: int = 1,
     ) -> None:
         super().__init__()
-        self.query = SpikingLinear(features, features, neuron)
-        self.key = SpikingLinear(features, features, neuron)
-        self.value = SpikingLinear(features, features, neuron)
+
+        def layer(inputs: int, outputs: int, summed: int = 1) -> SpikingLinear:
+            return SpikingLinear(inputs, outputs, neuron, norm, scalar_thresholds, summed)
+
+        self.query = layer(features, features, spikes_in)
+        self.key = layer(features, features, spikes_in)
+        self.value = layer(features, features, spikes_in)
         self.attention = SpikingAttention(heads, attention_threshold, neuron, similarity, position_bias)
-        self.out = SpikingLinear(features, features, neuron)
-        self.up = SpikingLinear(features, inner, neuron)
-        self.down = SpikingLinear(inner, features, neuron)
+        self.out = layer(features, features)
+        self.up = layer(features, inner, spikes_in + 1)
+        self.down = layer(inner, features)
         self.add_attention, self.add_mlp = Add(), Add()
 
     def forward(self, x: Spikes) -> Spikes:

@@ -1,8 +1,8 @@
 """The spiking BERT for text classification: Spikformer blocks between an encoder and a readout (`layers.py`).
 
-One class serves both modes. In "float" a layer is Linear, BatchNorm, LIF with threshold 1. In "integer" BatchNorm is
-folded into the layer, weights are rounded in the forward pass (straight-through gradients), and every number computed
-is an integer that the graph computes too.
+One class serves both modes. In "float" a layer is Linear, norm, LIF with threshold 1. In "integer" BatchNorm is folded
+into the layer, a norm over features computes with integers, weights are rounded in the forward pass (straight-through
+gradients), and every number computed is an integer that the graph computes too.
 """
 
 from __future__ import annotations
@@ -61,15 +61,27 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
             config.vocab_size, width, config.max_position_embeddings, config.timesteps, neuron, config.encoder,
             config.positions, config.position_spikes,
         )  # fmt: skip
-        coded = width + config.position_spikes
-        self.mix = SpikingLinear(coded, width, neuron) if config.position_spikes else None
+        norm, scalar = config.norm, config.scalar_thresholds
+        first = 3 if config.encoder == "sign" else 1  # constant spikes, half of them 1, are about as many as three
+        self.mix: SpikingLinear | None = None
+        if config.position_spikes:
+            self.mix = SpikingLinear(width + config.position_spikes, width, neuron, norm, scalar, first)
+            first = 1
         self.blocks = nn.ModuleList(
             Block(
-                width, inner, heads, config.attention_threshold, neuron, config.attention_similarity,
+                width,
+                inner,
+                heads,
+                config.attention_threshold,
+                neuron,
+                config.attention_similarity,
                 position_bias_of(config),
+                norm,
+                scalar,
+                spikes_in=first + 2 * number,
             )
-            for _ in range(config.num_hidden_layers)
-        )  # fmt: skip
+            for number in range(config.num_hidden_layers)
+        )
         self.readout = Readout(width, config.num_labels)
         if config.mode == "integer":
             for layer in self.modules():
@@ -99,7 +111,7 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         elif isinstance(module, nn.Linear):
             nn.init.kaiming_uniform_(module.weight, a=5**0.5)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm1d):
+        elif isinstance(module, (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm)):
             module.reset_parameters()
         elif isinstance(module, PositionBias) and module.weight is not None:
             nn.init.zeros_(module.weight)

@@ -16,6 +16,7 @@ from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor
 
 from spikebert import fused_lif, triton_lif
+from spikebert.commands import UserError
 from spikebert.lif_rule import LIFRule
 
 SHIFT = 7  # bits: membrane units per accumulator unit, 2^7; the graph's own constant (tests compare them)
@@ -66,13 +67,17 @@ class LoihiLIF(BaseNode):
     The integer mode computes with integers held exactly in floats: float32 for a decay of 0 or 2048,
     float64 otherwise. The surrogate sees `v / threshold - 1` in both, so gradients have one scale.
 
+    A threshold is one number, or a tensor [D] of one for each feature, which then learns too.
+
     path            "plain": step by step in PyTorch, the definition, on any device
                     "fused": all steps in one pass, on the CPU (`fused_lif.py`)
                     "triton": all steps in one launch, on a GPU (`triton_lif.py`)
-                    "auto": "triton" on a GPU, "fused" on the CPU, "plain" where those cannot take the current
+                    "auto": "triton" on a GPU, "fused" on the CPU, "plain" where those cannot take the current. They
+                    take one threshold.
     """
 
     v: Tensor  # the membrane, a memory of BaseNode
+    v_threshold: float | Tensor
     path: str = "auto"
 
     def __init__(self, decay: int, integer: bool, surrogate_name: str = "atan", surrogate_alpha: float = 2.0) -> None:
@@ -91,16 +96,25 @@ class LoihiLIF(BaseNode):
             self.v = self.v * self.keep + current  # two roundings: one fused operation would round but once
 
     def neuronal_fire(self) -> Tensor:
+        if isinstance(self.v_threshold, Tensor):
+            level = self.v_threshold * self.gain
+            above = (self.v - level) / level.detach().clamp(min=self.gain)
+            return StrictSpike.apply(above, self.surrogate_function)
         rule = self.rule()
         above = self.v - rule.threshold  # exact in integer mode: both are integers below 2^24
         if rule.unit != 1.0:
             above = above / rule.unit
         return StrictSpike.apply(above, self.surrogate_function)
 
+    @property
+    def gain(self) -> float:
+        """Membrane units per unit of the current."""
+        return float(2**SHIFT) if self.integer else 1.0
+
     def rule(self) -> LIFRule:
-        """This neuron in numbers, at the threshold it has now."""
-        gain = float(2**SHIFT) if self.integer else 1.0
-        threshold = self.v_threshold * gain
+        """This neuron in numbers, at the one threshold that it has now."""
+        gain = self.gain
+        threshold = float(self.v_threshold) * gain
         return LIFRule(
             keep=self.keep,
             truncate=self.integer,
@@ -120,11 +134,11 @@ class LoihiLIF(BaseNode):
         # BaseNode indexes x[t], whose backward fills a zero tensor of all T steps for every step; unbind does not.
         return torch.stack([self.single_step_forward(current) for current in currents.unbind(0)])
 
-    def forward(self, current: Tensor, threshold: float) -> Tensor:
-        """current [T, ...] and the threshold, in accumulator units in integer mode -> spikes [T, ...].
+    def forward(self, current: Tensor, threshold: float | Tensor) -> Tensor:
+        """current [T, ..., D] and the threshold, in accumulator units in integer mode -> spikes [T, ..., D].
 
         Raises ValueError for a path that is not of PATHS and for float16, which cannot hold an integer membrane;
-        UserError where the path "triton" cannot be taken.
+        UserError where the path "triton" or "fused" cannot be taken.
         """
         self.reset()  # a membrane starts every text at 0
         exact = not self.integer or self.decay in (0, DECAY_ONE // 2)
@@ -133,6 +147,8 @@ class LoihiLIF(BaseNode):
             raise ValueError(f"path is '{self.path}', it must be one of {PATHS}")
         if self.integer and real == torch.float16:
             raise ValueError("float16 ends at 65504 and cannot hold an integer membrane: use a current in float32")
+        if isinstance(threshold, Tensor) and threshold.ndim:
+            return self._forward_by_feature(current, threshold, real)
         # of the same type, or half precision would be compared in one way on the CPU and in another on a GPU
         self.v_threshold = float(torch.as_tensor(threshold, dtype=real))
         if self.path == "triton" or (self.path == "auto" and triton_lif.serves(current)):
@@ -142,4 +158,17 @@ class LoihiLIF(BaseNode):
             return fused_lif.FusedLIF.apply(wide, self.rule()).to(current.dtype)
         spikes = super().forward(wide).to(current.dtype)
         self.reset()
+        return spikes
+
+    def _forward_by_feature(self, current: Tensor, thresholds: Tensor, real: torch.dtype) -> Tensor:
+        """With a threshold for each feature, [D]."""
+        if self.path in ("fused", "triton"):
+            raise UserError(
+                f"LoihiLIF.path is '{self.path}', which takes one threshold, and this layer has one for each feature: "
+                "set the path to 'auto' or 'plain', or quantise with scalar_thresholds"
+            )
+        self.v_threshold = thresholds.to(real)
+        spikes = super().forward(current.to(real)).to(current.dtype)
+        self.reset()
+        self.v_threshold = 1.0  # a tensor with a history cannot be copied, as modules are
         return spikes

@@ -88,6 +88,7 @@ def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Pat
         "max_position_embeddings",
         "positions",
         "position_spikes",
+        "norm",
     )
     different = [
         f"{name} {getattr(earlier, name)}" for name in shape if getattr(earlier, name) != getattr(student, name)

@@ -1,8 +1,11 @@
-"""From the float model to the integer model: fold BatchNorm, choose units, round. The one lossy step.
+"""From the float model to the integer model: fold what can be folded, choose units, round. The one lossy step.
 
 Folding is exact up to float rounding: with `g = gamma / sqrt(var + eps)`,
 `BN(W x + b) = (g W) x + (g (b - mean) + beta)`. Then every layer gets one unit: its integer threshold,
-the largest for which its largest weight fits in `weight_bits` bits and no accumulator can overflow.
+the largest for which its largest weight fits in `weight_bits` bits and no accumulator can overflow. A norm over the
+features of a token cannot be folded: it stays, in integers (`integer_norm.py`), and has units of its own behind it.
+Thresholds that features learned become integers in the units of their layer, or are folded too: `v > threshold` for
+a current `W x + b` is `v' > 1` for `(W / threshold) x + b / threshold`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spikebert.config import SpikeBertConfig
+from spikebert.integer_norm import choose_norm_units
 from spikebert.layers import Readout, SpikingLayer, SpikingLinear
 from spikebert.recording import Recording, float_layers, record_one_token
 from spikebert.rounding import ACCUMULATOR_MAX, BIAS_MAX, largest_weight, row_reach
@@ -67,7 +71,8 @@ def encoder_units(kind: str, table: Tensor) -> int:
 
 @torch.no_grad()
 def folded(model: Model) -> Model:
-    """The float model with every BatchNorm folded into its layer, in evaluation mode; the model stays as it is."""
+    """The float model in evaluation mode with every BatchNorm folded into its layer, and thresholds where a layer is to
+    have one; the model stays as it is."""
     twin = copy.deepcopy(model).eval()
     for layer in twin.modules():
         if isinstance(layer, SpikingLinear):
@@ -105,19 +110,30 @@ def quantise(model: Model, weight_bits: int = 8) -> Model:
 
 
 def round_layer(layer: SpikingLinear | Readout, weight_bits: int, input_max: int) -> None:
-    """Turn a layer to integers: fold its norm, choose its units. `input_max`: the largest value of its inputs."""
+    """Turn a layer to integers: fold what can be, choose its units. `input_max`: the largest value of its inputs."""
     if isinstance(layer, Readout):
         layer.use_integers(weight_bits)
         layer.steps.fill_(choose_units(layer.linear.weight, layer.linear.bias, 8, input_max))
         return
     fold_norm(layer)
     layer.use_integers(weight_bits)
-    layer.threshold.fill_(choose_units(layer.linear.weight, layer.linear.bias, weight_bits, input_max))
+    units = choose_units(layer.linear.weight, layer.linear.bias, weight_bits, input_max)
+    if layer.log_threshold is not None:
+        highest = float(layer.log_threshold.exp().max())
+        units = max(1, min(units, int(THRESHOLD_MAX / highest)))
+    layer.weight_units.fill_(units)
+    if isinstance(layer.norm, (nn.LayerNorm, nn.RMSNorm)):
+        layer.threshold.fill_(choose_norm_units(layer.norm))
 
 
 def fold_norm(layer: SpikingLinear) -> None:
-    """Put the layer's norm into its weights; a layer that has none stays as it is."""
-    if layer.norm is not None:
+    """Put a layer's BatchNorm, or the thresholds of its features where it is to have one, into its weights."""
+    if layer.scalar_thresholds and layer.log_threshold is not None:
+        thresholds = layer.log_threshold.exp()
+        layer.linear.weight.div_(thresholds[:, None])
+        layer.linear.bias.div_(thresholds)
+        layer.log_threshold = None
+    if isinstance(layer.norm, nn.BatchNorm1d):
         weight, bias = fold(layer.linear, layer.norm)
         layer.linear.weight.copy_(weight)
         layer.linear.bias.copy_(bias)

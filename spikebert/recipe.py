@@ -62,6 +62,10 @@ class Student:
     """what a score has more for the places of query and key: none, log, gray or learned; see `spikebert.positions`"""
     surrogate: str = "atan"
     surrogate_alpha: float = 2.0
+    norm: str = "batch"
+    """between a layer and its neurons: "batch", "layer" (the paper's), "rms" or "none": features learn thresholds"""
+    scalar_thresholds: bool = False
+    """with norm "none": quantised, a layer has one threshold, as Lava and Loihi 2 want it"""
     embeddings_from_teacher: bool = True
     """start from the teacher's word embeddings (rotated to hidden_size) instead of noise"""
 
@@ -114,7 +118,7 @@ class Stage2:
 
 @dataclass
 class Quantise:
-    """Fold BatchNorm, round, and train on with the integers in the forward pass (losses as in stage 2)."""
+    """Fold what can be folded, round, and train on with the integers in the forward pass (losses as in stage 2)."""
 
     weight_bits: int = 8
     epochs: int = 2

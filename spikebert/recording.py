@@ -44,10 +44,18 @@ class Step:
         """The name of its spikes. `name` is that of the current where there is one, as in the graph."""
         return self.name if self.spikes.current is None else f"{self.name}.lif"
 
+    @property
+    def norm_name(self) -> str:
+        """The name of the norm over features between current and spikes, where there is one."""
+        return f"{self.name}.norm"
+
     def values(self) -> Iterator[tuple[str, Tensor]]:
-        """Node name and packed value [T, R, D]: of the current, if any, and of the spikes."""
+        """Node name and packed value [T, R, D]: of the current and of what a norm made of it, if any, and of the
+        spikes."""
         if self.spikes.current is not None:
             yield self.name, self.spikes.current
+        if self.spikes.normed is not None:
+            yield self.norm_name, self.spikes.normed
         yield self.output, self.spikes.values
 
 

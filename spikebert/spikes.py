@@ -35,7 +35,9 @@ class Spikes:
     maximum  the largest value there can be: 1 from a neuron, after an addition the sum of its inputs' maxima
     maker    the layer that made them, None for a plain `+`
     inputs   what went into that layer
-    current  float [T, R, D], what the neurons of the layer were given; None for an encoder and an addition
+    current  float [T, R, D], what the layer made of its inputs; None for an encoder and an addition
+    normed   float [T, R, D], what a norm over features made of the current; None without one. The neurons were given
+             the last of the two
     serial   grows with every object, so a later layer's is greater
     """
 
@@ -47,9 +49,10 @@ class Spikes:
         maker: nn.Module | None = None,
         inputs: tuple[Spikes, ...] = (),
         current: Tensor | None = None,
+        normed: Tensor | None = None,
     ) -> None:
         self.values, self.packing, self.maximum = values, packing, maximum
-        self.maker, self.inputs, self.current = maker, inputs, current
+        self.maker, self.inputs, self.current, self.normed = maker, inputs, current, normed
         self.serial = next(_serial)
 
     @property
@@ -90,7 +93,7 @@ class Spikes:
         if not training or p == 0:
             return self
         values = F.dropout(self.values, p, training=True)
-        return Spikes(values, self.packing, self.maximum, self.maker, self.inputs, self.current)
+        return Spikes(values, self.packing, self.maximum, self.maker, self.inputs, self.current, self.normed)
 
     def __getattr__(self, name: str) -> NoReturn:  # asked only for what is not there
         if hasattr(Tensor, name) and not name.startswith("__"):

@@ -78,6 +78,8 @@ SECTIONS = {
     "stage2": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2"),
     "integer": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2", "quantise"),
 }
+# Fields that recipes of older runs did not have, with what they meant: so those runs can go on.
+ADDED = {"student": {"norm": "batch", "scalar_thresholds": False}}
 # The files that do, known by their sha256.
 FILES_OF = {
     "teacher": ("data",),
@@ -192,7 +194,7 @@ class Training:
         """Raises UserError, before anything is run, where a finished stage was made by another recipe."""
         for stage in filter(self._finished, STAGES):
             before = _read_record(self.out / stage / "stage.json")["made_from"]
-            changed = _differences(before, self._made_from(stage))
+            changed = _differences(_with_added(before), self._made_from(stage))
             if changed:
                 raise UserError(
                     f"{self.out / stage} was made with another recipe ({'; '.join(changed)}): "
@@ -235,7 +237,7 @@ class Training:
         """A checkpoint of another recipe is no start for this one: it is removed, and that is said."""
         if self.accelerator.is_main_process:
             note, now = unfinished / "made_from.json", self._made_from(stage)
-            if note.exists() and (changed := _differences(json.loads(note.read_text()), now)):
+            if note.exists() and (changed := _differences(_with_added(json.loads(note.read_text())), now)):
                 self.say(f"{stage}: begun before with another recipe ({'; '.join(changed)}): starting again")
                 shutil.rmtree(unfinished)
             unfinished.mkdir(parents=True, exist_ok=True)
@@ -436,6 +438,8 @@ class Training:
                 attention_similarity=options.attention_similarity,
                 attention_position=options.attention_position,
                 surrogate=options.surrogate,
+                norm=options.norm,
+                scalar_thresholds=options.scalar_thresholds,
                 surrogate_alpha=options.surrogate_alpha,
                 id2label=dict(enumerate(names)),
                 label2id={name: i for i, name in enumerate(names)},
@@ -566,6 +570,11 @@ def errors_name_files(folder: Path) -> Iterator[None]:
         path = getattr(error, "filename", None) or folder
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}. Check the path, the rights and the space") from error
+
+
+def _with_added(before: dict) -> dict:
+    """What a stage was made from, with what an older version did not say."""
+    return before | {section: added | before[section] for section, added in ADDED.items() if section in before}
 
 
 def _differences(before: dict, now: dict, path: str = "") -> list[str]:

@@ -5,6 +5,7 @@ shortcut with `sim.reference`.
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,10 @@ def one_step(node, inputs, mask, ids, weights, encoder, membranes, n_max, t) -> 
         if threshold is None:
             threshold = weights[f"{name}.threshold"].astype(np.int64)
         return neuron(name, inputs[0], threshold, node, membranes)
+    if op == "norm":
+        gamma, beta = (weights[f"{name}.{field}"].astype(np.int64) for field in ("gamma", "beta"))
+        lane = inputs[1][:, :, :1] if len(inputs) > 1 else valid
+        return norm(node, inputs[0], gamma, beta, lane)
     if op == "add":
         return sum(inputs[1:], inputs[0])
     if op == "attention":
@@ -133,6 +138,22 @@ def neuron(name, a, threshold, node, membranes) -> np.ndarray:
     spikes = np.where(v > threshold * 2 ** node["shift"], 1, 0)
     membranes[name] = v * (1 - spikes)
     return spikes
+
+
+def norm(node, a, gamma, beta, lane) -> np.ndarray:
+    """[B, N, D], token by token in Python's integers."""
+    out = np.zeros_like(a)
+    for sample, token in np.ndindex(a.shape[:2]):
+        values = [int(value) for value in a[sample, token]]
+        width, total = len(values), sum(values) if node["kind"] == "layer" else 0
+        spread = width * sum(value**2 for value in values) - total**2 + node["eps"]
+        doublings = next(h for h in range(31) if 2**60 <= spread * 4**h < 2**62)
+        reciprocal = 2**54 // math.isqrt(spread * 4**doublings)
+        for j, value in enumerate(values):
+            z = (width * value - total) * 2**doublings * reciprocal // 2**30
+            y = (int(gamma[j]) * z + 2**31) // 2**32
+            out[sample, token, j] = y + int(beta[j]) * int(lane[sample, token, 0])
+    return out
 
 
 def attention(q, k, v, heads, similarity, bias) -> np.ndarray:

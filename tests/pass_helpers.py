@@ -148,6 +148,7 @@ def trials(draw: Callable, make: Callable[..., Graph] | None = None, attention: 
         source_kind=draw(st.sampled_from(["lif", "sign"])),
         firing=draw(st.sampled_from([0.003, 0.3, 0.7])),
         attention=draw(st.sampled_from(["plain", attention])),
+        norms=draw(st.sampled_from([0.0, 0.5])),
     )
     if draw(st.booleans()):
         graph = with_twins(rng, graph)
@@ -157,7 +158,7 @@ def trials(draw: Callable, make: Callable[..., Graph] | None = None, attention: 
 @st.composite
 def latency_tables(draw: Callable) -> LatencyTable:
     """0 too: a machine whose connections take no time."""
-    return LatencyTable(*(draw(st.integers(0, 4)) for _ in range(5)))
+    return LatencyTable(*(draw(st.integers(0, 4)) for _ in range(6)))
 
 
 def renamed(batch: TokenBatch, token_ids: np.ndarray | None) -> TokenBatch:

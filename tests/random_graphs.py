@@ -12,7 +12,12 @@ import numpy as np
 
 from converters.execution import TokenBatch
 from converters.graph import (
+    CURRENTS,
+    GAMMA_FRACTION,
+    GAMMA_MAX,
     LIF,
+    NORM_KINDS,
+    NORMED_FRACTION,
     SIMILARITIES,
     Add,
     Attention,
@@ -20,6 +25,7 @@ from converters.graph import (
     Concat,
     Graph,
     Node,
+    Norm,
     Product,
     Readout,
     Relay,
@@ -27,6 +33,7 @@ from converters.graph import (
     Source,
     Synapses,
     ValidLane,
+    normed_max,
 )
 from sim.reference import evaluate
 
@@ -59,6 +66,7 @@ def random_graph(
     firing: float = 0.3,
     attention: str = "plain",
     code_features: int = 0,
+    norms: float = 0.0,
 ) -> Graph:
     """A random spiking transformer.
 
@@ -67,8 +75,11 @@ def random_graph(
     firing        about the share of neurons whose first current is above their threshold
     attention     which kinds are drawn: one of ATTENTIONS
     code_features P of spike-coded positions
+    norms         the share of layers that have a norm
     """
-    builder = _Builder(rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention)
+    builder = _Builder(
+        rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention, norms
+    )
     x = builder.source(hidden, source_kind, code_features)
     for index in range(blocks):
         name = f"block{index}"
@@ -93,9 +104,12 @@ def random_dag(
     vocabulary: int = 20,
     firing: float = 0.3,
     attention: str = "plain",
+    norms: float = 0.0,
 ) -> Graph:
     """Layers, adds of two to four (a node may stand in one twice) and attentions, wired at random; any legal shape."""
-    builder = _Builder(rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention)
+    builder = _Builder(
+        rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention, norms
+    )
     spiking, neurons = [builder.source(hidden, source_kind)], []
     for index in range(nodes):
         kind = rng.choice(["layer", "add", "attention"] if neurons else ["layer", "add"])
@@ -126,6 +140,7 @@ def random_machine_dag(
     vocabulary: int = 20,
     firing: float = 0.3,
     attention: str = "plain",
+    norms: float = 0.0,
 ) -> Graph:
     """Every kind of node that only passes make at least once, in random order, and `nodes` more of any kind.
 
@@ -133,13 +148,15 @@ def random_machine_dag(
     and of attention, scores come from a relay or from anywhere; whatever is legal. Layers have up to `hidden` features.
     The readout reads the last nodes side by side.
     """
-    builder = _Builder(rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention)
+    builder = _Builder(
+        rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention, norms
+    )
     source = builder.source(hidden, source_kind)
     builder.layer("first", source, hidden)
     kinds = [*rng.permutation(MACHINE_KINDS), *rng.choice([*MACHINE_KINDS, "layer", "add", "attention"], nodes)]
     for index, kind in enumerate(kinds):
         getattr(_Wiring(builder, hidden), str(kind))(f"n{index}")
-    last = [node.name for node in builder.nodes if not isinstance(node, (Synapses, Attention))][-3:]
+    last = [node.name for node in builder.nodes if not isinstance(node, CURRENTS)][-3:]
     return builder.graph(builder.concat("all", tuple(last)))
 
 
@@ -148,11 +165,12 @@ class _Wiring:
 
     def __init__(self, builder: _Builder, hidden: int) -> None:
         self.builder, self.hidden, self.rng = builder, hidden, builder.rng
-        self.spiking = [node.name for node in builder.nodes if not isinstance(node, (Synapses, Attention))]
+        self.spiking = [node.name for node in builder.nodes if not isinstance(node, CURRENTS)]
         self.firing = [name for name in self.spiking if builder.fires(name)]
 
     def layer(self, name: str) -> None:
-        self.builder.layer(name, self._any(self.spiking), int(self.rng.integers(1, self.hidden + 1)))
+        lane = self._any(self.firing) if self.builder.norms and self.firing and self.rng.random() < 0.5 else None
+        self.builder.layer(name, self._any(self.spiking), int(self.rng.integers(1, self.hidden + 1)), lane)
 
     def add(self, name: str) -> None:
         self.builder.add(name, self._alike(self.spiking, int(self.rng.integers(2, 5))))
@@ -232,12 +250,14 @@ class _Builder:
         vocabulary: int,
         firing: float,
         attention: str = "plain",
+        norms: float = 0.0,
     ) -> None:
         assert attention in ATTENTIONS
         self.attentions = attention
         [self.scoring_rng] = rng.spawn(1)  # of its own: all else is drawn as it would be without
         self.rng, self.n_max, self.timesteps, self.decays = rng, n_max, timesteps, decays
         self.weight_bits, self.bias_max, self.vocabulary, self.firing = weight_bits, bias_max, vocabulary, firing
+        self.norms = norms
         self.batch = _draw_batch(rng, vocabulary, 4, n_max)
         self.nodes: list[Node] = []
         self.values: dict[str, np.ndarray] = {}
@@ -254,11 +274,23 @@ class _Builder:
             "mix", self._append(Source("source", table, position, kind, threshold=20, dv=dv, code=code)), hidden
         )
 
-    def layer(self, name: str, producer: str, width: int) -> str:
-        """Synapses and their LIF; the name of the LIF."""
+    def layer(self, name: str, producer: str, width: int, lane: str | None = None) -> str:
+        """Synapses, perhaps a norm, and their LIF; the name of the LIF. lane: the valid lane of a norm."""
         weight, bias = self._linear(producer, width)
-        self._append(Synapses(f"{name}.synapses", (producer,), weight, bias, self.weight_bits))
-        return self.neuron(name, f"{name}.synapses")
+        current = self._append(Synapses(f"{name}.synapses", (producer,), weight, bias, self.weight_bits))
+        if self.norms and self.rng.random() < self.norms:
+            current = self.norm(f"{name}.norm", current, lane)
+        return self.neuron(name, current)
+
+    def norm(self, name: str, current: str, lane: str | None = None) -> str:
+        """With a gamma as large as the accumulator allows, or smaller."""
+        width, kind = self.width(current), str(self.rng.choice(NORM_KINDS))
+        beta = self.rng.integers(-self.bias_max, self.bias_max + 1, width)
+        room = (REACH - self.bias_max) << NORMED_FRACTION + GAMMA_FRACTION
+        most = min(room // max(normed_max(kind, width), 1), GAMMA_MAX) >> int(self.rng.integers(0, 10))
+        eps = int(self.rng.choice([1, 100 * width**2, 2**60]))
+        inputs = (current,) if lane is None else (current, lane)
+        return self._append(Norm(name, inputs, self.rng.integers(-most, most + 1, width), beta, eps, kind))
 
     def neuron(self, name: str, current: str) -> str:
         valid = self.values[current][:, self.batch.mask == 1]

@@ -55,6 +55,7 @@ OPTIONS: dict[str, tuple] = {
     "position_spikes": (0, 0, 0, 3),
     "attention_threshold": (0, 1, 4, 16),
     "surrogate": ("atan", "sigmoid"),
+    "norm": ("batch", "batch", "layer", "rms", "none", "scalar"),
     "seed": tuple(range(1000)),
     "similarity": ("and", "xnor"),
     "position": ("none", "log", "gray", "learned"),
@@ -63,7 +64,10 @@ OPTIONS: dict[str, tuple] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What a random model is like; `OPTIONS` holds the values. `seed` decides weights and wiring."""
+    """What a random model is like; `OPTIONS` holds the values. `seed` decides weights and wiring.
+
+    norm "scalar" is "none" with scalar_thresholds; chains have BatchNorm whatever it is
+    """
 
     kind: str
     timesteps: int
@@ -78,6 +82,7 @@ class Shape:
     position_spikes: int
     attention_threshold: int
     surrogate: str
+    norm: str
     seed: int
     similarity: str
     position: str
@@ -96,6 +101,12 @@ class Shape:
         if self.position == "none":
             return None
         return PositionBias(self.position, self.n_max, self.heads, self.features_of_head)
+
+    @property
+    def norms(self) -> dict[str, Any]:
+        """As SpikingLinear and SpikeBertConfig take it."""
+        scalar = self.norm == "scalar"
+        return {"norm": "none" if scalar else self.norm, "scalar_thresholds": scalar}
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in asdict(self).items())
@@ -144,6 +155,11 @@ def calibrate(model: nn.Module, batch: TokenBatch) -> nn.Module:
         norm.momentum = 1.0
         nn.init.uniform_(norm.weight, 0.5, 2.0)
         nn.init.normal_(norm.bias, 0.2, 0.5)
+    for layer in model.modules():  # what is over features alone, or learned without a norm, has no statistics
+        if isinstance(layer, SpikingLinear) and not isinstance(layer.norm, nn.BatchNorm1d):
+            others = [layer.log_threshold] if layer.norm is None else list(layer.norm.parameters())
+            for parameter in (layer.linear.bias, *others):
+                parameter.data.add_(0.3 * torch.randn_like(parameter))
     with torch.no_grad():
         model.train()(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
     for norm in norms:
@@ -170,6 +186,7 @@ def make_spikebert(shape: Shape) -> SpikeBertForSequenceClassification:
             attention_position=shape.position,
             surrogate=shape.surrogate,
             num_labels=CLASSES,
+            **shape.norms,
         )
     )
 
@@ -229,7 +246,7 @@ class OwnModel(nn.Module):
                 continue
             width = int(rng.choice([shape.width, shape.width, rng.integers(1, 2 * shape.width + 1)]))
             place = len(widths) - 1 if kind == "linear" else int(rng.choice(alike))
-            layer = SpikingLinear(widths[place], width, [neuron, other][rng.integers(2)])
+            layer = SpikingLinear(widths[place], width, [neuron, other][rng.integers(2)], **shape.norms)
             step(f"linear{index}", layer, [place], width, True)
         self.readout = Readout(widths[-1], CLASSES)
 

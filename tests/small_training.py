@@ -42,16 +42,16 @@ def make_texts(count: int = 13) -> TokenisedTexts:
     return TokenisedTexts(ids, [UNLABELLED if i % 3 == 0 else i % 2 for i in range(count)])
 
 
-def make_pupil(mode: str) -> Pupil:
+def make_pupil(mode: str, norm: str = "batch") -> Pupil:
     torch.manual_seed(1)
     student = SpikeBertForSequenceClassification(
         SpikeBertConfig(
             vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2,
-            intermediate_size=24, max_position_embeddings=N_MAX, attention_threshold=2,
+            intermediate_size=24, max_position_embeddings=N_MAX, attention_threshold=2, norm=norm,
         )
     )  # fmt: skip
     for module in student.modules():
-        if isinstance(module, nn.BatchNorm1d):
+        if isinstance(module, (nn.BatchNorm1d, nn.LayerNorm)):
             nn.init.normal_(module.bias, 0.5, 0.3)  # so that neurons fire
     student = student if mode == "float" else quantise(student)
     return Pupil(student, Alignment(WIDTH, 1, TEACHER_WIDTH, 1)).double()
@@ -71,7 +71,13 @@ class SmallTeacher(nn.Module):
 
 
 def train(
-    folder: Path, mode: str, epochs: int = 1, dropout: float = 0.0, stop_at: int = -1, checkpointing: bool = False
+    folder: Path,
+    mode: str,
+    epochs: int = 1,
+    dropout: float = 0.0,
+    stop_at: int = -1,
+    checkpointing: bool = False,
+    norm: str = "batch",
 ) -> None:
     """`dropout` is of the teacher's logits; at step `stop_at` the process does nothing any more; `checkpointing` is of
     gradients."""
@@ -81,7 +87,7 @@ def train(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
     )
     me = accelerator.process_index
-    pupil, teacher, texts = make_pupil(mode), SmallTeacher(), make_texts()
+    pupil, teacher, texts = make_pupil(mode, norm), SmallTeacher(), make_texts()
     if checkpointing:
         pupil.student.gradient_checkpointing_enable()
     weights = LossWeights(label=1.0, logits=0.7, hidden=0.3, embedding=0.2, temperature=2.0)
@@ -135,6 +141,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mode", default="float")
+    parser.add_argument("--norm", default="batch")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--stop-at", type=int, default=-1)

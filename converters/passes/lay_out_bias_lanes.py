@@ -14,6 +14,7 @@ from converters.graph import (
     Concat,
     Graph,
     Node,
+    Norm,
     Readout,
     Slice,
     Source,
@@ -37,8 +38,9 @@ class LayOutBiasLanes:
     The lanes begin on the host and are carried by the layers themselves: a layer whose spikes are read by one that
     has a bias is K neurons wider. Their weights, from the lanes that it reads, sum to its threshold + 1, so they fire
     at each step of a real token and at no other. So a lane is never ahead of the data, and needs no delay of its own.
-    Where a value is made by something else (attention, an add), the lanes of what it was made from are put beside it.
-    An attention that would answer a silent query (`Attention.needs_lane`) reads one of its query's lanes in place of m.
+    Where a value is made by something else (attention, an add, neurons behind a norm), the lanes of what it was made
+    from are put beside it. A norm whose beta is not 0 reads one of the lanes that go with the input of its layer, and
+    an attention that would answer a silent query (`Attention.needs_lane`) one of its query's, in place of m.
 
     K is as small as weights of 8 bits allow: `ceil(max |b| / 127)`, and `threshold // 127 + 1` to fire again. Layers
     that read lanes take 8 bits for a weight. A neuron of threshold 65535 carries no lane, for no current passes it.
@@ -72,6 +74,8 @@ def _uses_lanes(node: Node) -> bool:
     """Whether something in a node rides on the valid lane, and is not laid out yet."""
     if isinstance(node, Attention):
         return node.needs_lane and node.lane is None
+    if isinstance(node, Norm):
+        return bool(node.beta.any()) and len(node.inputs) == 1
     return isinstance(node, (Synapses, Readout)) and bool(node.bias.any())
 
 
@@ -140,6 +144,8 @@ class _Layout:
         for node in reversed(self.graph.nodes):
             if isinstance(node, Add):
                 carrier, wanted = self._before(node), lanes[node.name]
+            elif isinstance(node, Norm):
+                carrier, wanted = self.carriers[node.name], int(_uses_lanes(node))
             elif isinstance(node, (Synapses, Readout)):
                 carrier, wanted = self.carriers[node.inputs[0]], lanes_for_bias(node.bias)
                 own = self._widen(node, lanes) if isinstance(node, Synapses) else 0
@@ -174,6 +180,8 @@ class _Layout:
         name, width = node.name, self.features[node.name]
         if isinstance(node, LIF):
             return self._neuron(node, width, self.lanes.get(name, 0))
+        if isinstance(node, Norm) and _uses_lanes(node):
+            return [replace(node, inputs=(*node.inputs, self._lanes_of(self.carriers[name])))]
         inputs = tuple(map(self._plain, node.inputs))
         if isinstance(node, Attention) and _uses_lanes(node):
             lane = Slice(self._beside(name, "lane"), (self._lanes_of(self.carriers[node.inputs[0]]),), 0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from converters.graph import ACCUMULATOR_MAX, Attention, Graph, GraphError, Readout, Synapses
+from converters.graph import ACCUMULATOR_MAX, CURRENTS, Attention, Graph, GraphError, Norm
 from converters.passes.rewrite import Rewrite
 from converters.ranges import Range, largest_current, prove_ranges, reaching_inputs
 
@@ -25,7 +25,7 @@ class ProveRanges:
         if self.limit > ACCUMULATOR_MAX:
             raise GraphError(f"limit is {self.limit}, no graph may have currents above {ACCUMULATOR_MAX}")
         ranges = prove_ranges(graph)
-        currents = [node.name for node in graph if isinstance(node, (Synapses, Attention, Readout))]
+        currents = [node.name for node in graph if isinstance(node, CURRENTS)]
         excess = [name for name in currents if ranges[name].reach > self.limit]
         if excess:
             raise GraphError("; ".join(self._reason(graph, ranges, name) for name in excess))
@@ -40,5 +40,7 @@ class ProveRanges:
         reason = f"node '{name}': a current may reach {ranges[name].reach}, the limit is {self.limit}"
         if isinstance(graph[name], Attention):
             return f"{reason}: use more heads, or fewer tokens"
+        if isinstance(graph[name], Norm):
+            return f"{reason}: use a smaller gamma or beta"
         reach = reaching_inputs(graph, ranges, name)
         return f"{reason} (feature {reach.feature}, when {len(reach.inputs)} of its inputs spike): use smaller weights"

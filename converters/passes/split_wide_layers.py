@@ -18,8 +18,8 @@ class SplitWideLayers:
 
     The identity: rows of `W x` do not know of each other. The parts are as wide as each other, or differ by one.
 
-    It is done to layers of synapses that only LIF nodes read. A core of Loihi 2 holds 8,192 neurons (Orchard et al.
-    2021, arXiv 2111.03746, table 1), which is the default.
+    It is done to layers of synapses that only LIF nodes read: a norm needs all of its layer. A core of Loihi 2 holds
+    8,192 neurons (Orchard et al. 2021, arXiv 2111.03746, table 1), which is the default.
     """
 
     most_features: int = 8192

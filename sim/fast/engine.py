@@ -15,13 +15,14 @@ from threading import Timer
 import numpy as np
 
 from converters.execution import Activity, EngineOptions, Execution, NodeActivity, TokenBatch, check_observed
-from converters.graph import Add, Coincidence, Concat, Graph, Product, Relay, Slice, ValidLane
+from converters.graph import Add, Coincidence, Concat, Graph, Norm, Product, Relay, Slice, ValidLane
 from sim.fast import kernels, wiring
 from sim.fast.plan import (
     AddStep,
     AttentionStep,
     EncodeStep,
     LIFStep,
+    NormStep,
     ReadoutStep,
     Step,
     SynapsesStep,
@@ -94,6 +95,7 @@ class Counters:
                 neurons.index(node.name) if node.name in neurons else -1,
                 layers.index(node.name) if node.name in layers else -1,
                 isinstance(node, (Add, Relay, Product)),
+                isinstance(node, Norm),
             )
             for node in graph
         ]
@@ -105,7 +107,7 @@ class Counters:
         cuts = np.add.reduceat(self._cuts, self._starts // BLOCK).tolist()
         operations = self._operations.tolist()
         per_node: dict[str, NodeActivity] = {}
-        for name, width, neuron, layer, sends in self._places:
+        for name, width, neuron, layer, sends, normalises in self._places:
             plain, weighted = operations[layer] if layer >= 0 else (0, 0)
             if neuron >= 0:
                 fired = spikes[neuron]
@@ -114,7 +116,7 @@ class Counters:
                 messages = int(share.spikes[name].events.sum()) if sends else 0
                 per_node[name] = NodeActivity(0, 0, plain, weighted, 0, messages)
             else:
-                per_node[name] = SILENT
+                per_node[name] = NodeActivity(normalised_values=sites * width) if normalises else SILENT
         return Activity(self.timesteps, per_node)
 
 
@@ -236,6 +238,8 @@ class _Worker:
                 calls += self._encode(number, step, share)
             elif isinstance(step, LIFStep):
                 calls += self._lif(number, step, share)
+            elif isinstance(step, NormStep):
+                calls += self._norm(number, step, share)
             elif isinstance(step, ReadoutStep):
                 calls += self._read_out(number, step, share)
             else:
@@ -258,6 +262,17 @@ class _Worker:
             neurons.free, neurons.level, neurons.keep, planes[0], fired, self.counters.cuts[number],
         )  # fmt: skip
         share.spikes[step.node.name] = Spikes(planes, fired, fired)
+
+    def _norm(self, number: int, step: NormStep, share: Share) -> Iterator[Call]:
+        node = step.node
+        current, *lane = node.inputs
+        shape = (len(share.ids), self.graph.timesteps, blocks_of(len(step.gamma)) * BLOCK)
+        out = self.rooms[number].array(shape, np.int32)
+        yield partial(
+            kernels.norm, share.currents[current], node.kind == "layer", node.eps, step.gamma, step.beta, bool(lane),
+            share.spikes[lane[0]].planes[0] if lane else NO_SPIKES[0], out,
+        )  # fmt: skip
+        share.currents[node.name] = out
 
     def _lif(self, number: int, step: LIFStep, share: Share) -> Iterator[Call]:
         planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons

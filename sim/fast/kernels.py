@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from converters.graph import GAMMA_FRACTION, NORMED_FRACTION, RECIPROCAL_BITS, ROOT_BITS
 from sim.fast.vectors import (
     BIT_PLACES,
     BLOCK,
@@ -358,6 +359,49 @@ def lif(
             place = r * steps * words + w
             _fire(flat, place * BLOCK, words * BLOCK, steps, free, level, w * BLOCK, keep, out, place, words, cuts, w)
     count_bits(spikes.reshape(tokens * steps, words), fired)
+
+
+@compiled(nogil=True)
+def norm(
+    currents: np.ndarray, centred: bool, eps: int, gamma: np.ndarray, beta: np.ndarray, has_lane: bool,
+    lane: np.ndarray, out: np.ndarray,
+) -> None:  # fmt: skip
+    """`converters.graph.Norm`, all in int64, of every token and timestep.
+
+    currents    int32 [R, T, at least D]; centred: kind "layer"
+    gamma, beta int64 [D]
+    lane        uint64 [R, T, W']: bit 0 is the lane, where `has_lane`; else it is 1, for all tokens here are real
+    out         int32 [R, T, W * 64], set; 0 beyond D
+    """
+    features = gamma.shape[0]
+    half = np.int64(1) << (NORMED_FRACTION + GAMMA_FRACTION - 1)
+    for r in range(out.shape[0]):
+        for t in range(out.shape[1]):
+            row, made = currents[r, t], out[r, t]
+            total, squares = np.int64(0), np.int64(0)
+            for j in range(features):
+                a = np.int64(row[j])
+                total += a
+                squares += a * a
+            if not centred:
+                total = np.int64(0)
+            scaled, doublings = features * squares - total * total + eps, np.int64(0)
+            while scaled < np.int64(1) << (2 * ROOT_BITS - 2):
+                scaled <<= 2
+                doublings += 1
+            root = np.int64(np.sqrt(np.float64(scaled)))  # off by 1 at most: float64 errs by < 2^-20
+            if root * root > scaled:
+                root -= 1
+            elif (root + 1) * (root + 1) <= scaled:
+                root += 1
+            reciprocal = (np.int64(1) << RECIPROCAL_BITS) // root
+            valid = np.int64(lane[r, t, 0] & np.uint64(1)) if has_lane else np.int64(1)
+            for j in range(features):
+                distance = (features * np.int64(row[j]) - total) << doublings
+                z = (distance * reciprocal) >> (RECIPROCAL_BITS - NORMED_FRACTION)
+                made[j] = ((gamma[j] * z + half) >> (NORMED_FRACTION + GAMMA_FRACTION)) + beta[j] * valid
+            for j in range(features, made.shape[0]):
+                made[j] = 0
 
 
 @compiled(nogil=True, inline="always")

@@ -25,6 +25,7 @@ from converters.graph import (
     Concat,
     Graph,
     Node,
+    Norm,
     Product,
     Readout,
     Relay,
@@ -116,6 +117,15 @@ class AttentionStep:
 
 
 @dataclass(frozen=True, eq=False)
+class NormStep:
+    """A norm of a stored current; what it gives is stored for the LIF nodes that read it. gamma, beta: int64 [D]"""
+
+    node: Norm
+    gamma: np.ndarray
+    beta: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class LIFStep:
     """A LIF whose current is stored, because others read it too."""
 
@@ -145,7 +155,7 @@ class WiringStep:
     node: Slice | Concat | ValidLane | Coincidence | Relay | Product
 
 
-Step = Union[EncodeStep, SynapsesStep, AttentionStep, LIFStep, AddStep, ReadoutStep, WiringStep]
+Step = Union[EncodeStep, SynapsesStep, NormStep, AttentionStep, LIFStep, AddStep, ReadoutStep, WiringStep]
 
 
 def make_plan(graph: Graph) -> tuple[Step, ...]:
@@ -236,6 +246,8 @@ def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
         neurons = Neurons.of([lif], [width], bound, graph.timesteps) if lif else SILENT
         bias = NO_BIAS if node.bias is None else node.bias
         return AttentionStep(node, bias, lif, neurons, np.int16 if bound <= INT16_MAX else np.int32)
+    if isinstance(node, Norm):
+        return NormStep(node, node.gamma.astype(np.int64), node.beta.astype(np.int64))
     if isinstance(node, LIF):
         return LIFStep(node, Neurons.of([node], [width], graph.value_max[node.inputs[0]], graph.timesteps))
     if isinstance(node, Add):

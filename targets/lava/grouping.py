@@ -22,6 +22,7 @@ from targets.lava.lowering import (
     AttentionSpec,
     FanSpec,
     NeuronSpec,
+    NormSpec,
     Plan,
     ProductSpec,
     RouteSpec,
@@ -30,7 +31,7 @@ from targets.lava.lowering import (
     SynapsesSpec,
 )
 
-Connection = (SynapsesSpec, RouteSpec, FanSpec, AttentionSpec)  # send one step late
+Connection = (SynapsesSpec, RouteSpec, FanSpec, AttentionSpec, NormSpec)  # send one step late
 Neuron = (NeuronSpec, AdderSpec, ProductSpec)  # answer in the same step
 
 Grouping = Literal["process", "layer", "core"]

@@ -31,6 +31,7 @@ from converters.graph import (
     Concat,
     Graph,
     Node,
+    Norm,
     Product,
     Readout,
     Relay,
@@ -136,6 +137,28 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, eq=False)
+class NormSpec:
+    """Normalises the current of each token. Its process: `targets.lava.processes.norm.TokenNorm`.
+
+    inputs        the parts of the current, `parts` processes that are added up; then that of the valid lane, if any
+    lane_channel  where the lane stands in what that process sends; None without one: beta is then 0
+    lane_channels how many channels that process has, 1 without one
+    kind, eps, gamma, beta as `converters.graph.Norm` has them
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    channels: int
+    parts: int
+    lane_channel: int | None
+    lane_channels: int
+    kind: str
+    eps: int
+    gamma: np.ndarray
+    beta: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class RouteSpec:
     """Carries channels on unchanged. Its process: stock `Sparse`, or `DelaySparse` where `delay_steps` is above 0.
 
@@ -215,7 +238,7 @@ class ProductSpec:
 
 
 Spec = Union[
-    SourceSpec, SynapsesSpec, NeuronSpec, AttentionSpec, RouteSpec, FanSpec, AdderSpec, ProductSpec
+    SourceSpec, SynapsesSpec, NeuronSpec, AttentionSpec, NormSpec, RouteSpec, FanSpec, AdderSpec, ProductSpec
 ]  # fmt: skip
 
 
@@ -389,7 +412,7 @@ class _Lowering:
             names = [name, *(route_name(name, part) for part in range(1, len(parts)))]
             self.homes[name] = tuple(self._process(part, width, DOUBLING * largest) for part in names)
         else:
-            factor = DOUBLING if isinstance(node, (Attention, Relay)) else 1
+            factor = DOUBLING if isinstance(node, (Attention, Norm, Relay)) else 1
             self.homes[name] = (self._process(name, width, factor * largest),)
 
     def _process(self, name: str, channels: int, largest: int) -> Segment:
@@ -461,6 +484,8 @@ class _Lowering:
             self.specs.append(NeuronSpec(name, inputs, width, vth, node.dv, reset.interval_steps, reset.offset_steps))
         elif isinstance(node, Add):
             self.specs += self._add(node)
+        elif isinstance(node, Norm):
+            self.specs += self._norm(node)
         elif isinstance(node, Attention):
             self.specs += self._attention(node)
         elif isinstance(node, Concat) and self.widened.get(node.inputs[0]) is not node:
@@ -525,6 +550,26 @@ class _Lowering:
         width, channels = self.graph.features[node.name], tuple(self.channels[name] for name in inputs)
         yield AttentionSpec(
             node.name, tuple(inputs), width, node.heads, channels, tuple(pieces), node.similarity, node.bias
+        )
+
+    def _norm(self, node: Norm) -> Iterator[Spec]:
+        waits = self.schedule.delay_steps[node.name]
+        parts = processes_of(self._after_wait(node, 0, waits[0]))
+        yield from self._wait_routes(node, 0, waits[0])
+        lane = self._after_wait(node, 1, waits[1])[0] if len(waits) > 1 else None
+        if lane is not None:  # its first feature is enough
+            yield from (route for route in self._wait_routes(node, 1, waits[1]) if route.name == lane.process)
+        yield NormSpec(
+            node.name,
+            parts if lane is None else (*parts, lane.process),
+            self.graph.features[node.name],
+            len(parts),
+            None if lane is None else lane.start,
+            1 if lane is None else self.channels[lane.process],
+            node.kind,
+            node.eps,
+            node.gamma,
+            node.beta,
         )
 
     def count_inputs(self, node: Attention) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
 from scipy.sparse import coo_matrix, csr_matrix
 
+from converters.graph import GAMMA_FRACTION, NORMED_FRACTION, RECIPROCAL_BITS, ROOT_BITS
 from spikebert.compiled import compiled
 from targets.lava.limits import MEMBRANE
 from targets.lava.lowering import (
@@ -21,6 +22,7 @@ from targets.lava.lowering import (
     AttentionSpec,
     FanSpec,
     NeuronSpec,
+    NormSpec,
     Piece,
     ProductSpec,
     RouteSpec,
@@ -53,12 +55,14 @@ class Neuron(Protocol):
         ...
 
 
-def make_connection(spec: SynapsesSpec | AttentionSpec | RouteSpec | FanSpec, tokens: int) -> Connection:
+def make_connection(spec: SynapsesSpec | AttentionSpec | NormSpec | RouteSpec | FanSpec, tokens: int) -> Connection:
     """The arithmetic of a connection, at rest."""
     if isinstance(spec, SynapsesSpec):
         return Synapses(spec, tokens)
     if isinstance(spec, AttentionSpec):
         return Attention(spec, tokens)
+    if isinstance(spec, NormSpec):
+        return Norm(spec, tokens)
     return Route(spec, tokens) if isinstance(spec, RouteSpec) else Fan(spec, tokens)
 
 
@@ -144,6 +148,54 @@ def _split(spikes: np.ndarray, heads: int) -> np.ndarray:
     return spikes.reshape(tokens, heads, features // heads).swapaxes(0, 1)
 
 
+def normed(spec: NormSpec, current: np.ndarray, lane: np.ndarray | None) -> np.ndarray:
+    """What a norm gives, doubled, int32 [tokens, D]. Tokens at the end that are padding cost nothing.
+
+    current int32 [tokens, D], doubled; lane int32 [tokens] of 0 and 1, None where beta is 0
+    """
+    valid = np.zeros(len(current), np.int32) if lane is None else np.ascontiguousarray(lane, dtype=np.int32)
+    alive = max(tokens_alive(current), tokens_alive(valid[:, None]))
+    out = np.zeros(current.shape, np.int32)
+    currents = np.ascontiguousarray(current[:alive], dtype=np.int32)
+    normalise(currents, valid, spec.kind == "layer", spec.eps, spec.gamma, spec.beta, out)
+    return out
+
+
+@compiled(nogil=True)
+def normalise(
+    current: np.ndarray, lane: np.ndarray, centred: bool, eps: int, gamma: np.ndarray, beta: np.ndarray, out: np.ndarray
+) -> None:  # fmt: skip
+    """`converters.graph.Norm` of doubled currents int32 [rows, D], all in int64; writes doubled values int32.
+
+    lane int32 [at least rows]; gamma, beta int32 [D]; centred: kind "layer"
+    """
+    rows, features = current.shape
+    half = np.int64(1) << (NORMED_FRACTION + GAMMA_FRACTION - 1)
+    for n in range(rows):
+        total, squares = np.int64(0), np.int64(0)
+        for j in range(features):
+            a = np.int64(current[n, j]) >> 1
+            total += a
+            squares += a * a
+        if not centred:
+            total = np.int64(0)
+        scaled, doublings = features * squares - total * total + eps, np.int64(0)
+        while scaled < np.int64(1) << (2 * ROOT_BITS - 2):
+            scaled <<= 2
+            doublings += 1
+        root = np.int64(0)
+        for bit in range(ROOT_BITS - 1, -1, -1):
+            longer = root | (np.int64(1) << bit)
+            if longer * longer <= scaled:
+                root = longer
+        reciprocal = (np.int64(1) << RECIPROCAL_BITS) // root
+        for j in range(features):
+            distance = features * (np.int64(current[n, j]) >> 1) - total
+            z = ((distance << doublings) * reciprocal) >> (RECIPROCAL_BITS - NORMED_FRACTION)
+            y = ((gamma[j] * z + half) >> (NORMED_FRACTION + GAMMA_FRACTION)) + np.int64(beta[j]) * lane[n]
+            out[n, j] = 2 * y
+
+
 def _as_messages(values: np.ndarray, message_bits: int) -> np.ndarray:
     """What synapses see: cut to 0 and 1 where messages have no payload."""
     return values if message_bits > 0 else values != 0
@@ -189,6 +241,22 @@ class Attention:
     def receive(self, inputs: Sequence[np.ndarray]) -> None:
         spec = self.spec
         self.current = attended(inputs, spec.pieces, spec.heads, spec.similarity, spec.bias)
+
+
+class Norm:
+    """A TokenNorm."""
+
+    def __init__(self, spec: NormSpec, tokens: int) -> None:
+        self.spec = spec
+        self.current = np.zeros((tokens, spec.channels), np.int32)
+
+    def send(self) -> np.ndarray:
+        return self.current
+
+    def receive(self, inputs: Sequence[np.ndarray]) -> None:
+        spec = self.spec
+        lane = None if spec.lane_channel is None else inputs[-1][:, spec.lane_channel]
+        self.current = normed(spec, added(inputs[: spec.parts]), lane)
 
 
 class Route:
@@ -274,6 +342,15 @@ def compile_once() -> None:
     """Have numba compile now, or load what it compiled before, so that processes forked later need not."""
     one = np.zeros(1, np.int32)
     fire(one, one, 0, 0, one.copy())
+    row = np.zeros((1, 1), np.int32)
+    normalise(row, one, True, 1, _read_only(one), _read_only(one), row.copy())
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    """As arrays of a graph are: numba compiles for them anew."""
+    frozen = values.copy()
+    frozen.flags.writeable = False
+    return frozen
 
 
 class Adder:

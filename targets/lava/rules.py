@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from converters.graph import LIF, Attention, Concat, Graph, Product, Readout, Relay, Synapses
+from converters.graph import LIF, Attention, Concat, Graph, Norm, Product, Readout, Relay, Synapses
 from converters.passes.balance_delays import balance_delays
 from converters.schedule import LatencyTable
 from targets.lava import limits
@@ -21,7 +21,8 @@ from targets.legality import Limit, Rule, rule
 @rule(
     "scalar-threshold",
     limits.THRESHOLDS,
-    "quantise with one threshold for the whole layer, or run on the engine fast or reference",
+    'quantise with one threshold for the whole layer (of norm "none": scalar_thresholds), or run on the engine fast '
+    "or reference",
 )
 def scalar_thresholds(graph: Graph) -> Iterator[tuple[str, int]]:
     """A stock LIFReset has one threshold for all its neurons."""
@@ -40,7 +41,7 @@ def delay_rule(limit: Limit, latencies: LatencyTable) -> Rule:
         for node in laid:
             if len(node.inputs) > 1:
                 # these take no step for what leads into them, so the step of the route itself is part of the wait
-                free = 1 if isinstance(node, (Attention, Concat)) else 0
+                free = 1 if isinstance(node, (Attention, Concat, Norm)) else 0
                 yield node.name, max(schedule.delay_steps[node.name]) - free
 
     return bounded

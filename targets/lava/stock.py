@@ -18,6 +18,7 @@ from targets.lava.lowering import (
     AttentionSpec,
     FanSpec,
     NeuronSpec,
+    NormSpec,
     ProductSpec,
     RouteSpec,
     Spec,
@@ -25,6 +26,7 @@ from targets.lava.lowering import (
     fan_entries,
 )
 from targets.lava.processes.attention import SpikingAttention, attention_port
+from targets.lava.processes.norm import TokenNorm
 
 DU = limits.DECAY.value  # a current that forgets everything at each step
 
@@ -59,6 +61,8 @@ def make_process(spec: Spec, tokens: int) -> AbstractProcess:
             bias=spec.bias,
             name=spec.name,
         )
+    if isinstance(spec, NormSpec):
+        return TokenNorm(spec=spec, tokens=tokens, lane_channels=spec.lane_channels)
     if isinstance(spec, RouteSpec):
         weights = csr_matrix(kron(identity(tokens, dtype=np.int32), spec.weight), dtype=np.int32)
         return _make_sparse(spec, weights)
@@ -93,9 +97,12 @@ def out_port(process: AbstractProcess) -> OutPort:
 
 def in_port(spec: Spec, process: AbstractProcess, slot: int) -> InPort:
     """Where input `slot` of a spec goes: those of an attention to ports of their own, the scores of a product to one
-    and v to another, and for all others every input to one port, which adds them up."""
+    and v to another, the lane of a norm beside its current, and for all others every input to one port, which adds them
+    up."""
     if isinstance(spec, AttentionSpec):
         return getattr(process, attention_port(slot))
+    if isinstance(spec, NormSpec):
+        return process.a_in if slot < spec.parts else process.lane_in
     if isinstance(spec, ProductSpec):
         return process.a_in1 if slot < spec.scores else process.a_in2
     return process.in_ports.members[0]

@@ -34,6 +34,7 @@ PROCESSES = {
     "SynapsesSpec": "Conv",
     "NeuronSpec": "LIFReset",
     "AttentionSpec": "SpikingAttention",
+    "NormSpec": "TokenNorm",
     "AdderSpec": "GradedVec",
     "ProductSpec": "ProdNeuron",
 }

@@ -40,6 +40,13 @@ POSITION_BIASES = Limit(
     "converters/passes/expand_attention.py: a bias of two places has no stock neurons, for a layer has one set of "
     "weights for all tokens",
 )
+NORMS = Limit(
+    "norms",
+    0,
+    "processes of ours",
+    "(Lava) targets/lava/processes/norm.py: TokenNorm has a ProcessModel for a CPU only; proc/graded/models.py: "
+    "InvSqrt holds 24 bits, fewer than a sum of squares has",
+)
 FAN_IN = Limit(
     "fan-in",
     4096,
@@ -73,6 +80,7 @@ LIMITS = (
     TIMESTEPS,
     ATTENTIONS,
     POSITION_BIASES,
+    NORMS,
     THRESHOLDS,
     FAN_IN,
     DELAY,

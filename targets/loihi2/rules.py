@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from converters.graph import Attention, Graph, Readout, Synapses
+from converters.graph import Attention, Graph, Norm, Readout, Synapses
 from converters.schedule import LatencyTable
 from targets.lava import rules as lava
 from targets.legality import Rule, rule
@@ -18,9 +18,9 @@ from targets.loihi2 import limits
 
 # Steps on the chip. A spike that a neuron sends in one step is added to the neuron at the other end of the synapse in
 # the next, and a neuron answers in the step in which it is charged. So every connection takes one step, whether a
-# layer stands behind it, an add, a coincidence or a product. An attention of ours cannot be there at all; its number is
-# read only to name what else is wrong with such a graph. Why these and how sure: docs/loihi2.md.
-LATENCIES = LatencyTable(synapses=1, attention=1, add=1, coincidence=1, product=1)
+# layer stands behind it, an add, a coincidence or a product. An attention of ours and a norm cannot be there at all;
+# their numbers are read only to name what else is wrong with such a graph. Why these and how sure: docs/loihi2.md.
+LATENCIES = LatencyTable(synapses=1, attention=1, add=1, coincidence=1, product=1, norm=1)
 
 
 @rule("power-of-two-timesteps", limits.TIMESTEPS, "train with T = 1, 2, 4, 8 or 16")
@@ -56,6 +56,19 @@ def no_position_bias(graph: Graph) -> Iterator[tuple[str, int]]:
 
 
 @rule(
+    "no-norm-process",
+    limits.NORMS,
+    'train with norm "batch", which is folded into the weights, or "none" with scalar_thresholds; or export it for the '
+    "target lava",
+)
+def no_norm_process(graph: Graph) -> Iterator[tuple[str, int]]:
+    """A norm needs the mean and the root of the variance of a whole layer at each step; a neuron sees its own sum."""
+    for node in graph:
+        if isinstance(node, Norm):
+            yield node.name, 1
+
+
+@rule(
     "bounded-fan-in",
     limits.FAN_IN,
     "make the layer before it narrower, or its weights sparser; with expanded attention, use fewer tokens",
@@ -79,6 +92,7 @@ RULES: tuple[Rule, ...] = (
     timesteps_of_power_two,
     no_attention_process,
     no_position_bias,
+    no_norm_process,
     scalar_thresholds,
     bounded_messages,
     bounded_weights,

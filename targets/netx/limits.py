@@ -15,6 +15,12 @@ PRODUCTS = Limit(
     "nodes that multiply spikes",
     "lava-dl 0.6.0, netx/hdf5.py, Network._create: layers are input, conv, dense, dense_rec and dense_comp",
 )
+NORMS = Limit(
+    "norms",
+    0,
+    "nodes that normalise",
+    "lava-dl 0.6.0, netx/hdf5.py, Network._create: layers are input, conv, dense, dense_rec and dense_comp",
+)
 ADDS = Limit(
     "residuals",
     0,
@@ -61,4 +67,4 @@ LOST_WEIGHTS = Limit(
     "lava-nc 0.10.0, utils/weightutils.py, clip_weights cuts to -255",
 )
 
-LIMITS = (PRODUCTS, ADDS, CONCATS, READERS, DEAD_ENDS, LANE_THRESHOLD, EMPTY_MATRICES, LOST_WEIGHTS)
+LIMITS = (PRODUCTS, NORMS, ADDS, CONCATS, READERS, DEAD_ENDS, LANE_THRESHOLD, EMPTY_MATRICES, LOST_WEIGHTS)

@@ -18,6 +18,7 @@ from converters.graph import (
     Coincidence,
     Concat,
     Graph,
+    Norm,
     Product,
     Readout,
     Relay,
@@ -37,6 +38,14 @@ def no_attention(graph: Graph) -> Iterator[tuple[str, int]]:
     """A layer of netx sums weighted spikes; none multiplies spikes with spikes."""
     for node in graph:
         if isinstance(node, (Attention, Coincidence, Relay, Product)):
+            yield node.name, 1
+
+
+@rule("no-norm", limits.NORMS, 'train with norm "batch" or "none", or export it for the target lava')
+def no_norms(graph: Graph) -> Iterator[tuple[str, int]]:
+    """A layer of netx sums weighted spikes; none looks at a whole layer at once."""
+    for node in graph:
+        if isinstance(node, Norm):
             yield node.name, 1
 
 
@@ -101,6 +110,7 @@ def weights_are_held(laid: Graph) -> Iterator[tuple[str, int]]:
 # Of the graph as it is ...
 RULES: tuple[Rule, ...] = (
     no_attention,
+    no_norms,
     no_residuals,
     no_concats,
     one_reader,

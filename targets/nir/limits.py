@@ -14,6 +14,12 @@ SIGNALS = Limit(
     "signals multiplied",
     "nir 1.0.8, ir/linear.py: weights and scales are constants, no node multiplies what it receives",
 )
+NORMS = Limit(
+    "norms",
+    0,
+    "nodes that normalise",
+    "nir 1.0.8, ir/linear.py: weights and scales are constants, no node divides by what it receives",
+)
 TOKENS = Limit(
     "tokens read",
     1,
@@ -45,4 +51,4 @@ NAMES = Limit(
     "nirtorch 2.6, utils.py, sanitize_name: `.` in a name becomes `_`, and the later node replaces the earlier",
 )
 
-LIMITS: tuple[Limit, ...] = (SIGNALS, TOKENS, FRACTION, MEMBRANE, FLOAT32, NAMES)
+LIMITS: tuple[Limit, ...] = (SIGNALS, NORMS, TOKENS, FRACTION, MEMBRANE, FLOAT32, NAMES)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from converters.graph import LIF, SHIFT, Attention, Coincidence, Graph, Product
+from converters.graph import LIF, SHIFT, Attention, Coincidence, Graph, Norm, Product
 from converters.ranges import Range, prove_ranges
 from targets.legality import Rule, rule
 from targets.nir import limits
@@ -23,6 +23,14 @@ def multiplied_signals(graph: Graph) -> Iterator[tuple[str, int]]:
     for node in graph:
         if isinstance(node, (Attention, Coincidence, Product)):
             yield node.name, len(node.inputs)
+
+
+@rule("no-norm", limits.NORMS, 'train with norm "batch" or "none", or export it for the target lava')
+def norms(graph: Graph) -> Iterator[tuple[str, int]]:
+    """NIR scales signals with constants. A norm divides by the spread of what it receives."""
+    for node in graph:
+        if isinstance(node, Norm):
+            yield node.name, 1
 
 
 @rule("one-token", limits.TOKENS, "let each token go through the network by itself: only the readout's sum is of all")
@@ -92,4 +100,4 @@ def _reach(own: Range) -> int:
     return int(np.maximum(np.abs(own.membrane_low), np.abs(own.membrane_high)).max())
 
 
-RULES: tuple[Rule, ...] = (multiplied_signals, read_tokens, fractions, membranes, float32_steps, namesakes)
+RULES: tuple[Rule, ...] = (multiplied_signals, norms, read_tokens, fractions, membranes, float32_steps, namesakes)

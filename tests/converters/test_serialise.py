@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from machine_graphs import machine_graph
+from norm_cases import norm_graph
 from random_graphs import MACHINE_KINDS, random_dag, random_graph, random_machine_dag
 
 from converters.graph import LIF, Graph, GraphError, Readout, Source, Synapses
@@ -35,10 +36,11 @@ def assert_same(one: PlainGraph, other: PlainGraph) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("change", [lambda graph: graph, with_vector_thresholds])
+@pytest.mark.parametrize("norms", [0.0, 0.5])
 @pytest.mark.parametrize("make", [random_graph, random_dag, random_machine_dag])
 @pytest.mark.parametrize("attention", ["plain", "any"])
-def test_round_trip(make, change, seed, attention):
-    graph = change(make(np.random.default_rng(seed), attention=attention))
+def test_round_trip(make, norms, change, seed, attention):
+    graph = change(make(np.random.default_rng(seed), norms=norms, attention=attention))
     plain = graph_to_plain(graph)
     through_json = PlainGraph(json.loads(json.dumps(plain.structure)), plain.weights, plain.encoder)
     json_schema()(through_json.structure)
@@ -150,7 +152,7 @@ def test_packed_weights_without_one_known_input_are_refused(inputs):
 def test_the_json_schema_takes_what_is_written(make):
     validate = json_schema()
     for seed in range(5):
-        graph = make(np.random.default_rng(seed))
+        graph = make(np.random.default_rng(seed), norms=0.5 * (seed % 2))
         validate(graph_to_plain(graph).structure)
         validate(graph_to_plain(with_vector_thresholds(graph)).structure)
 
@@ -257,6 +259,32 @@ def change(name, field, value):
             node[field] = value
 
     return apply
+
+
+BROKEN_NORM = {
+    "a norm of batches": change("up.norm", "kind", "batch"),
+    "a norm without a kind": change("up.norm", "kind", None),
+    "a norm without eps": change("up.norm", "eps", None),
+    "a norm of no eps": change("up.norm", "eps", 0),
+    "a norm of too much eps": change("up.norm", "eps", 2**60 + 1),
+    "a norm of half an eps": change("up.norm", "eps", 0.5),
+    "a norm of nothing": change("up.norm", "inputs", []),
+    "a norm of three": change("up.norm", "inputs", ["up", "source", "source"]),
+    "a norm with a threshold": change("up.norm", "threshold", 1),
+    "a norm of many features": change("up.norm", "features", 16385),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_NORM)
+def test_broken_norms_are_refused_by_reader_and_schema(name):
+    plain = graph_to_plain(norm_graph())
+    json_schema()(plain.structure)
+    structure = copy.deepcopy(plain.structure)
+    BROKEN_NORM[name](structure)
+    with pytest.raises((SerialiseError, GraphError)):
+        plain_to_graph(PlainGraph(structure, plain.weights, plain.encoder))
+    with pytest.raises(fastjsonschema.JsonSchemaValueException):
+        json_schema()(structure)
 
 
 BROKEN_MACHINE = {

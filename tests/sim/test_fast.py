@@ -57,24 +57,28 @@ BATCH = TokenBatch(np.array([[1, 2], [3, 0]]), np.array([[1, 1], [1, 0]]))
     samples=st.integers(1, 5),
     threads=st.integers(1, 4),
     attention=st.sampled_from(["plain", "any"]),
+    norms=st.sampled_from([0.0, 0.5]),
 )
 def test_random_transformers(
-    seed, blocks, heads, n_max, timesteps, dv, bits, kind, firing, code, samples, threads, attention
+    seed, blocks, heads, n_max, timesteps, dv, bits, kind, firing, code, samples, threads, attention, norms
 ) -> None:
     rng = np.random.default_rng(seed)
     graph = random_graph(
         rng, blocks=blocks, hidden=8, heads=heads, n_max=n_max, timesteps=timesteps, dv=dv, weight_bits=bits,
-        source_kind=kind, firing=firing, code_features=code, attention=attention,
+        source_kind=kind, firing=firing, code_features=code, attention=attention, norms=norms,
     )  # fmt: skip
     assert_equal(graph, random_batch(rng, graph, samples), threads)
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 10**6), nodes=st.integers(1, 9), timesteps=st.sampled_from([1, 4]))
-def test_random_wirings(seed: int, nodes: int, timesteps: int) -> None:
+@given(
+    seed=st.integers(0, 10**6), nodes=st.integers(1, 9), timesteps=st.sampled_from([1, 4]),
+    norms=st.sampled_from([0.0, 0.5]),
+)  # fmt: skip
+def test_random_wirings(seed: int, nodes: int, timesteps: int, norms: float) -> None:
     """Currents that two neurons read, currents that none reads, adds of adds, attention of one node to itself."""
     rng = np.random.default_rng(seed)
-    graph = random_dag(rng, nodes=nodes, timesteps=timesteps, attention="any")
+    graph = random_dag(rng, nodes=nodes, timesteps=timesteps, attention="any", norms=norms)
     assert_equal(graph, random_batch(rng, graph, 3))
 
 
@@ -135,14 +139,15 @@ def test_currents_that_a_relay_and_a_neuron_read() -> None:
     samples=st.integers(1, 5),
     tokens=st.integers(1, 9),
     threads=st.integers(1, 3),
+    norms=st.sampled_from([0.0, 0.5]),
 )
 def test_random_wirings_of_what_passes_make(
-    seed, nodes, hidden, n_max, timesteps, firing, kind, samples, tokens, threads
+    seed, nodes, hidden, n_max, timesteps, firing, kind, samples, tokens, threads, norms
 ) -> None:
-    """Nodes of all twelve kinds, of any width, and batches of fewer tokens than n_max."""
+    """Nodes of all kinds, of any width, and batches of fewer tokens than n_max."""
     rng = np.random.default_rng(seed)
     graph = random_machine_dag(
-        rng, nodes=nodes, hidden=hidden, n_max=n_max, timesteps=timesteps, source_kind=kind, firing=firing
+        rng, nodes=nodes, hidden=hidden, n_max=n_max, timesteps=timesteps, source_kind=kind, firing=firing, norms=norms
     )  # fmt: skip
     assert_equal(graph, random_batch(rng, graph, samples, min(tokens, n_max)), threads)
 

@@ -232,11 +232,11 @@ def test_of_equal_logits_the_lowest_class_wins():
 @settings(deadline=None, max_examples=30)
 @given(
     st.integers(0, 10**6), st.sampled_from(TIMESTEPS), st.sampled_from(DECAYS), st.sampled_from(["lif", "sign"]),
-    st.sampled_from([random_graph, random_machine_dag]),
+    st.sampled_from([random_graph, random_machine_dag]), st.sampled_from([0.0, 0.5]),
 )  # fmt: skip
-def test_padding_changes_nothing_and_is_silent(seed, timesteps, dv, kind, make):
+def test_padding_changes_nothing_and_is_silent(seed, timesteps, dv, kind, make, norms):
     rng = np.random.default_rng(seed)
-    graph = make(rng, n_max=6, timesteps=timesteps, dv=dv, source_kind=kind)
+    graph = make(rng, n_max=6, timesteps=timesteps, dv=dv, source_kind=kind, norms=norms)
     short = random_batch(rng, graph, 3, tokens=3)
     padding = rng.integers(0, len(graph.source.table), (3, 3))
     long = TokenBatch(np.concatenate([short.ids, padding], axis=1), np.pad(short.mask, ((0, 0), (0, 3))))

@@ -102,7 +102,7 @@ def test_json_is_exactly_one_object(bundle, data, capsys):
     per_token = sum(bundle.graph.features.values()) * bundle.graph.timesteps
     assert result["verify"]["values_compared"] == 4 * (per_token * bundle.graph.n_max + 3)
     assert set(result["activity"]["per_node"]) == {node.name for node in bundle.graph}
-    counted = ["spikes", "synaptic_operations", "weighted_operations", "saturations", "messages"]
+    counted = ["spikes", "synaptic_operations", "weighted_operations", "saturations", "messages", "normalised_values"]
     assert list(result["activity"]) == ["timesteps", *counted, "per_node"]
     assert all(list(node) == [*counted, "rate"] for node in result["activity"]["per_node"].values())
     for total in ("spikes", "synaptic_operations"):

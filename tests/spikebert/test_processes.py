@@ -157,11 +157,18 @@ def compare_steps(whole: dict, part: dict) -> None:
     assert float(part["clipped_norm"]) <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("mode", ["float", pytest.param("integer", marks=pytest.mark.slow)])
-def test_two_processes_do_the_steps_of_one(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "norm"),
+    [
+        ("float", "batch"), pytest.param("integer", "batch", marks=pytest.mark.slow),
+        ("integer", "layer"), pytest.param("float", "layer", marks=pytest.mark.slow),
+        pytest.param("integer", "none", marks=pytest.mark.slow), pytest.param("float", "none", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_two_processes_do_the_steps_of_one(tmp_path: Path, mode: str, norm: str) -> None:
     """Three batches, of 6, 6 and 1 texts: the last one is too short to be shared out."""
-    run_to_the_end(2, TRAINING, tmp_path / "two", "--mode", mode)
-    train(tmp_path / "one", mode)
+    run_to_the_end(2, TRAINING, tmp_path / "two", "--mode", mode, "--norm", norm)
+    train(tmp_path / "one", mode, norm=norm)
     one = load(tmp_path / "one" / "steps-0.pt")
     two = [load(tmp_path / "two" / f"steps-{process}.pt") for process in range(2)]
     assert [len(step["texts"]) for step in one] == [BATCH, BATCH, 1]

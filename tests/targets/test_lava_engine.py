@@ -184,6 +184,7 @@ def test_the_runtime_for_other_lengths(timesteps: int, dv: int) -> None:
     bias_max=st.sampled_from([0, 1, 127, 128, 300, 5000]),
     source_kind=st.sampled_from(["lif", "sign"]),
     attention=st.sampled_from(["plain", "any"]),
+    norms=st.sampled_from([0.0, 0.5]),
 )
 def test_inline_on_graphs_of_any_shape(seed: int, **options: object) -> None:
     rng = np.random.default_rng(seed)

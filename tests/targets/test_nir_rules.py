@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from machine_graphs import machine_graph
+from norm_cases import norm_graph
 from random_graphs import random_dag, random_graph, random_machine_dag
 
 from converters.graph import LIF, MEMBRANE_MAX, Attention, Graph, Readout, Source, Synapses
@@ -46,6 +47,7 @@ def attended(heads: int = 2, tokens: int = 3) -> Graph:
 # rule -> a graph that just keeps to it, one that just does not, the nodes refused and the value
 CASES: dict[str, tuple[Graph, Graph, dict[str, int]]] = {
     "no-product": (chain(), attended(tokens=1), {"attention": 3}),
+    "no-norm": (chain(), norm_graph(), {"up.norm": 1, "down.norm": 1}),
     "one-token": (attended(tokens=1), attended(tokens=2), {"attention": 2}),
     "exact-decay": (chain(timesteps=8), chain(timesteps=9), {"neuron": 8}),
     "no-saturation": (

@@ -112,7 +112,7 @@ def test_a_broken_proof_is_seen(breaks, monkeypatch) -> None:
 
 
 def test_currents_that_are_not_looked_at_are_seen(monkeypatch) -> None:
-    monkeypatch.setattr(module, "Synapses", Attention)
+    monkeypatch.setattr(module, "CURRENTS", (Attention,))
     assert not keeps_its_bound(GRAPH, "up", 627)
 
 
