@@ -31,7 +31,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["layer", pytest.param("none", marks=pytest.mark.slow)])
 def trained_with(request, tmp_path_factory) -> tuple[str, Path]:
     """The kind of norm, and a folder with a run of it."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -160,9 +160,13 @@ def compare_steps(whole: dict, part: dict) -> None:
 @pytest.mark.parametrize(
     ("mode", "norm"),
     [
-        ("float", "batch"), pytest.param("integer", "batch", marks=pytest.mark.slow),
-        ("integer", "layer"), pytest.param("float", "layer", marks=pytest.mark.slow),
-        pytest.param("integer", "none", marks=pytest.mark.slow), pytest.param("float", "none", marks=pytest.mark.slow),
+        ("float", "batch"),
+        *(
+            pytest.param(mode, norm, marks=pytest.mark.slow)
+            for mode, norm in [
+                ("integer", "batch"), ("float", "layer"), ("integer", "layer"), ("float", "none"), ("integer", "none"),
+            ]
+        ),
     ],
 )  # fmt: skip
 def test_two_processes_do_the_steps_of_one(tmp_path: Path, mode: str, norm: str) -> None:

@@ -11,9 +11,11 @@ pytest.importorskip("lava.magma")
 
 from hypothesis import given, settings
 from norm_cases import BATCH, Case, cases, norm_graph
+from random_graphs import random_batch, random_graph
 
 from converters.execution import TokenBatch
 from converters.graph import LIF, Graph, Norm, Readout, Source, Synapses, ValidLane
+from converters.passes.lay_out_bias_lanes import LayOutBiasLanes
 from converters.schedule import LatencyTable
 from sim.reference import ReferenceEngine
 from targets import legality
@@ -94,6 +96,18 @@ def test_inline_with_each_process_on_its_own(models) -> None:
 def test_inline_in_other_groups(grouping) -> None:
     graph = norm_graph()
     assert_equal(graph, BATCH, LavaInlineEngine(graph, grouping=grouping))
+
+
+@pytest.mark.parametrize("attention", ["process", "stock"])
+def test_blocks_of_a_transformer_with_norms(attention) -> None:
+    """Residuals carry lanes past layers whose neurons, behind norms, carry none."""
+    rng = np.random.default_rng(2)
+    graph = random_graph(rng, blocks=2, hidden=8, n_max=3, norms=1.0)
+    assert sum(isinstance(node, Norm) for node in graph) == 12
+    batch = random_batch(rng, graph, 4)
+    assert_equal(graph, batch, LavaInlineEngine(graph, attention=attention))
+    laid = LayOutBiasLanes().rewrite(graph).graph
+    assert_equal(laid, batch, LavaInlineEngine(laid, attention=attention))
 
 
 def test_the_runtime_equals_the_reference() -> None:
