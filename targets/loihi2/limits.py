@@ -37,7 +37,7 @@ POSITION_BIASES = Limit(
     "position biases",
     0,
     "attentions with one",
-    "converters/passes/expand_attention.py: a bias of two places has no stock neurons, for a layer has one set of "
+    "(ours) converters/passes/expand_attention.py: a bias of two places has no stock neurons, a layer has one set of "
     "weights for all tokens",
 )
 NORMS = Limit(

@@ -59,7 +59,7 @@ def test_the_documentation_tells_every_limit_of_a_core(limit: Limit) -> None:
     "limit", [each for each in (*LIMITS, *CORE_LIMITS) if each not in SHARED], ids=lambda limit: limit.name
 )
 def test_a_source_says_what_kind_it_is(limit: Limit) -> None:
-    assert re.match(r"\((Lava|Loihi 2|Loihi 1|unpublished)\) .{20}", limit.source)
+    assert re.match(r"\((Lava|Loihi 2|Loihi 1|unpublished|ours)\) .{20}", limit.source)
 
 
 def test_numbers_that_lava_has_too_are_its_own() -> None:
