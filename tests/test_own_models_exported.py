@@ -23,7 +23,7 @@ from spikebert.layers import Logits
 from spikebert.spikes import Spikes
 
 ROOT = Path(__file__).parents[1]
-SHAPE = {"n_max": 12, "depth": 2, "timesteps": 4, "decay": 2048}
+SHAPE = {"n_max": 12, "depth": 2, "timesteps": 4, "decay": 2048, "norm": "batch"}
 
 
 @pytest.fixture(scope="module")
