@@ -128,29 +128,46 @@ def _one_run(
     engine = LavaEngine(graph, start_seconds=START_SECONDS, step_seconds=STEP_SECONDS)
     killer = _Killer(rng, after_seconds=rng.uniform(0, clean_seconds))
     killer.start()
-    error, deadline, until, answer_right = "", 0.0, 0.0, True
-    try:
-        answer_right = np.array_equal(engine.run(batch).logits, expected)
-    except LavaRuntimeError as raised:
-        error = str(raised).splitlines()[0]
-        until = time.monotonic() - killer.moment
+    attempt = _Attempt.of(engine, batch, expected)
     killer.run_is_over.set()
     killer.join()
-    if error and killer.number == signal.SIGSTOP:
-        deadline = START_SECONDS if "did not start" in error else STEP_SECONDS
-    leftovers = _leftovers(before) if error else ""
+    if killer.killed and not attempt.error:  # it came with the answer, and the next run is the one to notice
+        attempt = _Attempt.of(engine, batch, expected)
+    deadline = 0.0
+    if attempt.error and killer.number == signal.SIGSTOP:
+        deadline = START_SECONDS if "did not start" in attempt.error else STEP_SECONDS
+    leftovers = _leftovers(before) if attempt.error else ""
     next_right = np.array_equal(engine.run(batch).logits, expected)
     engine.close()
     return Row(
         killer.killed,
         killer.after_seconds,
-        error,
-        until,
+        attempt.error,
+        attempt.ended - max(attempt.begun, killer.moment) if attempt.error else 0.0,
         deadline,
-        answer_right and (not error or bool(killer.killed)),
+        attempt.is_right and (not attempt.error or bool(killer.killed)),
         next_right,
         leftovers or _leftovers(before),
     )
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A run, right or failed: its error's first line, "" for none, and when it began and ended (time.monotonic)."""
+
+    is_right: bool
+    error: str
+    begun: float
+    ended: float
+
+    @classmethod
+    def of(cls, engine: LavaEngine, batch: TokenBatch, expected: np.ndarray) -> _Attempt:
+        begun, is_right, error = time.monotonic(), True, ""
+        try:
+            is_right = np.array_equal(engine.run(batch).logits, expected)
+        except LavaRuntimeError as raised:
+            error = str(raised).splitlines()[0]
+        return cls(is_right, error, begun, time.monotonic())
 
 
 def _keeper() -> int | None:

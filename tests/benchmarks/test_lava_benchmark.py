@@ -164,7 +164,7 @@ def test_every_way_is_run_and_reported(graph, monkeypatch, capsys):
     assert ways[INLINE]["processes"] == 1
     assert ways["process"]["processes"] > 22 > ways["layer"]["processes"] > ways["core"]["processes"] > 5
     for way, figures in ways.items():
-        assert figures["memory_bytes"] > 1 << 20 and figures["overhead_core_ms"] > 0, way
+        assert figures["memory_bytes"] > 1 << 20, way
         assert way == FIRST or figures["stream_steps_a_sentence"] == 4
 
 
