@@ -132,7 +132,7 @@ class Execution:
 
 def check_observed(graph: Graph, observe: Collection[str]) -> None:
     """Raises ValueError where `observe` names a node that the graph has not."""
-    unknown = sorted(set(observe) - {node.name for node in graph})
+    unknown = sorted(set(observe) - graph.features.keys())
     if unknown:
         raise ValueError(f"no such node in this graph: {', '.join(unknown)}")
 

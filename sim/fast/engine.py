@@ -456,6 +456,8 @@ def _unpack(shares: list[np.ndarray], real: np.ndarray) -> np.ndarray:
 
 def _cuts(lengths: np.ndarray, threads: int) -> list[int]:
     """Where to cut the samples so that each share has about as many tokens: 0 .. B, rising."""
+    if len(lengths) == 1:
+        return [0, len(lengths)]
     total = np.concatenate([[0], np.cumsum(lengths)])
     wanted = total[-1] * np.arange(1, threads) / threads
     return sorted({0, *np.searchsorted(total, wanted).tolist(), len(lengths)})
