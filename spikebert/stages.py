@@ -39,7 +39,7 @@ from transformers import (
 
 from spikebert.augmentation import alter
 from spikebert.commands import UserError
-from spikebert.config import SpikeBertConfig
+from spikebert.config import SpikeBertConfig, attention_threshold_for
 from spikebert.data import (
     SPLITS,
     LabelledTexts,
@@ -79,7 +79,15 @@ SECTIONS = {
     "integer": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2", "quantise"),
 }
 # Fields that recipes of older runs did not have, with what they meant: so those runs can go on.
-ADDED = {"student": {"norm": "batch", "scalar_thresholds": False}}
+ADDED = {
+    "student": {
+        "norm": "batch",
+        "scalar_thresholds": False,
+        "attention_similarity": "and",
+        "attention_position": "none",
+        "position_spikes": 0,
+    }
+}
 # The files that do, known by their sha256.
 FILES_OF = {
     "teacher": ("data",),
@@ -194,7 +202,7 @@ class Training:
         """Raises UserError, before anything is run, where a finished stage was made by another recipe."""
         for stage in filter(self._finished, STAGES):
             before = _read_record(self.out / stage / "stage.json")["made_from"]
-            changed = _differences(_with_added(before), self._made_from(stage))
+            changed = _differences(_spelled_out(before), _spelled_out(self._made_from(stage)))
             if changed:
                 raise UserError(
                     f"{self.out / stage} was made with another recipe ({'; '.join(changed)}): "
@@ -237,7 +245,8 @@ class Training:
         """A checkpoint of another recipe is no start for this one: it is removed, and that is said."""
         if self.accelerator.is_main_process:
             note, now = unfinished / "made_from.json", self._made_from(stage)
-            if note.exists() and (changed := _differences(_with_added(json.loads(note.read_text())), now)):
+            before = _spelled_out(json.loads(note.read_text())) if note.exists() else None
+            if before is not None and (changed := _differences(before, _spelled_out(now))):
                 self.say(f"{stage}: begun before with another recipe ({'; '.join(changed)}): starting again")
                 shutil.rmtree(unfinished)
             unfinished.mkdir(parents=True, exist_ok=True)
@@ -572,9 +581,17 @@ def errors_name_files(folder: Path) -> Iterator[None]:
         raise UserError(f"{path}: {reason}. Check the path, the rights and the space") from error
 
 
-def _with_added(before: dict) -> dict:
-    """What a stage was made from, with what an older version did not say."""
-    return before | {section: added | before[section] for section, added in ADDED.items() if section in before}
+def _spelled_out(made_from: dict) -> dict:
+    """What a stage is made from, with what older versions did not say, and with the threshold that null stands for."""
+    full = made_from | {section: added | made_from[section] for section, added in ADDED.items() if section in made_from}
+    student = full.get("student")
+    if student and student["attention_threshold"] is None:
+        size = student["hidden_size"] // student["heads"]
+        threshold = attention_threshold_for(
+            student["attention_similarity"], size, student["attention_position"], student["n_max"]
+        )
+        full |= {"student": student | {"attention_threshold": threshold}}
+    return full
 
 
 def _differences(before: dict, now: dict, path: str = "") -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import time
 from contextlib import closing
 from pathlib import Path
@@ -64,18 +63,6 @@ def test_a_run_with_another_norm_is_another_recipe(trained_with: tuple[str, Path
     other = [argument for argument in KINDS[kind] if "norm" not in argument]
     assert train_main([*recipe_arguments(folder), *other, "--student.norm=rms"]) == 2
     assert "norm" in capfd.readouterr().err
-
-
-def test_a_run_of_a_version_without_norms_goes_on(trained: Path, tmp_path: Path, capfd) -> None:
-    """Its records say nothing of them, and mean BatchNorm."""
-    shutil.copytree(trained, tmp_path / "old")
-    for record in (tmp_path / "old" / "run").glob("*/stage.json"):
-        stage = json.loads(record.read_text().replace(str(trained), str(tmp_path / "old")))
-        for field in ("norm", "scalar_thresholds"):
-            stage["made_from"].get("student", {}).pop(field, None)
-        record.write_text(json.dumps(stage))
-    assert train_main(recipe_arguments(tmp_path / "old")) == 0
-    assert capfd.readouterr().err.count("finished before") == 4
 
 
 def test_loihi_2_says_what_to_do_instead(trained_with: tuple[str, Path], tmp_path: Path, capfd) -> None:

@@ -16,6 +16,7 @@ from converters.graph import Attention
 from converters.pipeline import accuracies, training_results
 from sim.reference import ReferenceEngine
 from sim.run_command import main as run_main
+from spikebert.stages import ADDED
 from spikebert.train_command import main as train_main
 
 
@@ -50,6 +51,20 @@ def test_a_second_run_trains_nothing_and_measures_the_same(trained: Path, capfd)
     assert train_main(recipe_arguments(trained)) == 0
     assert capfd.readouterr().err.count("finished before") == 4
     assert (trained / "run" / "results.json").read_bytes() == before
+
+
+def test_a_run_of_an_older_version_goes_on(trained: Path, tmp_path: Path, capfd) -> None:
+    """Its records say nothing of what there was not, and name the threshold that null stands for now."""
+    shutil.copytree(trained, tmp_path / "old")
+    for record in (tmp_path / "old" / "run").glob("*/stage.json"):
+        stage = json.loads(record.read_text().replace(str(trained), str(tmp_path / "old")))
+        if student := stage["made_from"].get("student"):
+            for section in ADDED["student"]:
+                del student[section]
+            student["attention_threshold"] = 16
+        record.write_text(json.dumps(stage))
+    assert train_main(recipe_arguments(tmp_path / "old")) == 0
+    assert capfd.readouterr().err.count("finished before") == 4
 
 
 def test_a_changed_recipe_does_not_pass_for_the_old_one(trained: Path, capfd) -> None:
