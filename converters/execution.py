@@ -6,8 +6,9 @@ are found by name through the entry-point group `spikebert.engines`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -94,20 +95,47 @@ class NodeActivity:
         )
 
 
-@dataclass(frozen=True)
+COUNTS = tuple(count.name for count in fields(NodeActivity))
+
+
+@dataclass(frozen=True, eq=False)
 class Activity:
-    """What every node of a graph did: node name -> counts, in graph order."""
+    """What every node of a graph did.
+
+    names  the nodes, in graph order
+    counts int64 [nodes, len(COUNTS)], its columns the fields of `NodeActivity`: an array, because a single sentence is
+           soon run, and making the objects would take a good part of that
+    """
 
     timesteps: int
-    per_node: dict[str, NodeActivity]
+    names: tuple[str, ...]
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, timesteps: int, per_node: Mapping[str, NodeActivity]) -> Activity:
+        """From node name -> its counts, in graph order."""
+        counts = np.array([astuple(did) for did in per_node.values()], np.int64).reshape(-1, len(COUNTS))
+        return cls(timesteps, tuple(per_node), counts)
+
+    @cached_property
+    def per_node(self) -> dict[str, NodeActivity]:
+        """Node name -> its counts, in graph order."""
+        return {name: NodeActivity(*counts) for name, counts in zip(self.names, self.counts.tolist())}
 
     @property
     def total(self) -> NodeActivity:
-        return sum(self.per_node.values(), NodeActivity())
+        return NodeActivity(*self.counts.sum(axis=0).tolist())
 
     def __add__(self, other: Activity) -> Activity:
         """The counts of two runs of the same graph together."""
-        return Activity(self.timesteps, {name: self.per_node[name] + other.per_node[name] for name in self.per_node})
+        return Activity(self.timesteps, self.names, self.counts + other.counts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Activity):
+            return NotImplemented
+        return (self.timesteps, self.names) == (other.timesteps, other.names) and np.array_equal(
+            self.counts, other.counts
+        )
 
 
 @dataclass(frozen=True, eq=False)

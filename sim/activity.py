@@ -49,7 +49,7 @@ def count_activity(
     for node in graph:
         counts = _count_node(graph, node, values, batch)
         per_node[node.name] = replace(counts, saturations=cuts[node.name]) if node.name in cuts else counts
-    return Activity(graph.timesteps, per_node)
+    return Activity.of(graph.timesteps, per_node)
 
 
 def _count_cuts(graph: Graph, neuron: Saturable, values: Mapping[str, np.ndarray], batch: TokenBatch) -> int:

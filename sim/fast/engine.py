@@ -14,8 +14,8 @@ from threading import Timer
 
 import numpy as np
 
-from converters.execution import Activity, EngineOptions, Execution, NodeActivity, TokenBatch, check_observed
-from converters.graph import Add, Coincidence, Concat, Graph, Norm, Product, Relay, Slice, ValidLane
+from converters.execution import COUNTS, Activity, EngineOptions, Execution, TokenBatch, check_observed
+from converters.graph import Coincidence, Concat, Graph, Norm, Product, Relay, Slice, ValidLane
 from sim.fast import kernels, wiring
 from sim.fast.plan import (
     AddStep,
@@ -34,6 +34,7 @@ from sim.fast.plan import (
     neurons_of,
     nodes_of,
     planes_of,
+    sums_of,
 )
 from sim.fast.vectors import BLOCK, aligned
 from spikebert.commands import note, processors
@@ -43,7 +44,10 @@ Call = Callable[[], object]
 NO_CURRENTS = np.zeros((0, 0, 0), np.int32)
 NO_LANE = np.zeros((0, 0, 0), np.uint64)
 NO_SPIKES = np.zeros((1, 0, 0, 0), np.uint64)
-SILENT = NodeActivity()
+SPIKES, SITES, CUTS, MESSAGES, NORMALISED = map(
+    COUNTS.index, ("spikes", "sites", "saturations", "messages", "normalised_values")
+)
+OPERATIONS = slice(COUNTS.index("synaptic_operations"), COUNTS.index("weighted_operations") + 1)
 COMPILING_IS_SLOW = 2.0  # seconds until it is said
 
 
@@ -69,55 +73,47 @@ class Room:
 class Counters:
     """What the kernels count, in arrays that are written anew in every run.
 
-    fired      for each step int64 [neurons of all its layers, in whole words]: how often each fired
+    fired      for each step int64 [neurons of all its layers, in whole words]: how often each fired; of a node that
+               sends sums, how many were not 0
     operations for each step int64 [its layers, 2]: synaptic operations, plain and weighted
     cuts       for each step int64 [words of all its neurons]: how often membranes were cut
     """
 
     def __init__(self, graph: Graph, steps: Sequence[Step]) -> None:
-        self.timesteps = graph.timesteps
-        widths = [[blocks_of(graph.features[node.name]) * BLOCK for node in neurons_of(step)] for step in steps]
-        neurons = [node.name for step in steps for node in neurons_of(step)]
-        layers = [name for step in steps for name in layers_of(step)]
+        self._timesteps, self._names = graph.timesteps, tuple(node.name for node in graph)
+        row = {name: number for number, name in enumerate(self._names)}
+        senders = [(*neurons_of(step), *sums_of(step)) for step in steps]
+        widths = [[blocks_of(graph.features[node.name]) * BLOCK for node in each] for each in senders]
         ends = np.cumsum([0, *(width for step in widths for width in step)])
         self._starts, self._fired = ends[:-1], np.zeros(ends[-1], np.int64)
-        self._operations = np.zeros((len(layers), 2), np.int64)
         self._cuts = np.zeros(ends[-1] // BLOCK, np.int64)
         step_ends = np.cumsum([0, *map(sum, widths)])
         self.fired = [self._fired[low:high] for low, high in pairwise(step_ends)]
         self.cuts = [self._cuts[low // BLOCK : high // BLOCK] for low, high in pairwise(step_ends)]
-        layer_ends = np.cumsum([0, *(len(layers_of(step)) for step in steps)])
+        layers = [layers_of(step) for step in steps]
+        layer_ends = np.cumsum([0, *map(len, layers)])
+        self._operations = np.zeros((layer_ends[-1], 2), np.int64)
         self.operations = [self._operations[low:high] for low, high in pairwise(layer_ends)]
-        self._places = [
-            (
-                node.name,
-                graph.features[node.name],
-                neurons.index(node.name) if node.name in neurons else -1,
-                layers.index(node.name) if node.name in layers else -1,
-                isinstance(node, (Add, Relay, Product)),
-                isinstance(node, Norm),
-            )
-            for node in graph
-        ]
+        neurons = {node.name for step in steps for node in neurons_of(step)}
+        self._senders = np.array([row[node.name] for each in senders for node in each])
+        self._layers = np.array([row[name] for each in layers for name in each])
+        self._are_neurons = np.array([node.name in neurons for each in senders for node in each])
+        self._per_site = np.zeros((len(row), len(COUNTS)), np.int64)
+        for node in graph:
+            if node.name in neurons:
+                self._per_site[row[node.name], SITES] = graph.features[node.name]
+            elif isinstance(node, Norm):
+                self._per_site[row[node.name], NORMALISED] = graph.features[node.name]
 
     def activity(self, share: Share) -> Activity:
         """The counts of a share that was run, by node."""
-        sites = self.timesteps * len(share.ids)
-        spikes = np.add.reduceat(self._fired, self._starts).tolist()
-        cuts = np.add.reduceat(self._cuts, self._starts // BLOCK).tolist()
-        operations = self._operations.tolist()
-        per_node: dict[str, NodeActivity] = {}
-        for name, width, neuron, layer, sends, normalises in self._places:
-            plain, weighted = operations[layer] if layer >= 0 else (0, 0)
-            if neuron >= 0:
-                fired = spikes[neuron]
-                per_node[name] = NodeActivity(fired, sites * width, plain, weighted, cuts[neuron], fired)
-            elif layer >= 0 or sends:
-                messages = int(share.spikes[name].events.sum()) if sends else 0
-                per_node[name] = NodeActivity(0, 0, plain, weighted, 0, messages)
-            else:
-                per_node[name] = NodeActivity(normalised_values=sites * width) if normalises else SILENT
-        return Activity(self.timesteps, per_node)
+        counts = self._per_site * (self._timesteps * len(share.ids))
+        messages = np.add.reduceat(self._fired, self._starts)
+        counts[self._senders, MESSAGES] = messages
+        counts[self._senders, SPIKES] = messages * self._are_neurons
+        counts[self._senders, CUTS] = np.add.reduceat(self._cuts, self._starts // BLOCK)
+        counts[self._layers, OPERATIONS] = self._operations
+        return Activity(self._timesteps, self._names, counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +227,7 @@ class _Worker:
             if isinstance(step, SynapsesStep):
                 calls += self._synapses(number, step, share)
             elif isinstance(step, AddStep):
-                calls += self._add(step, share, self._planes(number, share, step.node.name))
+                calls += self._add(number, step, share)
             elif isinstance(step, AttentionStep):
                 calls += self._attention(number, step, share)
             elif isinstance(step, EncodeStep):
@@ -336,10 +332,11 @@ class _Worker:
         if step.lif:
             share.spikes[step.lif.name] = Spikes(planes, fired, fired)
 
-    def _add(self, step: AddStep, share: Share, total: np.ndarray) -> Iterator[Call]:
+    def _add(self, number: int, step: AddStep, share: Share) -> Iterator[Call]:
         """The counts of a sum follow from those of its inputs, but for how many sums are not 0."""
         first, *others = (share.spikes[name] for name in step.node.inputs)
-        payload, events = first.payload.copy(), np.empty_like(first.events)
+        total, events = self._planes(number, share, step.node.name), self.counters.fired[number]
+        payload = first.payload.copy()
         yield partial(np.copyto, total[: len(first.planes)], first.planes)
         yield partial(total[len(first.planes) :].fill, 0)
         yield partial(np.copyto, payload, first.payload)
@@ -352,7 +349,7 @@ class _Worker:
     def _wire(self, number: int, step: WiringStep, share: Share) -> Iterator[Call]:
         node, planes = step.node, self._planes(number, share, step.node.name)
         payload, events = np.zeros((2, planes.shape[-1] * BLOCK), np.int64)
-        spikes = Spikes(planes, payload, events)
+        spikes = Spikes(planes, payload, self.counters.fired[number] if sums_of(step) else events)
         if isinstance(node, (Slice, Concat)):
             yield partial(self._gather, node, spikes, share)
         elif isinstance(node, ValidLane):

@@ -219,6 +219,13 @@ def neurons_of(step: Step) -> tuple[Source | LIF | Coincidence, ...]:
     return (step.node,) if isinstance(step, (EncodeStep, LIFStep)) else ()
 
 
+def sums_of(step: Step) -> tuple[Add | Relay | Product, ...]:
+    """The nodes of a step that send sums of spikes, and are no neurons."""
+    if isinstance(step, AddStep):
+        return (step.node,)
+    return (step.node,) if isinstance(step, WiringStep) and isinstance(step.node, (Relay, Product)) else ()
+
+
 def layers_of(step: Step) -> tuple[str, ...]:
     """The nodes of a step that cause synaptic operations."""
     if isinstance(step, SynapsesStep):

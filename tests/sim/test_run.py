@@ -35,7 +35,7 @@ class LengthsAsLogits:
         lengths = [len(text) for text in shard.samples]
         notes = tuple((i, "empty") for i, length in enumerate(lengths) if length == 0)
         logits = np.array([[length, 2] for length in lengths])
-        return ShardResult(logits, np.array(lengths), notes, 0.5, Activity(4, {}), Comparison(len(lengths)))
+        return ShardResult(logits, np.array(lengths), notes, 0.5, Activity.of(4, {}), Comparison(len(lengths)))
 
 
 ROWS = st.lists(st.one_of(st.just("bad row"), st.text("ab", max_size=4)), max_size=30)
