@@ -76,5 +76,10 @@ def _kernels() -> Any:
 
     from spikebert import fused_lif_kernels
 
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != threads:
+        # numba has started its threads, and told OpenMP, which is PyTorch's too, to use all processors. Sums would be
+        # shared out in another way from here on, so a run that is resumed would not be the run that went through.
+        torch.set_num_threads(threads)
     return fused_lif_kernels

@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from spikebert.commands import UserError
+from spikebert.commands import UserError, note
 from spikebert.data import TokenisedTexts, shuffled_batches
 from spikebert.machine_use import MachineUse
 from spikebert.processes import each_alone, process_count, summed
@@ -277,14 +277,16 @@ def _save(
     if not accelerator.is_main_process:
         return
     content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "position": dict(vars(state))}
-    content["random"] = random
+    content["random"], content["threads"] = random, torch.get_num_threads()
     partial = path.with_suffix(".partial")
     try:
         with open(partial, "wb") as file:
             torch.save(content, file)
-    except RuntimeError as error:  # torch hides what the file system said
+    except RuntimeError as error:  # torch hides what the file system said, and that the user wants to stop
         if isinstance(error.__context__, OSError):
             raise OSError(error.__context__.errno, error.__context__.strerror, str(partial)) from error
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
         raise
     os.replace(partial, path)  # a kill while writing leaves the checkpoint before
 
@@ -301,6 +303,12 @@ def _resume(
     model.load_state_dict(content["model"])
     optimiser.load_state_dict(content["optimiser"])
     position = _Position(**content["position"])
+    threads = content.get("threads", torch.get_num_threads())  # earlier versions did not write it
+    if threads != (now := torch.get_num_threads()) and accelerator.is_main_process:
+        note(
+            f"{path}: written with {threads} threads, this run has {now}: sums are rounded in another order. For "
+            f"the weights that an uninterrupted run gives, start it with OMP_NUM_THREADS={threads}"
+        )
     saved = content["random"]
     states = [[saved]] if isinstance(saved, Tensor) else saved  # one process, as checkpoints once had it
     if accelerator.process_index < len(states):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikebert import fused_lif
+from spikebert.commands import processors
 from spikebert.fused_lif import PIECE, serves
 from spikebert.neurons import LoihiLIF
 
@@ -100,3 +103,18 @@ def test_the_plain_path_serves_where_the_fused_cannot(monkeypatch: pytest.Monkey
             assert torch.equal(LoihiLIF(2048, False)(current, 1.0), expected)
     finally:
         fused_lif._numba_is_there.cache_clear()
+
+
+@pytest.mark.skipif(processors() < 2, reason="one processor: no number of threads but 1")
+def test_the_threads_of_pytorch_stay_as_they_are() -> None:
+    """numba starts its threads at the first call of a process, and asks OpenMP, which is PyTorch's too, for all."""
+    code = """
+import torch
+from spikebert.neurons import LoihiLIF
+before = torch.get_num_threads()
+LoihiLIF(2048, False)(torch.ones(4, 5000, requires_grad=True), 1.0).sum().backward()
+print(before, torch.get_num_threads())
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split()[-2:] == ["1", "1"], ended.stderr

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from spikebert import loop
 from spikebert.commands import UserError
 from spikebert.data import TokenisedTexts
 from spikebert.loop import Schedule, choose_precision, fit, learning_rate, parameter_groups
@@ -62,6 +65,42 @@ def test_a_checkpoint_of_an_earlier_version_is_a_start(tmp_path) -> None:
     assert steps == 7
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_another_number_of_threads_is_said(tmp_path, capsys) -> None:
+    """It rounds otherwise. With the number it had nothing is said."""
+    torch.set_num_threads(1)
+    for threads, said in ((2, "written with 1 threads, this run has 2"), (1, "")):
+        folder = tmp_path / str(threads)
+        with pytest.raises(Killed):
+            train(folder, kill_at=8, checkpoint_seconds=0)
+        torch.set_num_threads(threads)
+        capsys.readouterr()
+        train(folder, checkpoint_seconds=0)
+        noted = capsys.readouterr().err
+        assert said in noted and ("OMP_NUM_THREADS=1" in noted) == bool(said)
+        torch.set_num_threads(1)
+
+
+class Interrupted(io.BytesIO):
+    """A file in whose midst Ctrl-C is pressed."""
+
+    def write(self, data: object) -> int:
+        if self.tell() > 1000:
+            raise KeyboardInterrupt
+        return super().write(data)  # type: ignore[arg-type]
+
+
+def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, monkeypatch) -> None:
+    """torch makes a RuntimeError of it; the checkpoint before stays."""
+    with pytest.raises(Killed):
+        train(tmp_path, kill_at=8, checkpoint_seconds=0)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr(loop, "open", lambda *_: Interrupted(), raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, checkpoint_seconds=0)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
 def test_a_checkpoint_of_other_texts_is_refused(tmp_path) -> None:
