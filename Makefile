@@ -26,7 +26,7 @@ test: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
 
 # The stamp comes last, so an installation that was interrupted is done again.
 $(VENV)/.installed: requirements.lock pyproject.toml
