@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from spikebert.data import UNLABELLED
 from spikebert.packing import linear_in_buckets
-from spikebert.processes import mean_over_processes
+from spikebert.processes import mean_over_processes, process_count, summed
 
 
 def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
@@ -65,6 +65,9 @@ class LossWeights:
     hidden: float = 0.0
     embedding: float = 0.0
     temperature: float = 1.0
+    operations: float = 0.0
+    operations_per_token: float = 0.0
+    """what is free; see `operations_loss`"""
 
     @property
     def aligns(self) -> bool:
@@ -78,6 +81,21 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     teacher_log = F.log_softmax(teacher.float() / temperature, dim=-1)
     divergence = F.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean")
     return mean_over_processes(divergence * temperature**2, len(student))
+
+
+def operations_loss(operations: Tensor, tokens: int, free: float) -> Tensor:
+    """ln(operations per token / free) where it is above 0, else 0: one per cent less is worth as much at any number.
+
+    operations  float [], the synaptic operations of this process's texts, which have so many real tokens
+    free        operations per token that cost nothing
+
+    It is the same in every process, and its gradient this process's part (`mean_over_processes`).
+    """
+    own = mean_over_processes(operations / tokens, tokens)
+    mean = summed(own) / process_count()
+    if mean <= free:
+        return 0 * own
+    return torch.log(mean / free) + (own - own.detach()) / mean  # the gradient of a logarithm
 
 
 def distillation_loss(

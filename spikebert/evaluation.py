@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import log, sqrt
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spikebert.data import TokenisedTexts, sorted_batches
+from spikebert.distillation import LossWeights
+from spikebert.loop import Score
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.processes import process_count, process_index, summed
 
@@ -72,9 +74,41 @@ def predict_together(model: nn.Module, texts: TokenisedTexts, pad_id: int, devic
     return summed(torch.from_numpy(classes).to(device)).cpu().numpy()
 
 
-def validation(model: nn.Module, texts: TokenisedTexts, pad_id: int, device: torch.device) -> Callable[[], float]:
-    """A function without arguments that gives the model's accuracy on `texts` as it is then; see `predict_together`."""
-    return lambda: accuracy(predict_together(model, texts, pad_id, device), texts).value
+def validation(
+    model: nn.Module, texts: TokenisedTexts, pad_id: int, device: torch.device, weights: LossWeights | None = None
+) -> Callable[[], Score]:
+    """A function without arguments that says how good the model is on `texts` as it is then; see `predict_together`.
+
+    Its value is the accuracy, less what the loss has for synaptic operations, where `weights` count them.
+    """
+
+    def measure() -> Score:
+        right = accuracy(predict_together(model, texts, pad_id, device), texts).value
+        figures, text = {"validation_accuracy": right}, f"validation accuracy {right:.2%}"
+        if weights is None or not weights.operations:
+            return Score(right, figures, text)
+        operations = operations_per_token(model, texts, pad_id, device)
+        excess = weights.operations * max(0.0, log(max(operations, 1.0) / weights.operations_per_token))
+        figures["operations_per_token"] = operations
+        return Score(right - excess, figures, f"{text}, {operations:,.0f} synaptic operations a token")
+
+    return measure
+
+
+@torch.no_grad()
+def operations_per_token(
+    model: nn.Module, texts: TokenisedTexts, pad_id: int, device: torch.device, limit: int = 256
+) -> float:
+    """Synaptic operations of linear layers and readout, over all timesteps, of at most `limit` texts."""
+    was_training, operations, tokens = model.training, 0.0, 0
+    model.eval()
+    for indices in sorted_batches(texts.lengths[:limit], 64):
+        batch = {name: value.to(device) for name, value in texts.batch(indices, pad_id).items()}
+        output = model(batch["input_ids"], batch["attention_mask"], output_operations=True)
+        operations += float(output.operations)
+        tokens += int(batch["attention_mask"].sum())
+    model.train(was_training)
+    return operations / tokens
 
 
 @torch.no_grad()

@@ -20,18 +20,21 @@ from torch.utils.checkpoint import checkpoint
 from spikebert.spikes import Spikes
 
 Found = TypeVar("Found")
-Checkpoint = Callable[..., Tensor]  # as torch's: a function and its arguments -> what it gives
+Checkpoint = Callable[..., Any]  # as torch's: a function and its arguments -> what it gives
 RECOMPUTE: Checkpoint = partial(checkpoint, use_reentrant=False)
 _open: ContextVar[Notes | None] = ContextVar("open_notes", default=None)  # of the checkpointed layer that runs
 
 
-def checkpointed(layer: nn.Module, x: Spikes, checkpoint: Checkpoint = RECOMPUTE) -> Spikes:
+def checkpointed(
+    layer: nn.Module, x: Spikes, checkpoint: Checkpoint = RECOMPUTE, count: Callable[[Spikes], Tensor] | None = None
+) -> Spikes:
     """`layer(x)`, where the layer takes spikes and gives spikes; of its activations none is kept.
 
     The result has forgotten what it came from (`Spikes.without_history`), which would hold them. Where there is nothing
     to keep, in evaluation and without gradients, it is `layer(x)` itself.
 
     checkpoint  torch's, with options of its own
+    count       `operations_to`: then the result knows how many synaptic operations it took, with gradients
 
     Raises RuntimeError within another checkpointed layer.
     """
@@ -40,17 +43,21 @@ def checkpointed(layer: nn.Module, x: Spikes, checkpoint: Checkpoint = RECOMPUTE
     if _open.get() is not None:
         raise RuntimeError(f"a checkpointed {type(layer).__name__} within a checkpointed layer: checkpoint one of them")
     packing, maximum, maker = x.packing, x.maximum, x.maker  # `run` is kept until backward, and must not keep x
+    before = x.forgotten_operations
     notes = Notes()
     kind: list[tuple[int, nn.Module | None]] = []
 
-    def run(values: Tensor) -> Tensor:
+    def run(values: Tensor) -> tuple[Tensor, Tensor | None]:
         with notes.open():
             result = layer(Spikes(values, packing, maximum, maker))
         kind.append((result.maximum, result.maker))
-        return result.values
+        return result.values, count(result) if count else None
 
-    values = checkpoint(run, x.values)
-    return Spikes(values, packing, *kind[0])
+    values, operations = checkpoint(run, x.values)
+    result = Spikes(values, packing, *kind[0])
+    if operations is not None:
+        result.forgotten_operations = operations if before is None else before + operations
+    return result
 
 
 class Notes:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -86,17 +86,31 @@ def copy_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
+class Score:
+    """How good a model is on validation.
+
+    value    the more the better: what a model is chosen by
+    figures  name -> what it was made of, such as "validation_accuracy"
+    text     the same for people
+    """
+
+    value: float
+    figures: dict[str, float]
+    text: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a stage went.
 
-    best               the best value of `evaluate`; None where there was none
+    best               the figures of the best `Score`; empty where there was none
     seconds            spent on steps, over all runs that a stopped stage took; validation and checkpoints left out
     sentences          that these steps were made of, those of all processes together
     peak_memory_bytes  of each process, the most main memory it has ever held
     gpu_peak_bytes     of each process, the most memory it has held of its GPU; None without one
     """
 
-    best: float | None
+    best: dict[str, float]
     seconds: float
     sentences: int
     peak_memory_bytes: list[int]
@@ -128,7 +142,7 @@ def fit(
     accelerator: Accelerator,
     pad_id: int,
     seed: int,
-    evaluate: Callable[[], float] | None = None,
+    evaluate: Callable[[], Score] | None = None,
     keep_start: bool = False,
     checkpoint_seconds: float = 120,
     title: str = "training",
@@ -156,7 +170,7 @@ def fit(
     else:
         _seed_process(accelerator.process_index, seed)
         if evaluate is not None and keep_start:
-            state.best, state.best_weights = evaluate(), copy_weights(model)
+            _compete(state, evaluate(), model)
     texts = texts_of_epoch(state.epoch) if state.epoch < schedule.epochs else None
     steps_an_epoch = -(-len(texts) // schedule.batch_size) if texts else 0
     steps = steps_an_epoch * schedule.epochs
@@ -221,7 +235,7 @@ def _own_batch(texts: TokenisedTexts, batch: np.ndarray, pad_id: int, accelerato
 def _outcome(state: _Position, machine: MachineUse) -> Outcome:
     memory = gather_object([machine.peak_memory_bytes()])
     gpu = gather_object([machine.gpu_peak_bytes()])
-    return Outcome(state.best, state.seconds, state.sentences, memory, None if None in gpu else gpu)
+    return Outcome(state.best_figures, state.seconds, state.sentences, memory, None if None in gpu else gpu)
 
 
 def _agree(loss: Tensor, save_is_due: bool) -> tuple[float, bool]:
@@ -248,25 +262,32 @@ class _Position:
     loss_sum: float = 0.0
     loss_count: int = 0
     best: float | None = None
+    best_figures: dict[str, float] = field(default_factory=dict)
     best_weights: dict[str, Tensor] | None = None
     seconds: float = 0.0
     sentences: int = 0
 
 
 def _end_of_epoch(
-    model: nn.Module, state: _Position, evaluate: Callable[[], float] | None, writer: SummaryWriter | None,
+    model: nn.Module, state: _Position, evaluate: Callable[[], Score] | None, writer: SummaryWriter | None,
     progress: Progress,
 ) -> None:  # fmt: skip
     message = f"epoch {state.epoch}: loss {state.loss_sum / max(1, state.loss_count):.4f}"
     state.loss_sum, state.loss_count = 0.0, 0
     if evaluate is not None:
-        value = evaluate()
-        message += f", validation accuracy {value:.2%}"
+        score = evaluate()
+        message += f", {score.text}"
         if writer:
-            writer.add_scalar("validation_accuracy", value, state.step)
-        if state.best is None or value > state.best:
-            state.best, state.best_weights = value, copy_weights(model)
+            for name, value in score.figures.items():
+                writer.add_scalar(name, value, state.step)
+        _compete(state, score, model)
     progress.say(message)
+
+
+def _compete(state: _Position, score: Score, model: nn.Module) -> None:
+    """Keep the model where it is better than the best so far."""
+    if state.best is None or score.value > state.best:
+        state.best, state.best_figures, state.best_weights = score.value, score.figures, copy_weights(model)
 
 
 def _save(
@@ -303,6 +324,8 @@ def _resume(
     model.load_state_dict(content["model"])
     optimiser.load_state_dict(content["optimiser"])
     position = _Position(**content["position"])
+    if position.best is not None and not position.best_figures:  # an earlier version wrote the accuracy alone
+        position.best_figures = {"validation_accuracy": position.best}
     threads = content.get("threads", torch.get_num_threads())  # earlier versions did not write it
     if threads != (now := torch.get_num_threads()) and accelerator.is_main_process:
         note(

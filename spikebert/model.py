@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from spikebert.config import SpikeBertConfig
 from spikebert.gradient_checkpointing import checkpointed
 from spikebert.layers import Block, Encoder, Neuron, Readout, SpikingLayer, SpikingLinear
+from spikebert.operations import forget, operations_to, readout_operations
 from spikebert.positions import PositionBias
 from spikebert.recording import Step, packed_values, qualified_names, steps_to
 from spikebert.spikes import Spikes
@@ -34,6 +35,8 @@ class SpikeBertOutput(ModelOutput):
                     spikes, float [B, N, D], padding 0
     firing_rates    node name -> spikes / (T * real tokens * features); of an Add its mean value
     trace           node name -> value [T, B, N, D] of the nodes asked for, padding 0; names as in the graph
+    operations      float [], synaptic operations of linear layers and readout, all tokens and timesteps together;
+                    see `spikebert.operations`
     """
 
     loss: Tensor | None = None
@@ -42,6 +45,7 @@ class SpikeBertOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     firing_rates: dict[str, Tensor] | None = None
     trace: dict[str, Tensor] | None = None
+    operations: Tensor | None = None
 
 
 class SpikeBertForSequenceClassification(PreTrainedModel):
@@ -126,6 +130,7 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         output_trace: Collection[str] = (),
         return_dict: bool | None = None,
         token_type_ids: Tensor | None = None,
+        output_operations: bool = False,
     ) -> SpikeBertOutput | tuple:
         """input_ids [B, N] and attention_mask [B, N] (1 real, 0 padding; all real where it is None).
 
@@ -137,10 +142,10 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         records = output_firing_rates or bool(output_trace)
         x = self.encoder(input_ids, attention_mask)
         if self.mix is not None:
-            x = self._run(self.mix, x, records)
+            x = self._run(self.mix, x, records, output_operations)
         states = [x]
         for block in self.blocks:
-            x = self._run(block, x, records)
+            x = self._run(block, x, records, output_operations)
             states.append(x)
         logits, integer_logits, current = self.readout(x)
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -153,17 +158,20 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
             hidden_states=tuple(x.packing.unpack(x.values.mean(0)) for x in states) if wants_hidden else None,
             firing_rates=firing_rates(steps) if output_firing_rates else None,
             trace={name: x.packing.unpack(values[name]) for name in output_trace} if output_trace else None,
+            operations=operations_to(x) + readout_operations(self.readout, x) if output_operations else None,
         )
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return output if wants_dict else output.to_tuple()
 
-    def _run(self, block: nn.Module, x: Spikes, records: bool) -> Spikes:
+    def _run(self, block: nn.Module, x: Spikes, records: bool, counts_operations: bool) -> Spikes:
         """`block(x)`, in training without the history that nobody reads: it would be kept until the readout."""
         if records or not self.training:
             return block(x)
         if self.gradient_checkpointing:
-            return checkpointed(block, x, self._gradient_checkpointing_func)
-        return block(x).without_history()
+            return checkpointed(
+                block, x, self._gradient_checkpointing_func, operations_to if counts_operations else None
+            )
+        return forget(block(x), counts_operations)
 
 
 def position_bias_of(config: SpikeBertConfig) -> PositionBias | None:

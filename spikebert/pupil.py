@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
-from spikebert.distillation import Alignment, LossWeights, distillation_loss
+from spikebert.distillation import Alignment, LossWeights, distillation_loss, operations_loss
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.processes import mean_over_processes
 
@@ -54,12 +54,17 @@ class Pupil(nn.Module):
         teacher states there is no alignment loss.
         """
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        output = self.student(ids, mask, output_hidden_states=teacher_states is not None)
+        counts = bool(weights.operations)
+        output = self.student(ids, mask, output_hidden_states=teacher_states is not None, output_operations=counts)
         embedding, hidden = None, None
         if teacher_states is not None:
             embedding, hidden = self.alignment(output.hidden_states, teacher_states, mask)
         with torch.autocast(ids.device.type, enabled=False):
-            return distillation_loss(weights, output.logits, teacher_logits, batch["labels"], embedding, hidden)
+            loss = distillation_loss(weights, output.logits, teacher_logits, batch["labels"], embedding, hidden)
+            if counts:
+                excess = operations_loss(output.operations, int(mask.sum()), weights.operations_per_token)
+                loss = loss + weights.operations * excess
+            return loss
 
 
 def pupil_files(folder: str) -> list[str]:

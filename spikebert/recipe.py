@@ -114,6 +114,10 @@ class Stage2:
     """so many lines of `extra_text` in each epoch, other lines in every epoch; 0 for none"""
     longest_words: int = 0
     """leave out lines of `extra_text` of more words than this; 0 for none"""
+    operations_per_token: float = 0.0
+    """so many synaptic operations a token are free, over all timesteps; the loss of a student that needs more has
+    `operations_weight` * ln(operations / free) added, and so has the choice of the best epoch. 0: any number is free"""
+    operations_weight: float = 1.0
 
 
 @dataclass
@@ -160,7 +164,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "stage1.hidden_weight", "stage2.epochs", "stage2.label_weight", "stage2.logits_weight",
         "stage2.hidden_weight", "stage2.embedding_weight", "stage2.extra_lines", "stage2.altered_copies",
         "stage1.longest_words", "stage2.longest_words", "quantise.epochs",
-        "checkpoint_seconds", "teacher_cache_gb",
+        "checkpoint_seconds", "teacher_cache_gb", "stage2.operations_per_token", "stage2.operations_weight",
     )),
     ("1 or more", lambda value: value >= 1, (
         "teacher.batch_size", "stage1.batch_size", "stage2.batch_size", "quantise.batch_size",

@@ -39,7 +39,10 @@ class Spikes:
     normed   float [T, R, D], what a norm over features made of the current; None without one. The neurons were given
              the last of the two
     serial   grows with every object, so a later layer's is greater
+    forgotten_operations  float [], the synaptic operations of a history that was forgotten; see `operations.py`
     """
+
+    forgotten_operations: Tensor | None = None
 
     def __init__(
         self,

@@ -86,7 +86,8 @@ ADDED = {
         "attention_similarity": "and",
         "attention_position": "none",
         "position_spikes": 0,
-    }
+    },
+    "stage2": {"operations_per_token": 0.0, "operations_weight": 1.0},
 }
 # The files that do, known by their sha256.
 FILES_OF = {
@@ -267,7 +268,7 @@ class Training:
             title="teacher",
             **self._common(work),
         )
-        return {"validation_accuracy": outcome.best} | outcome.figures(), teacher.save_pretrained
+        return outcome.best | outcome.figures(), teacher.save_pretrained
 
     def _train_stage1(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.stage1
@@ -336,6 +337,8 @@ class Training:
             hidden=options.hidden_weight,
             embedding=options.embedding_weight,
             temperature=options.temperature,
+            operations=options.operations_weight if options.operations_per_token else 0.0,
+            operations_per_token=options.operations_per_token,
         )
 
         def texts_of_epoch(epoch: int) -> TokenisedTexts:
@@ -359,12 +362,12 @@ class Training:
                 texts_of_epoch,
                 schedule,
                 table=pupil.student.encoder.token.weight,
-                evaluate=validation(pupil.student, self.task.validation, self.pad_id, self.device),
+                evaluate=validation(pupil.student, self.task.validation, self.pad_id, self.device, weights),
                 keep_start=keep_start,
                 title=title,
                 **self._common(work),
             )
-        return {"validation_accuracy": outcome.best} | outcome.figures()
+        return outcome.best | outcome.figures()
 
     def _lesson(
         self, teacher: nn.Module, pupil: Pupil, weights: LossWeights, texts: TokenisedTexts, times: int, place: Path

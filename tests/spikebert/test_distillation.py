@@ -12,6 +12,7 @@ from spikebert.distillation import (
     distillation_loss,
     embeddings_from_teacher,
     layer_map,
+    operations_loss,
     soft_cross_entropy,
 )
 from spikebert.teacher_outputs import normalised
@@ -46,6 +47,20 @@ def test_every_part_can_be_switched_off() -> None:
         loss = distillation_loss(LossWeights(**{name: 3.0}), student, teacher, labels, one, two)
         torch.testing.assert_close(loss, 3 * expected)
     assert distillation_loss(LossWeights(), student, teacher, labels, one, two) == 0
+
+
+def test_operations_cost_by_their_logarithm_beyond_what_is_free() -> None:
+    """So one per cent less is worth as much of many as of few, and nothing below what is free."""
+    for many in (3000.0, 30000.0):
+        operations = torch.tensor(many, requires_grad=True)
+        loss = operations_loss(operations, tokens=10, free=100.0)
+        torch.testing.assert_close(loss, torch.tensor(many / 1000).log())
+        loss.backward()
+        torch.testing.assert_close(operations.grad, torch.tensor(1 / many))
+    few = torch.tensor(999.0, requires_grad=True)
+    free = operations_loss(few, tokens=10, free=100.0)
+    free.backward()
+    assert free == 0 and few.grad == 0
 
 
 def test_unlabelled_texts_take_no_part_in_the_label_loss() -> None:

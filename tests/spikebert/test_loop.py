@@ -12,7 +12,7 @@ from torch import nn
 from spikebert import loop
 from spikebert.commands import UserError
 from spikebert.data import TokenisedTexts
-from spikebert.loop import Schedule, choose_precision, fit, learning_rate, parameter_groups
+from spikebert.loop import Schedule, Score, choose_precision, fit, learning_rate, parameter_groups
 
 TEXTS = TokenisedTexts([[i % 5, i % 3] for i in range(40)], [i % 2 for i in range(40)])
 
@@ -58,7 +58,7 @@ def test_a_checkpoint_of_an_earlier_version_is_a_start(tmp_path) -> None:
     checkpoint = tmp_path / "killed" / "checkpoint.pt"
     content = torch.load(checkpoint, weights_only=True)
     content["random"] = content["random"][0][0]
-    for name in ("seconds", "sentences"):
+    for name in ("seconds", "sentences", "best_figures"):
         del content["position"][name]
     torch.save(content, checkpoint)
     resumed, _, steps = train(tmp_path / "killed")
@@ -125,23 +125,27 @@ def test_the_figures_of_a_stage(tmp_path) -> None:
     assert nothing_done["sentences_per_second"] is None
 
 
+def scored(value: float) -> Score:
+    return Score(value, {"accuracy": value}, f"accuracy {value}")
+
+
 def test_the_best_epoch_is_kept(tmp_path) -> None:
     seen = []
 
-    def evaluate() -> float:
+    def evaluate() -> Score:
         seen.append(len(seen))
-        return [0.2, 0.9, 0.5][seen[-1]]
+        return [scored(0.2), scored(0.9), scored(0.5)][seen[-1]]
 
     _, outcome, _ = train(tmp_path, evaluate=evaluate)
-    assert outcome.best == 0.9 and len(seen) == 3
+    assert outcome.best == {"accuracy": 0.9} and len(seen) == 3
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_the_start_competes_if_asked(tmp_path) -> None:
     torch.manual_seed(0)
     values = iter([0.95, 0.2, 0.9, 0.5])
-    model, outcome, _ = train(tmp_path, evaluate=lambda: next(values), keep_start=True)
-    assert outcome.best == 0.95
+    model, outcome, _ = train(tmp_path, evaluate=lambda: scored(next(values)), keep_start=True)
+    assert outcome.best == {"accuracy": 0.95}
     fresh, _, _ = train(tmp_path / "fresh", epochs=0)
     assert torch.equal(model[3].weight, fresh[3].weight)
 

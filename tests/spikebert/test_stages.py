@@ -26,7 +26,7 @@ def texts_of_stage2(trained: Path, out: Path, monkeypatch, flags: list[str]) -> 
         model: object, loss_of: object, texts_of_epoch: Callable[[int], TokenisedTexts], *rest, **options
     ) -> Outcome:
         given.append(texts_of_epoch)
-        return Outcome(None, 0.0, 0, [0], None)
+        return Outcome({}, 0.0, 0, [0], None)
 
     monkeypatch.setattr(stages, "fit", fit)
     assert main([*recipe_arguments(trained), f"--out={out}", *flags]) == 0

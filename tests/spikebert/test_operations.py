@@ -1,0 +1,103 @@
+"""Operations counted while a model trains are those that an engine counts, and training for few of them leaves few."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_models import small_batch, small_model
+from small_teachers import recipe_arguments
+
+from converters.execution import TokenBatch
+from converters.from_torch import graph_from_model
+from converters.graph import Readout, Synapses
+from sim.activity import count_activity
+from sim.reference import ReferenceEngine
+from spikebert.data import TokenisedTexts
+from spikebert.distillation import LossWeights
+from spikebert.evaluation import validation
+from spikebert.layers import SpikingLayer
+from spikebert.quantisation import quantise
+from spikebert.train_command import main
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"position_spikes": 4}, {"norm": "none"}, {"timesteps": 1}, {"encoder": "sign"}]
+)
+def test_they_are_those_of_an_engine(changes: dict) -> None:
+    """Of a model without weights that are rounded to 0."""
+    model = small_model(**changes)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, SpikingLayer) and hasattr(layer, "linear"):
+                weight = layer.linear.weight
+                weight.copy_(torch.where(weight < 0, -1, 1) * weight.abs().clamp(min=float(weight.abs().max()) / 20))
+    model, inputs = quantise(model), small_batch()
+    graph = graph_from_model(model)
+    layers = [node for node in graph if isinstance(node, (Synapses, Readout))]
+    assert all(np.count_nonzero(node.weight) == node.weight.size for node in layers)
+    batch = TokenBatch(inputs["input_ids"].numpy(), inputs["attention_mask"].numpy())
+    activity = count_activity(graph, ReferenceEngine(graph).run(batch, observe=graph.spiking).values, batch)
+    expected = sum(activity.per_node[node.name].synaptic_operations for node in layers)
+    with torch.no_grad():
+        assert int(model(**inputs, output_operations=True).operations) == expected > 0
+    assert model(**inputs).operations is None
+
+
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("position_spikes", [0, 4])
+def test_they_are_the_same_however_a_step_keeps_its_activations(integer: bool, position_spikes: int) -> None:
+    """Forgotten block by block, computed again, or all kept for firing rates: in value and in gradient."""
+    found = []
+    for way in ("forgotten", "computed again", "kept"):
+        model = small_model(position_spikes=position_spikes)
+        model = (quantise(model) if integer else model).train()
+        if way == "computed again":
+            model.gradient_checkpointing_enable()
+        output = model(**small_batch(), output_operations=True, output_firing_rates=way == "kept")
+        output.operations.backward()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        found.append({"operations": output.operations.detach()} | gradients)
+    first, *others = found
+    assert first["encoder.token.weight"].abs().max() > 0 and first["blocks.1.up.linear.weight"].abs().max() > 0
+    for other in others:
+        assert other.keys() == first.keys()
+        for name, value in first.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-3, msg=name)
+
+
+def test_a_model_is_chosen_by_accuracy_less_what_its_operations_cost() -> None:
+    model, texts = small_model(), TokenisedTexts([[1, 2, 3], [4, 5]], [0, 1])
+    plain = validation(model, texts, 0, torch.device("cpu"))()
+    assert plain.value == plain.figures["validation_accuracy"] and "operations" not in plain.text
+    for free in (10.0, 1e9):
+        weights = LossWeights(operations=0.5, operations_per_token=free)
+        score = validation(model, texts, 0, torch.device("cpu"), weights)()
+        needed = score.figures["operations_per_token"]
+        assert needed > 100 and f"{needed:,.0f} synaptic operations a token" in score.text
+        expected = plain.value - (0.5 * np.log(needed / 10) if free == 10 else 0)
+        assert score.value == pytest.approx(expected)
+
+
+def test_training_for_few_leaves_few(trained: Path, tmp_path: Path) -> None:
+    """The same recipe, from the same stage 1, with and without; the integer stage as well."""
+    needed = {}
+    for free, weight in ((1e9, 1.0), (300.0, 3.0)):
+        run = tmp_path / f"{free:.0f}"
+        for stage in ("teacher", "stage1"):
+            shutil.copytree(trained / "run" / stage, run / stage)
+        flags = [f"--stage2.operations_per_token={free}", f"--stage2.operations_weight={weight}"]
+        assert main([*recipe_arguments(trained), f"--out={run}", *flags]) == 0
+        figures = [json.loads((run / stage / "stage.json").read_text())["figures"] for stage in ("stage2", "integer")]
+        needed[free] = [each["operations_per_token"] for each in figures]
+    assert all(few < many / 2 for few, many in zip(needed[300.0], needed[1e9])), needed
+    # what is free changes nothing
+    got, expected = (
+        load_file(run / "stage2" / "model.safetensors") for run in (tmp_path / "1000000000", trained / "run")
+    )
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
