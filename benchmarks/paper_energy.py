@@ -45,13 +45,12 @@ def main() -> None:
     counted = transformer_operations(BLOCKS, WIDTH, INNER, TOKENS)
     print(table(("SST-2", "operations", "pJ", "mJ", "printed, mJ", "SpikeBERT takes"), rows()))
     possible = TIMESTEPS * counted
+    share, as_bert = additions / possible, additions / (2 * possible)
     print(
-        f"""
-{BLOCKS} x {WIDTH} at {TOKENS} tokens: {counted / 1e9:.2f} G multiplications, {2 * counted / 1e9:.2f} G operations if \
-additions count too.
-So the printed {BERT_OPERATIONS / 1e9:.2f} G look like the second, each charged as the first. With a spike wherever one
-can be, {TIMESTEPS} timesteps make {possible / 1e9:.1f} G additions; SpikeBERT's are {additions / possible:.0%} of them, or \
-{additions / (2 * possible):.0%} where they were counted as BERT's."""
+        f"\n{BLOCKS} x {WIDTH} at {TOKENS} tokens: {counted / 1e9:.2f} G multiplications, {2 * counted / 1e9:.2f} G "
+        f"operations if additions count too.\nSo the printed {BERT_OPERATIONS / 1e9:.2f} G look like the second, each "
+        f"charged as the first. With a spike wherever one can be\n{TIMESTEPS} timesteps make {possible / 1e9:.1f} G "
+        f"additions; SpikeBERT's are {share:.0%} of them, or {as_bert:.0%} where they were counted as BERT's."
     )
 
 
