@@ -1,0 +1,75 @@
+"""Early exit: a sample stops once its class is certain, and costs nothing from then on.
+
+What happens at a timestep does not depend on how many follow. So a sample that stops after `t` timesteps is, in every
+spike, that sample in the same network of `t` timesteps, and its logits are the reference's after `t`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from converters.graph import Graph
+
+MARGIN_MAX = 2**17  # two currents differ by 131,070 at most
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """When a sample stops.
+
+    After a timestep t at which it is asked, a sample of `n` real tokens stops if
+
+        logits[best] - logits[second] >= margin * t * n
+
+    where `logits` are its sums until then and the second is the largest but one. So `margin` is how far the mean
+    current of the best class is ahead, in the readout's accumulator units; times the readout's `scale` it is the lead
+    of the logits that a person is told. A sample that never stops runs all T timesteps.
+
+    margin int, 0 (stop at the first time it is asked) .. MARGIN_MAX
+    after  the timesteps, from 1, after which it is asked, rising; None for all. T itself says nothing: all end there
+    """
+
+    margin: int
+    after: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin <= MARGIN_MAX:
+            raise ValueError(f"the margin is {self.margin:,} accumulator units, it must be 0 .. {MARGIN_MAX:,}")
+        if self.after is not None and (not self.after or sorted(set(self.after)) != list(self.after)):
+            raise ValueError(f"timesteps to stop after must be given, each once, rising, not {self.after}")
+
+    def checks(self, graph: Graph) -> tuple[int, ...]:
+        """The timesteps, 1 .. T - 1, after which it is asked. Raises ValueError where the graph has none such, or one
+        class alone."""
+        if graph.features[graph.output] < 2:
+            raise ValueError("a network of one class has no second to be ahead of: it cannot stop early")
+        if self.after is None:
+            return tuple(range(1, graph.timesteps))
+        if self.after[0] < 1 or self.after[-1] >= graph.timesteps:
+            raise ValueError(
+                f"stopping after timestep {self.after[0] if self.after[0] < 1 else self.after[-1]}: the network has "
+                f"{graph.timesteps}, so it can be after 1 .. {graph.timesteps - 1}"
+            )
+        return self.after
+
+    def certain(self, logits: np.ndarray, timestep: int, tokens: np.ndarray) -> np.ndarray:
+        """bool [B]: which samples stop, given their sums int64 [B, classes] and real tokens int64 [B]."""
+        second, best = np.partition(logits, -2, axis=-1)[..., -2:].T
+        stops: np.ndarray = best - second >= self.margin * timestep * tokens
+        return stops
+
+
+def stops_of(graph: Graph, early_exit: EarlyExit, logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """After how many timesteps each sample stops: int64 [B], given `logits_over_time` [T, B, classes]."""
+    stops = np.full(logits.shape[1], graph.timesteps, np.int64)
+    for t in reversed(early_exit.checks(graph)):
+        stops[early_exit.certain(logits[t - 1], t, tokens)] = t
+    return stops
+
+
+def cut_values(values: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """Values [T, B, N, D] with 0 at what was not run: a sample that stopped after t has values until timestep t - 1."""
+    ran = np.arange(len(values))[:, None] < stops  # [T, B]
+    return values * ran[..., None, None]
