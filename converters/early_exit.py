@@ -6,7 +6,9 @@ spike, that sample in the same network of `t` timesteps, and its logits are the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 
@@ -40,6 +42,15 @@ class EarlyExit:
         if self.after is not None and (not self.after or sorted(set(self.after)) != list(self.after)):
             raise ValueError(f"timesteps to stop after must be given, each once, rising, not {self.after}")
 
+    @classmethod
+    def of_logits(cls, graph: Graph, lead: float, after: tuple[int, ...] | None = None) -> EarlyExit:
+        """For a lead of the float logits, rounded up to whole accumulator units. Raises ValueError where it is none."""
+        scale = Fraction(graph.readout.scale)
+        most = float(MARGIN_MAX * scale)
+        if not 0 <= lead <= most:
+            raise ValueError(f"a lead of {lead:g} logits, it must be 0 .. {most:.3g}")
+        return cls(math.ceil(Fraction(lead) / scale), after)
+
     def checks(self, graph: Graph) -> tuple[int, ...]:
         """The timesteps, 1 .. T - 1, after which it is asked. Raises ValueError where the graph has none such, or one
         class alone."""
@@ -59,6 +70,14 @@ class EarlyExit:
         second, best = np.partition(logits, -2, axis=-1)[..., -2:].T
         stops: np.ndarray = best - second >= self.margin * timestep * tokens
         return stops
+
+
+def shortened(graph: Graph, timesteps: int) -> Graph:
+    """The same network with only its first timesteps."""
+    source = graph.source
+    if source.code is not None:
+        source = replace(source, code=source.code[:timesteps])
+    return replace(graph, timesteps=timesteps, nodes=(source, *graph.nodes[1:]))
 
 
 def stops_of(graph: Graph, early_exit: EarlyExit, logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -38,6 +38,7 @@ class TorchEngine:
         device = next(self.model.parameters()).device
         recording = record(self.model, ids.to(device), mask.to(device))
         packed = recording.packed()
+
         def unpacked(name: str) -> np.ndarray:
             return _as_int64(recording.packing.unpack(packed[name]).cpu().numpy(), name)
 
