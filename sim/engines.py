@@ -70,9 +70,9 @@ def _require_exit_fits(name: str, graph: Graph, options: EngineOptions) -> None:
         return
     if name not in EXIT_ENGINES:
         raise UserError(
-            f"early exit: engine '{name}' cannot stop a sample (a machine takes the next one T timesteps later, whatever "
-            f"this one's class). Take --engine {', '.join(EXIT_ENGINES[:-1])} or {EXIT_ENGINES[-1]}; for a network of fewer timesteps for all, "
-            "spikebert-export --timesteps"
+            f"early exit: engine '{name}' cannot stop a sample: on a machine the next one comes T timesteps later, "
+            f"whatever the class of this one. Take --engine {', '.join(EXIT_ENGINES[:-1])} or {EXIT_ENGINES[-1]}; "
+            "spikebert-export --timesteps makes a network of fewer timesteps"
         )
     try:
         options.early_exit.checks(graph)

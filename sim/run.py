@@ -61,7 +61,7 @@ class Summary:
     confusion  int64 [classes, classes]: labelled samples by true and predicted class
     tokens     of the samples
     early_exit when samples stop, or None
-    stopped    int64 [T], with an early exit: how many samples stopped after each timestep, the last those that never did
+    stopped    int64 [T], with an early exit: how many samples stopped after each timestep; the last never did
     """
 
     engine: str

@@ -428,8 +428,8 @@ def _fire(free: bool) -> Any:
 # level   float32 or float64, the thresholds from element `level_at`; keep, the share of a membrane that stays
 # words   uint64; the spikes at timestep t are written to element `word_at + t * word_stride`
 # cuts    int64; to element `cuts_at` is added how often a membrane was cut at +-(2^23 - 1)
-# state   of the type of `level`: membranes, from element `state_at`; they begin as they are there, or at 0 where `fresh`,
-#         and are left there. Where `state_at` is negative they begin at 0 and are forgotten
+# state   of the type of `level`: membranes, from element `state_at`; they begin as they are there, or at 0 where
+#         `fresh`, and are left there. Where `state_at` is negative they begin at 0 and are forgotten
 # `fire` is the rule as it stands, in membrane units. `fire_free` leaves out what is proven never to happen, rounding
 # and saturation (`Neurons.free`), and counts membranes and levels in accumulator units.
 fire, fire_free = _fire(free=False), _fire(free=True)
