@@ -7,12 +7,15 @@ spike, that sample in the same network of `t` timesteps, and its logits are the 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
+from converters.execution import Execution, TokenBatch
 from converters.graph import Graph
+from converters.readout import unit_of
 
 MARGIN_MAX = 2**17  # two currents differ by 131,070 at most
 
@@ -23,11 +26,12 @@ class EarlyExit:
 
     After a timestep t at which it is asked, a sample of `n` real tokens stops if
 
-        logits[best] - logits[second] >= margin * t * n
+        logits[best] - logits[second] >= margin * unit * n
 
-    where `logits` are its sums until then and the second is the largest but one. So `margin` is how far the mean
-    current of the best class is ahead, in the readout's accumulator units; times the readout's `scale` it is the lead
-    of the logits that a person is told. A sample that never stops runs all T timesteps.
+    where `logits` are those it has then, the second is the largest but one, and `unit` what a current of 1 brings in t
+    timesteps (`converters.readout.unit_of`): of a sum t. So `margin` is how far the mean current of the best class is
+    ahead, in the readout's accumulator units; times the readout's `scale` it is the lead of the logits that a person is
+    told. A sample that never stops runs all T timesteps.
 
     margin int, 0 (stop at the first time it is asked) .. MARGIN_MAX
     after  the timesteps, from 1, after which it is asked, rising; None for all. T itself says nothing: all end there
@@ -65,10 +69,10 @@ class EarlyExit:
             )
         return self.after
 
-    def certain(self, logits: np.ndarray, timestep: int, tokens: np.ndarray) -> np.ndarray:
-        """bool [B]: which samples stop, given their sums int64 [B, classes] and real tokens int64 [B]."""
+    def certain(self, logits: np.ndarray, unit: int, tokens: np.ndarray) -> np.ndarray:
+        """bool [B]: which samples stop, given their logits int64 [B, classes], `unit`, and real tokens int64 [B]."""
         second, best = np.partition(logits, -2, axis=-1)[..., -2:].T
-        stops: np.ndarray = best - second >= self.margin * timestep * tokens
+        stops: np.ndarray = best - second >= self.margin * unit * tokens
         return stops
 
 
@@ -84,7 +88,7 @@ def stops_of(graph: Graph, early_exit: EarlyExit, logits: np.ndarray, tokens: np
     """After how many timesteps each sample stops: int64 [B], given `logits_over_time` [T, B, classes]."""
     stops = np.full(logits.shape[1], graph.timesteps, np.int64)
     for t in reversed(early_exit.checks(graph)):
-        stops[early_exit.certain(logits[t - 1], t, tokens)] = t
+        stops[early_exit.certain(logits[t - 1], unit_of(graph.readout, t), tokens)] = t
     return stops
 
 
@@ -92,3 +96,15 @@ def cut_values(values: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """Values [T, B, N, D] with 0 at what was not run: a sample that stopped after t has values until timestep t - 1."""
     ran = np.arange(len(values))[:, None] < stops  # [T, B]
     return values * ran[..., None, None]
+
+
+def stopped_early(
+    graph: Graph, early_exit: EarlyExit, logits: np.ndarray, values: Mapping[str, np.ndarray], batch: TokenBatch
+) -> Execution:
+    """What stopping early gives, out of a run to the end: for engines that compute all timesteps at once.
+
+    logits `logits_over_time` [T, B, classes]; values of the nodes observed [T, B, N, D]
+    """
+    stops = stops_of(graph, early_exit, logits, batch.mask.sum(1))
+    cut = {name: cut_values(value, stops) for name, value in values.items()}
+    return Execution(logits[stops - 1, np.arange(len(stops))], cut, timesteps=stops)

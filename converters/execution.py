@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from converters.early_exit import EarlyExit
 from converters.graph import Graph
+
+if TYPE_CHECKING:
+    from converters.early_exit import EarlyExit  # which imports this module
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from converters.early_exit import EarlyExit, cut_values, stops_of
-from converters.execution import Execution, TokenBatch
-from converters.graph import Graph
+from converters.encoder import decay
+from converters.graph import SHIFT, Graph, Readout
 
 
 def logits_over_time(graph: Graph, current: np.ndarray) -> np.ndarray:
@@ -16,28 +13,35 @@ def logits_over_time(graph: Graph, current: np.ndarray) -> np.ndarray:
 
     current int64 [T, B, N, classes], the value of the readout: at padding it is 0
     """
-    summed: np.ndarray = current.sum(axis=2, dtype=np.int64).cumsum(axis=0)
-    return summed
+    return integrate(graph.readout, current.sum(axis=2, dtype=np.int64), 0)
 
 
-def float_logits(graph: Graph, logits: np.ndarray, timesteps: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """`logits * scale / (timesteps * tokens)`, float64 [..., classes]: what a person is told.
+def logits_of(graph: Graph, current: np.ndarray) -> np.ndarray:
+    """The logits int64 [B, classes] after the last timestep; `current` as of `logits_over_time`."""
+    last: np.ndarray = logits_over_time(graph, current)[-1]
+    return last
 
-    logits    int64 [..., classes], after so many
-    timesteps int64 [...], of samples of so many
-    tokens    int64 [...]: real ones; a sample without any counts as one
+
+def integrate(node: Readout, current: np.ndarray, before: np.ndarray | int) -> np.ndarray:
+    """The equation of `Readout`: int64 [T, ...], the current summed over tokens -> the logits after each timestep, from
+    those that there were `before` [...]."""
+    logits = np.empty_like(current)
+    for t, a in enumerate(current):
+        before = before + a if node.kind == "sum" else decay(np.asarray(before), node.dv) + (a << SHIFT)
+        logits[t] = before
+    return logits
+
+
+def unit_of(node: Readout, timesteps: int) -> int:
+    """What a current of 1 at every timestep brings to the logits after so many."""
+    return int(integrate(node, np.ones(timesteps, np.int64), 0)[-1])
+
+
+def float_logits(graph: Graph, logits: np.ndarray, timesteps: int, tokens: int) -> np.ndarray:
+    """`logits * scale / (unit * tokens)`, float64 [classes]: what a person is told of a sample.
+
+    logits    int64 [classes], after so many timesteps
+    tokens    real ones; a sample without any counts as one
     """
-    made: np.ndarray = logits * graph.readout.scale / (timesteps * np.maximum(1, tokens))[..., None]
+    made: np.ndarray = logits * graph.readout.scale / (unit_of(graph.readout, timesteps) * max(1, tokens))
     return made
-
-
-def stopped_early(
-    graph: Graph, early_exit: EarlyExit, logits: np.ndarray, values: Mapping[str, np.ndarray], batch: TokenBatch
-) -> Execution:
-    """What stopping early gives, out of a run to the end: for engines that compute all timesteps at once.
-
-    logits `logits_over_time` [T, B, classes]; values of the nodes observed [T, B, N, D]
-    """
-    stops = stops_of(graph, early_exit, logits, batch.mask.sum(1))
-    cut = {name: cut_values(value, stops) for name, value in values.items()}
-    return Execution(logits[stops - 1, np.arange(len(stops))], cut, timesteps=stops)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from converters.early_exit import EarlyExit
+from converters.early_exit import EarlyExit, stopped_early
 from converters.execution import EngineOptions, Execution, TokenBatch, check_observed
 from converters.from_torch import graph_from_model, load_integer_model
 from converters.graph import Graph
-from converters.readout import logits_over_time, stopped_early
+from converters.readout import logits_over_time
 from spikebert.commands import UserError
 from spikebert.recording import record
 

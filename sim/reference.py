@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from converters.early_exit import EarlyExit
+from converters.early_exit import EarlyExit, stopped_early
 from converters.encoder import encode, lif
 from converters.execution import Execution, TokenBatch, check_observed
 from converters.graph import (
@@ -33,7 +33,7 @@ from converters.graph import (
     Source,
     ValidLane,
 )
-from converters.readout import logits_over_time, stopped_early
+from converters.readout import logits_over_time
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ def float_logits(bundle: Bundle, outcome: Outcome) -> np.ndarray:
     """What `converters.readout.float_logits` makes of the logits, float64 [classes]."""
     assert outcome.logits is not None
     timesteps = bundle.graph.timesteps if outcome.timesteps is None else outcome.timesteps
-    return readout.float_logits(bundle.graph, outcome.logits, np.array(timesteps), np.array(outcome.real_tokens))
+    return readout.float_logits(bundle.graph, outcome.logits, timesteps, outcome.real_tokens)
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

@@ -86,6 +86,7 @@ ADDED = {
         "attention_similarity": "and",
         "attention_position": "none",
         "position_spikes": 0,
+        "readout": "sum",
     }
 }
 # The files that do, known by their sha256.
@@ -449,6 +450,7 @@ class Training:
                 surrogate=options.surrogate,
                 norm=options.norm,
                 scalar_thresholds=options.scalar_thresholds,
+                readout=options.readout,
                 surrogate_alpha=options.surrogate_alpha,
                 id2label=dict(enumerate(names)),
                 label2id={name: i for i, name in enumerate(names)},

@@ -24,9 +24,9 @@ RULES: dict[str, set[str]] = {
     "spikebert.demo": {*OURS, "torch", "transformers"},  # it runs the commands one after another
     "converters": {"converters"},
     "converters.graph": set(),
-    "converters.early_exit": {"converters.graph"},
+    "converters.early_exit": {"converters.graph", "converters.execution", "converters.readout"},
     "converters.execution": {"converters.graph", "converters.early_exit"},
-    "converters.readout": {"converters.graph", "converters.early_exit", "converters.execution"},
+    "converters.readout": {"converters.graph", "converters.encoder"},
     "converters.encoder": {"converters.graph", "converters.execution"},
     "converters.ranges": {"converters.graph", "converters.encoder"},
     "converters.graph_text": {"converters.graph"},

@@ -17,6 +17,7 @@ import numpy as np
 from converters.early_exit import EarlyExit
 from converters.execution import Activity, EngineOptions, Execution, NodeActivity, TokenBatch, check_observed
 from converters.graph import Add, Coincidence, Concat, Graph, Norm, Product, Relay, Slice, ValidLane
+from converters.readout import integrate, unit_of
 from sim.fast import kernels, wiring
 from sim.fast.plan import (
     AddStep,
@@ -151,6 +152,7 @@ class Share:
     currents    node name -> int32 [R, T, at least D], where they are stored
     logits      int64 [B, classes]
     values      node name -> integers [R, T, D], of the nodes observed
+    before      int64 [B, classes], the logits until `first`, or [1, 1] of 0
     stops       int64 [B]: after how many timesteps each sample stopped, with an early exit
     """
 
@@ -166,6 +168,7 @@ class Share:
     currents: dict[str, np.ndarray] = field(default_factory=dict)
     logits: np.ndarray = field(default_factory=partial(np.zeros, 0))
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    before: np.ndarray = field(default_factory=lambda: np.zeros((1, 1), np.int64))
     stops: np.ndarray = field(default_factory=lambda: NO_ROWS)
 
 
@@ -219,7 +222,8 @@ class _Worker:
 
     def __init__(self, graph: Graph, steps: tuple[Step, ...], early_exit: EarlyExit | None) -> None:
         self.graph, self.steps, self.early_exit = graph, steps, early_exit
-        self.checks = early_exit.checks(graph) if early_exit else ()
+        checks = early_exit.checks(graph) if early_exit else ()
+        self.units = {t: unit_of(graph.readout, t) for t in checks}  # by the timesteps after which samples may stop
         self.counters = Counters(graph, steps)
         self._bound: dict[tuple[int, int], tuple[Share, list[Call]]] = {}  # by the number of tokens, the first timestep
         numbers = assign_rooms(steps)
@@ -235,15 +239,15 @@ class _Worker:
         share.logits = np.zeros((len(lengths), self.graph.features[self.graph.output]), np.int64)
         share.stops = np.full(len(lengths), share.timesteps)
         counts = []
-        for first, end in pairwise((0, *self.checks, self.graph.timesteps)):
+        for first, end in pairwise((0, *self.units, self.graph.timesteps)):
             part, count = self.run(_part_of(share, running, first, end))
             counts.append(count)
-            share.logits[running] += part.logits
+            share.logits[running] = part.logits
             for name, values in part.values.items():
                 whole = (len(share.ids), share.timesteps, values.shape[-1])
                 share.values.setdefault(name, np.zeros(whole, values.dtype))[part.rows, first:end] = values
             if end < share.timesteps:
-                stops = self.early_exit.certain(share.logits[running], end, lengths[running])
+                stops = self.early_exit.certain(part.logits, self.units[end], lengths[running])
                 share.stops[running[stops]] = end
                 running = running[~stops]
             if not running.size:
@@ -259,6 +263,7 @@ class _Worker:
         elif key in self._bound:
             kept, calls = self._bound[key]
             kept.ids[:] = share.ids  # its places are those of every sample of as many tokens
+            kept.before[:] = share.before
             share = kept
         else:
             calls = self._bind(share)
@@ -453,18 +458,33 @@ class _Worker:
         kernels.count_sums(planes, self.scratch.array(planes.shape[1:], np.uint64), out.events)
 
     def _read_out(self, number: int, step: ReadoutStep, share: Share) -> Iterator[Call]:
-        """The sums over tokens and timesteps are made first: `sum(W x + b) = W sum(x) + timesteps * tokens * b`."""
+        """The sums over tokens, and of kind "sum" over timesteps, are made first: `sum(W x + b) = W sum(x) + b sum(1)`."""
         x, width = share.spikes[step.node.inputs[0]], len(step.weight)
         sums = np.zeros((len(share.starts) - 1, len(x.payload)), np.int64)
-        bias = share.timesteps * np.diff(share.starts)[:, None] * step.bias
-        share.logits = np.empty_like(bias)
-        yield partial(sums.fill, 0)
-        yield partial(kernels.sum_samples, x.planes, share.starts, sums)
-        yield partial(np.matmul, sums[:, :width], step.weight, share.logits)
-        yield partial(np.add, share.logits, bias, share.logits)
+        tokens = np.diff(share.starts)[:, None]
+        share.logits = np.empty((len(tokens), len(step.bias)), np.int64)
+        if step.node.kind == "sum":
+            yield partial(sums.fill, 0)
+            yield partial(kernels.sum_samples, x.planes, share.starts, sums)
+            yield partial(np.matmul, sums[:, :width], step.weight, share.logits)
+            yield partial(np.add, share.logits, share.timesteps * tokens * step.bias, share.logits)
+            yield partial(np.add, share.logits, share.before, share.logits)
+        else:
+            yield partial(self._integrate, step, share, x.planes, sums, tokens * step.bias)
         yield partial(kernels.count_operations, x.payload, x.events, step.fan_out, self.counters.operations[number])
         if step.node.name in share.observed:
             yield partial(self._keep_readout, step, share)
+
+    def _integrate(
+        self, step: ReadoutStep, share: Share, planes: np.ndarray, sums: np.ndarray, bias: np.ndarray
+    ) -> None:
+        currents = np.empty((share.timesteps, *bias.shape), np.int64)
+        for t, current in enumerate(currents):
+            sums[:] = 0
+            kernels.sum_samples(np.ascontiguousarray(planes[:, :, t : t + 1]), share.starts, sums)
+            np.matmul(sums[:, : len(step.weight)], step.weight, current)
+            current += bias
+        share.logits[:] = integrate(step.node, currents, share.before)[-1]
 
     def _keep_readout(self, step: ReadoutStep, share: Share) -> None:
         x = _plain(share.spikes[step.node.inputs[0]].planes, len(step.weight))
@@ -507,8 +527,9 @@ def _part_of(share: Share, samples: np.ndarray, first: int, end: int) -> Share:
     runs[samples] = True
     rows = np.flatnonzero(np.repeat(runs, lengths))
     starts = np.concatenate([[0], np.cumsum(lengths[samples])])
-    of_all = len(share.ids)
-    return Share(share.ids[rows], share.places[rows], starts, share.observed, end - first, first, rows, of_all)
+    part = Share(share.ids[rows], share.places[rows], starts, share.observed, end - first, first, rows, len(share.ids))
+    part.before = share.logits[samples]
+    return part
 
 
 def _unpack(shares: list[np.ndarray], real: np.ndarray) -> np.ndarray:
