@@ -458,7 +458,7 @@ class _Worker:
         kernels.count_sums(planes, self.scratch.array(planes.shape[1:], np.uint64), out.events)
 
     def _read_out(self, number: int, step: ReadoutStep, share: Share) -> Iterator[Call]:
-        """The sums over tokens, and of kind "sum" over timesteps, are made first: `sum(W x + b) = W sum(x) + b sum(1)`."""
+        """The sums over tokens, and for kind "sum" over timesteps, come first: `sum(W x + b) = W sum(x) + b sum(1)`."""
         x, width = share.spikes[step.node.inputs[0]], len(step.weight)
         sums = np.zeros((len(share.starts) - 1, len(x.payload)), np.int64)
         tokens = np.diff(share.starts)[:, None]
