@@ -28,7 +28,7 @@ RULES: dict[str, set[str]] = {
     "converters.execution": {"converters.graph", "converters.early_exit"},
     "converters.readout": {"converters.graph", "converters.encoder"},
     "converters.encoder": {"converters.graph", "converters.execution"},
-    "converters.ranges": {"converters.graph", "converters.encoder"},
+    "converters.ranges": {"converters.graph", "converters.encoder", "converters.readout"},
     "converters.graph_text": {"converters.graph"},
     "converters.passes": {
         *("converters.passes", "converters.ranges", "converters.graph_text", "converters.schedule"),

@@ -15,8 +15,10 @@ from readout_cases import with_membrane
 from small_bundles import small_bundle
 
 from converters.early_exit import EarlyExit
+from converters.execution import TokenBatch
 from converters.graph import INTEGRATED_MAX, Graph, GraphError, Readout, Source
 from converters.graph_text import graph_text
+from converters.ranges import logit_range, prove_ranges
 from converters.readout import float_logits, integrate, logits_of, logits_over_time, unit_of
 from converters.serialise import PlainGraph, SerialiseError, graph_to_plain, plain_to_graph
 from sim.reference import ReferenceEngine
@@ -76,6 +78,26 @@ def test_the_reference_integrates(seed, timesteps, dv):
     assert np.array_equal(run.logits, logits_of(graph, current))
     plain = ReferenceEngine(replace(graph, nodes=(*graph.nodes[:-1], replace(graph.readout, kind="sum", dv=0))))
     assert np.array_equal(plain.run(batch, (graph.output,)).values[graph.output], current)
+
+
+@pytest.mark.parametrize("dv", DECAYS)
+@pytest.mark.parametrize("timesteps", [1, 4, 8])
+def test_logits_lie_within_what_is_proven(dv, timesteps):
+    """And a readout of nothing but biases reaches that: one token of -5 a step, or n_max of 7."""
+    rng = np.random.default_rng(dv)
+    graph = with_membrane(random_graph(rng, blocks=1, timesteps=timesteps), dv)
+    logits, proven = (
+        ReferenceEngine(graph).run(random_batch(rng, graph, 6)).logits,
+        logit_range(graph, prove_ranges(graph)),
+    )
+    assert (proven.low <= logits).all() and (logits <= proven.high).all()
+    biases = replace(graph.readout, weight=graph.readout.weight * 0, bias=[-5, 0, 7])
+    constant = replace(graph, nodes=(*graph.nodes[:-1], biases))
+    proven = logit_range(constant, prove_ranges(constant))
+    batch = TokenBatch(np.zeros((2, graph.n_max), int), [[1] + [0] * (graph.n_max - 1), [1] * graph.n_max])
+    one, all_tokens = ReferenceEngine(constant).run(batch).logits
+    assert proven.low.tolist() == [all_tokens[0], 0, one[2]]
+    assert proven.high.tolist() == [one[0], 0, all_tokens[2]]
 
 
 @pytest.mark.parametrize("dv", DECAYS)

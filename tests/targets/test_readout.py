@@ -10,6 +10,7 @@ pytest.importorskip("lava.magma")
 from random_graphs import random_batch, random_graph
 from readout_cases import with_membrane
 
+from converters.execution import TokenBatch
 from converters.graph import LIF, Graph, Readout, Source, Synapses
 from sim.reference import ReferenceEngine
 from sim.verify import compare
@@ -43,6 +44,20 @@ def test_lava_inline_equals_the_reference(timesteps: int, dv: int) -> None:
     finally:
         engine.close()
     assert comparison.mismatches == 0, str(comparison.first_mismatch)
+
+
+def test_a_program_of_ones_own_gets_the_same_logits() -> None:
+    """Of the readout's currents, which Lava holds doubled, from the step on at which they come."""
+    LavaInlineEngine(chain()).close()  # imports Lava in the way that leaves this process as it was
+    from targets.lava.process import as_process
+
+    batch = TokenBatch(np.array([[0, 1], [1, 0]]), np.array([[1, 1], [1, 0]]))
+    expected = ReferenceEngine(chain()).run(batch, ("readout",))
+    network = as_process(chain())
+    currents = np.zeros((network.steps(2), 2, 1, 2), np.int32)
+    own = expected.values["readout"].swapaxes(0, 1).reshape(8, 2, 1, 2)  # sample after sample
+    currents[network.latency_steps :] = 2 * own
+    assert np.array_equal(network.logits(currents, batch), expected.logits)
 
 
 @pytest.mark.slow
