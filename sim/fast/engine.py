@@ -522,12 +522,13 @@ def _pack(ids: np.ndarray, mask: np.ndarray, observed: frozenset[str], timesteps
 
 def _part_of(share: Share, samples: np.ndarray, first: int, end: int) -> Share:
     """Some samples of a share, from timestep `first` to before `end`."""
-    lengths = np.diff(share.starts)
-    runs = np.zeros(len(lengths), bool)
-    runs[samples] = True
-    rows = np.flatnonzero(np.repeat(runs, lengths))
-    starts = np.concatenate([[0], np.cumsum(lengths[samples])])
-    part = Share(share.ids[rows], share.places[rows], starts, share.observed, end - first, first, rows, len(share.ids))
+    lengths, tokens = np.diff(share.starts), len(share.ids)
+    if len(samples) == len(lengths):
+        ids, places, starts, rows = share.ids, share.places, share.starts, np.arange(tokens)
+    else:
+        rows = np.flatnonzero(np.repeat(np.isin(np.arange(len(lengths)), samples), lengths))
+        ids, places, starts = share.ids[rows], share.places[rows], np.append(0, np.cumsum(lengths[samples]))
+    part = Share(ids, places, starts, share.observed, end - first, first, rows, tokens)
     part.before = share.logits[samples]
     return part
 
