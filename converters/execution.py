@@ -10,11 +10,14 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from converters.graph import Graph
+
+if TYPE_CHECKING:
+    from converters.early_exit import EarlyExit  # which imports this module
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,11 +149,14 @@ class Execution:
     values node name -> integers [T, B, N, D], for the nodes that were asked for. Spikes of source, LIF
            and add; currents of synapses, norm and attention; of the readout its current per token, D = classes.
     activity what every node did, from an engine that counts it on the way, else None
+    timesteps int64 [B], after how many each sample stopped, with an early exit: `logits` are its sums until then, its
+           values are 0 from there on, and only what it did until then is counted. None: all ran to the end
     """
 
     logits: np.ndarray
     values: dict[str, np.ndarray] = field(default_factory=dict)
     activity: Activity | None = None
+    timesteps: np.ndarray | None = None
 
     @property
     def predictions(self) -> np.ndarray:
@@ -243,6 +249,7 @@ class EngineOptions:
     bundle  folder of the bundle the graph was read from (a target finds its own files there)
     model   folder of the trained model; the `torch` engine runs that
     threads so many processors are for this engine; 0 for all
+    early_exit when samples stop before T, for engines that can stop (`sim.engines.EXIT_ENGINES`)
 
     For engines that run on Lava alone:
 
@@ -254,6 +261,7 @@ class EngineOptions:
     bundle: Path | None = None
     model: Path | None = None
     threads: int = 0
+    early_exit: EarlyExit | None = None
     attention: str = "process"
     stock_models: bool = False
 

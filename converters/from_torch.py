@@ -113,7 +113,8 @@ def _linear(step: Step, layer: SpikingLinear, input_max: int) -> list[Node]:
 def _readout(recording: Recording, maxima: dict[str, int]) -> Readout:
     layer, x = recording.readout, recording.readout_input
     weight, bias = layer.integers(maxima[x])
-    return Readout(recording.readout_name, (x,), _integers(weight), _integers(bias), 1.0 / float(layer.steps))
+    kind, scale = layer.kind, 1.0 / float(layer.steps)
+    return Readout(recording.readout_name, (x,), _integers(weight), _integers(bias), scale, kind, layer.decay)
 
 
 def _some(names: list[str]) -> str:

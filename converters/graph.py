@@ -37,12 +37,14 @@ ACCUMULATOR_MAX = 65535  # |a| of every row, proven; a real machine's current wr
 SOURCE_KINDS = ("lif", "sign")
 SIMILARITIES = ("and", "xnor")  # of a query and a key
 NORM_KINDS = ("layer", "rms")
+READOUT_KINDS = ("sum", "membrane")
 NORM_FEATURES_MAX = 2**14  # D of a norm: D^2 * 65535^2 stays below 2^60
 NORM_EPS_MAX = 2**60
 GAMMA_FRACTION = 8  # bits of a norm's gamma behind the point
 GAMMA_MAX = 2**24  # 65536 accumulator units
 NORMED_FRACTION = 24  # bits behind the point of what a norm holds before it multiplies by gamma
 RECIPROCAL_BITS = 54  # a norm multiplies by floor(2^54 / root)
+INTEGRATED_MAX = 2**27  # T * n_max of a membrane that the host integrates: times 4096 it stays in 64 bits
 ROOT_BITS = 31  # of the square root, which is 2^30 .. 2^31 - 1
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 
@@ -434,12 +436,17 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """The classifier: `a = W x + bias * m` for each token, summed on the host in int64 over `t` and tokens.
+    """The classifier: `a = W x + bias * m` for each token, its value. On the host, in int64, it becomes the logits:
 
-    The sums are the integer logits; the class is the lowest index among the largest. For a person:
-    `float logit = logit * scale / (T * sum(m))`.
+    kind "sum"       the sum of a over `t` and tokens: every timestep counts alike
+    kind "membrane"  v = decay(v) + 2^7 * (the sum of a over tokens), v = 0 before each sample; the logits are v after
+                     the last `t`. That is the membrane of a neuron for each class which all tokens feed and which
+                     never fires: late timesteps count more. decay as of `LIF`; nothing is cut
 
-    weight int8 [classes, in]; bias int32 [classes], accumulator units; scale float > 0
+    The class is the lowest index among the largest. For a person: `float logit = logit * scale / (unit * sum(m))`,
+    where unit is what a current of 1 at every timestep brings: T, or of a membrane v after T timesteps of it.
+
+    weight int8 [classes, in]; bias int32 [classes], accumulator units; scale float > 0; dv 0 .. 4095, 0 for a sum
     """
 
     op: ClassVar[str] = "readout"
@@ -448,10 +455,15 @@ class Readout:
     weight: np.ndarray
     bias: np.ndarray
     scale: float = 1.0
+    kind: str = "sum"
+    dv: int = 0
 
     def __post_init__(self) -> None:
         _require(len(self.inputs) == 1, self.name, f"a readout has one input, not {len(self.inputs)}")
         _freeze_linear(self)
+        _require(self.kind in READOUT_KINDS, self.name, f"kind '{self.kind}' is none of {READOUT_KINDS}")
+        _require(0 <= self.dv <= DV_MAX, self.name, f"dv {self.dv} is outside 0 .. {DV_MAX}")
+        _require(self.kind == "membrane" or self.dv == 0, self.name, f"dv {self.dv} of a sum, which does not decay")
         _require(self.scale > 0, self.name, f"scale is {self.scale}, it must be above 0")
 
 
@@ -656,6 +668,9 @@ def _check_node(graph: Graph, node: Node) -> None:
     if isinstance(node, (Synapses, Readout)):
         columns = node.weight.shape[1]
         _require(columns == widths[0], node.name, f"weight has {columns} columns, the input has {widths[0]} features")
+    if isinstance(node, Readout) and node.kind == "membrane":
+        most = graph.timesteps * graph.n_max
+        _require(most <= INTEGRATED_MAX, node.name, f"T * n_max is {most}, a membrane takes {INTEGRATED_MAX}")
     if isinstance(node, Slice):
         _require(node.stop <= widths[0], node.name, f"feature {node.stop - 1} of an input that has {widths[0]}")
     if isinstance(node, (Add, Attention, Coincidence)):

@@ -27,6 +27,7 @@ def _line(graph: Graph, node: Node) -> str:
         words += [] if node.code is None else [_array("code", node.code)]
     elif isinstance(node, (Synapses, Readout)):
         words += [f"weight_bits={node.weight_bits}"] if isinstance(node, Synapses) else [f"scale={node.scale!r}"]
+        words += [f"kind={node.kind}", f"dv={node.dv}"] if isinstance(node, Readout) and node.kind != "sum" else []
         words += [_array("weight", node.weight), _array("bias", node.bias)]
     elif isinstance(node, Attention):
         words.append(f"heads={node.heads}")

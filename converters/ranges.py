@@ -34,6 +34,7 @@ from converters.graph import (
     Source,
     Synapses,
 )
+from converters.readout import integrate
 
 INT64_MAX = 2**63 - 1
 
@@ -116,13 +117,11 @@ def prove_ranges(graph: Graph) -> dict[str, Range]:
 
 
 def logit_range(graph: Graph, ranges: dict[str, Range]) -> Range:
-    """The integer logits: the readout summed over T timesteps and 1 .. n_max real tokens."""
-    per_step, longest = ranges[graph.output], graph.timesteps * graph.n_max
-    shortest = graph.timesteps
-    return Range(
-        np.minimum(per_step.low * longest, per_step.low * shortest),
-        np.maximum(per_step.high * longest, per_step.high * shortest),
-    )
+    """The integer logits: of T timesteps and 1 .. n_max real tokens. They rise with every current of the readout."""
+    token = ranges[graph.output]
+    low, high = np.minimum(token.low, token.low * graph.n_max), np.maximum(token.high, token.high * graph.n_max)
+    steps = graph.timesteps, 1
+    return Range(*(integrate(graph.readout, np.tile(each, steps), 0)[-1] for each in (low, high)))
 
 
 def largest_current(graph: Graph, ranges: dict[str, Range]) -> tuple[str, int]:

@@ -5,7 +5,8 @@ strict: a field too many, too few or of the wrong type is refused; the numbers a
 
 Written is the oldest schema that can say it: 2, or 3 where a graph has one of the nodes that only passes make
 (`SINCE`), or 4 where it has a norm, an attention with a similarity other than "and" or with a bias, or spike-coded
-positions. Schema 1 is read too: there every weight takes a byte, however few bits it has.
+positions, or 5 where its readout is a membrane. Schema 1 is read too: there every weight takes a byte, however few bits
+it has.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from converters.graph import (
 )
 from converters.nibbles import NIBBLE_BITS, pack, unpack
 
-SCHEMA = 4  # the newest; older ones are read
+SCHEMA = 5  # the newest; older ones are read
 PACKED_SINCE = (
     2  # the oldest that is written: from this schema on, weights of at most NIBBLE_BITS are stored two to a byte
 )
@@ -61,8 +62,12 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "product": {"heads": int},
     "readout": {"classes": int, "scale": (int, float)},
 }
-MORE_FIELDS_SINCE = 4  # from this schema on, nodes have the fields below too
-MORE_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {"attention": {"similarity": str, "bias_maps": int}}
+# op -> the schema from which on its nodes have more fields, and these
+MORE_FIELDS: dict[str, tuple[int, dict[str, type | tuple[type, ...]]]] = {
+    "attention": (4, {"similarity": str, "bias_maps": int}),
+    "readout": (5, {"kind": str, "dv": int}),
+}
+CODE_SINCE = 4  # spike-coded positions
 SINCE = {"slice": 3, "concat": 3, "valid_lane": 3, "coincidence": 3, "relay": 3, "product": 3, "norm": 4}  # others: 1
 ARRAYS = ("weight", "bias", "threshold", "gamma", "beta")  # fields of nodes that stand in weights.safetensors
 PLAIN_NODES: dict[str, Callable[[str, tuple[str, ...]], Node]] = {  # those that are a name and inputs
@@ -127,13 +132,22 @@ def graph_to_plain(graph: Graph) -> PlainGraph:
 
 def schema_of(graph: Graph) -> int:
     """The schema a graph is written in."""
-    more = graph.source.code is not None or any(isinstance(node, Attention) and node.needs_lane for node in graph)
-    return max([PACKED_SINCE, MORE_FIELDS_SINCE if more else 1, *(SINCE.get(node.op, 1) for node in graph)])
+    code = CODE_SINCE if graph.source.code is not None else 1
+    more = [MORE_FIELDS[node.op][0] for node in graph if _needs_more_fields(node)]
+    return max([PACKED_SINCE, code, *more, *(SINCE.get(node.op, 1) for node in graph)])
+
+
+def _needs_more_fields(node: Node) -> bool:
+    """Whether one of the fields that came later is not what it is where it is not said."""
+    if isinstance(node, Readout):
+        return node.kind != "sum"
+    return isinstance(node, Attention) and node.needs_lane
 
 
 def fields_of(op: str, schema: int) -> dict[str, type | tuple[type, ...]]:
     """The fields of a node beside name, op, inputs and features."""
-    return FIELDS[op] | (MORE_FIELDS.get(op, {}) if schema >= MORE_FIELDS_SINCE else {})
+    since, more = MORE_FIELDS.get(op, (SCHEMA, {}))
+    return FIELDS[op] | (more if schema >= since else {})
 
 
 def plain_to_graph(plain: PlainGraph) -> Graph:
@@ -274,7 +288,7 @@ def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder:
         return Synapses(name, inputs, weight, bias, entry["weight_bits"])
     if not abs(entry["scale"]) <= sys.float_info.max:
         raise SerialiseError(f"{where}: 'scale' is no finite number")
-    return Readout(name, inputs, weight, bias, float(entry["scale"]))
+    return Readout(name, inputs, weight, bias, float(entry["scale"]), entry.get("kind", "sum"), entry.get("dv", 0))
 
 
 def _check_derived(graph: Graph, structure: dict[str, Any]) -> None:

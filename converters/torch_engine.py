@@ -8,21 +8,27 @@ import numpy as np
 import torch
 from torch import nn
 
+from converters.early_exit import EarlyExit, stopped_early
 from converters.execution import EngineOptions, Execution, TokenBatch, check_observed
 from converters.from_torch import graph_from_model, load_integer_model
 from converters.graph import Graph
+from converters.readout import logits_over_time
 from spikebert.commands import UserError
 from spikebert.recording import record
 
 
 class TorchEngine:
-    """Runs a model of spiking layers in integer mode; the values are its own, not those of `graph`."""
+    """Runs a model of spiking layers in integer mode; the values are its own, not those of `graph`.
+
+    All timesteps of a layer at once, with an early exit too: what comes after is cut.
+    """
 
     counts_activity = False
 
-    def __init__(self, graph: Graph, model: nn.Module) -> None:
+    def __init__(self, graph: Graph, model: nn.Module, early_exit: EarlyExit | None = None) -> None:
         self.graph = graph
         self.model = model
+        self.early_exit = early_exit
 
     def run(self, batch: TokenBatch, observe: Collection[str] = ()) -> Execution:
         """See `converters.execution.Engine`."""
@@ -32,7 +38,14 @@ class TorchEngine:
         device = next(self.model.parameters()).device
         recording = record(self.model, ids.to(device), mask.to(device))
         packed = recording.packed()
-        values = {name: _as_int64(recording.packing.unpack(packed[name]).cpu().numpy(), name) for name in observe}
+
+        def unpacked(name: str) -> np.ndarray:
+            return _as_int64(recording.packing.unpack(packed[name]).cpu().numpy(), name)
+
+        values = {name: unpacked(name) for name in observe}
+        if self.early_exit is not None:
+            logits = logits_over_time(self.graph, unpacked(self.graph.output))
+            return stopped_early(self.graph, self.early_exit, logits, values, batch)
         assert recording.logits.integer_logits is not None  # a float model has no graph
         return Execution(recording.logits.integer_logits.cpu().numpy(), values)
 
@@ -61,7 +74,7 @@ def open_torch(graph: Graph, options: EngineOptions) -> TorchEngine:
             f"--model {options.model}: its T, n_max, nodes or widths are not the bundle's: "
             "another model, or a bundle from which a pass of spikebert-export removed something"
         )
-    return TorchEngine(graph, model)
+    return TorchEngine(graph, model, options.early_exit)
 
 
 def _shape(graph: Graph) -> tuple:

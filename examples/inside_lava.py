@@ -63,7 +63,11 @@ def margins(network: GraphProcess, batch: TokenBatch, stock: bool) -> np.ndarray
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", default="reviews", help="a bundle of two classes (default: the shipped reviews)")
+    parser.add_argument(
+        "--bundle",
+        default="reviews",
+        help="a bundle of two classes whose readout is a sum (default: the shipped reviews)",
+    )
     parser.add_argument("--text", action="append", help="may be repeated")
     parser.add_argument("--stock", action="store_true", help="of stock Lava processes and models: for small networks")
     arguments = parser.parse_args(argv)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from converters.early_exit import shortened
 from converters.encoder import count_saturations, source_current
 from converters.execution import Activity, NodeActivity, TokenBatch
 from converters.graph import (
@@ -36,20 +37,37 @@ def count_activity(
     values: Mapping[str, np.ndarray],
     batch: TokenBatch,
     saturable: Sequence[Saturable] | None = None,
+    stops: np.ndarray | None = None,
 ) -> Activity:
     """Count what happened in one batch.
 
     values    the value [T, B, N, D] of every node in `graph.spiking`; others may be there too
     batch     padding is silent, so it adds nothing to the counts, and it is left out of `sites`
     saturable from `saturable_neurons`, of a caller who counts more than one batch; found here where None
+    stops     int64 [B], after how many timesteps each sample stopped: nothing is counted from there on
     """
     neurons = saturable_neurons(graph) if saturable is None else saturable
+    if stops is not None:
+        return _count_stopped(graph, values, batch, neurons, stops)
     cuts = {each.node.name: _count_cuts(graph, each, values, batch) for each in neurons}
     per_node = {}
     for node in graph:
         counts = _count_node(graph, node, values, batch)
         per_node[node.name] = replace(counts, saturations=cuts[node.name]) if node.name in cuts else counts
     return Activity.of(graph.timesteps, per_node)
+
+
+def _count_stopped(
+    graph: Graph, values: Mapping[str, np.ndarray], batch: TokenBatch, neurons: Sequence[Saturable], stops: np.ndarray
+) -> Activity:
+    """Samples that stopped after t timesteps did what they do in a network of t timesteps."""
+    activity = Activity.of(graph.timesteps, {node.name: NodeActivity() for node in graph})
+    for t in np.unique(stops).tolist():
+        of_these = stops == t
+        part = TokenBatch(batch.ids[of_these], batch.mask[of_these])
+        own = {name: values[name][:t, of_these] for name in graph.spiking}
+        activity += count_activity(shortened(graph, t), own, part, neurons)
+    return activity
 
 
 def _count_cuts(graph: Graph, neuron: Saturable, values: Mapping[str, np.ndarray], batch: TokenBatch) -> int:

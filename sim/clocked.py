@@ -12,6 +12,7 @@ import numpy as np
 from converters.encoder import decay, encode
 from converters.execution import Execution, TokenBatch
 from converters.graph import LIF, MEMBRANE_MAX, Graph, Node, Source
+from converters.readout import logits_of
 from converters.schedule import Schedule
 from sim.reference import evaluate
 
@@ -34,7 +35,7 @@ def run_clocked(graph: Graph, schedule: Schedule, batch: TokenBatch) -> Executio
         first = schedule.latency_steps[node.name]
         seen = np.stack(history[node.name][first : first + samples * timesteps])  # [B * T, N, D]
         values[node.name] = seen.reshape(samples, timesteps, *seen.shape[1:]).swapaxes(0, 1)
-    return Execution(values[graph.output].sum(axis=(0, 2)), values)
+    return Execution(logits_of(graph, values[graph.output]), values)
 
 
 def _step(

@@ -59,14 +59,17 @@ WORK = tuple(field.name for field in fields(Work))
 
 @dataclass(frozen=True)
 class Tokens:
-    """Of the sentences that were run: how many they are, their real tokens, and the sum of the squares of these."""
+    """Of the sentences that were run: how many they are, their real tokens, and the sum of the squares of these; and
+    timesteps that were not run, over all sentences, as they had stopped early."""
 
     sentences: int = 0
     real: int = 0
     squares: int = 0
+    timesteps_spared: int = 0
 
-    def with_sentence(self, tokens: int) -> Tokens:
-        return Tokens(self.sentences + 1, self.real + tokens, self.squares + tokens**2)
+    def with_sentence(self, tokens: int, timesteps_spared: int = 0) -> Tokens:
+        spared = self.timesteps_spared + timesteps_spared
+        return Tokens(self.sentences + 1, self.real + tokens, self.squares + tokens**2, spared)
 
 
 def work_of(graph: Graph, activity: Activity, tokens: Tokens) -> dict[str, Work]:
@@ -91,13 +94,14 @@ def _work_of(graph: Graph, node: Node, activity: Activity, tokens: Tokens, reade
     width = graph.features[node.name]
     fires = did.sites > 0
     host = tokens.real * width if isinstance(node, Source) else 0
+    timesteps = graph.timesteps * tokens.sentences - tokens.timesteps_spared
     return Work(
         synaptic_operations=0 if attends else did.synaptic_operations,
         weighted_operations=0 if attends else did.weighted_operations,
         attention_operations=did.synaptic_operations if attends else 0,
         weighted_attention_operations=did.weighted_operations if attends else 0,
         neuron_updates=did.sites,
-        resident_updates=graph.timesteps * graph.n_max * tokens.sentences * width if fires else 0,
+        resident_updates=timesteps * graph.n_max * width if fires else 0,
         spikes=did.spikes,
         messages=did.messages * readers,
         normalised_values=did.normalised_values,

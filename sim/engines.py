@@ -15,11 +15,12 @@ from spikebert.commands import UserError, extra_of, missing_extra
 
 GROUP = "spikebert.engines"
 LAVA_ENGINES = ("lava", "lava-inline")  # the engines that EngineOptions.attention and stock_models are for
+EXIT_ENGINES = ("fast", "reference", "torch")  # those that EngineOptions.early_exit is for
 
 
 def open_reference(graph: Graph, options: EngineOptions) -> Engine:
-    """The numpy reference interpreter. It needs none of the options."""
-    return ReferenceEngine(graph)
+    """The numpy reference interpreter. Of the options it needs the early exit alone."""
+    return ReferenceEngine(graph, options.early_exit)
 
 
 def engine_names() -> tuple[str, ...]:
@@ -35,8 +36,8 @@ def holds_values(name: str) -> bool:
 def open_engine(name: str, graph: Graph, options: EngineOptions | None = None) -> Engine:
     """Load and open an engine; whoever opens it closes it.
 
-    Raises UserError for a name that is not registered and for options of Lava's given to another engine, and
-    MissingExtra where its library is not installed.
+    Raises UserError for a name that is not registered, for options of Lava's given to another engine, and for an early
+    exit that the engine or the graph cannot do; MissingExtra where its library is not installed.
     """
     options = options or EngineOptions()
     registered = _registered()
@@ -44,6 +45,7 @@ def open_engine(name: str, graph: Graph, options: EngineOptions | None = None) -
         known = ", ".join(engine_names()) or "none: install spikebert with pip"
         raise UserError(f"there is no engine '{name}'. Engines: {known}")
     _require_lava_options_fit(name, options)
+    _require_exit_fits(name, graph, options)
     try:
         factory: EngineFactory = registered[name].load()
         return factory(graph, options)
@@ -61,6 +63,21 @@ def _require_lava_options_fit(name: str, options: EngineOptions) -> None:
             f"{' '.join(flags)}: engine '{name}' does not run on Lava. Leave it out, or take --engine "
             f"{' or '.join(LAVA_ENGINES)}"
         )
+
+
+def _require_exit_fits(name: str, graph: Graph, options: EngineOptions) -> None:
+    if options.early_exit is None:
+        return
+    if name not in EXIT_ENGINES:
+        raise UserError(
+            f"early exit: engine '{name}' cannot stop a sample: on a machine the next one comes T timesteps later, "
+            f"whatever the class of this one. Take --engine {', '.join(EXIT_ENGINES[:-1])} or {EXIT_ENGINES[-1]}; "
+            "spikebert-export --timesteps makes a network of fewer timesteps"
+        )
+    try:
+        options.early_exit.checks(graph)
+    except ValueError as error:
+        raise UserError(f"early exit: {error}") from None
 
 
 def _registered() -> dict[str, EntryPoint]:

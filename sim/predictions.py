@@ -25,6 +25,7 @@ class Prediction:
     probability  of that class, 0 .. 1
     logits       integer sums of each class
     error        why the row could not be read
+    timesteps    after how many it stopped, with an early exit
     """
 
     row: int
@@ -32,6 +33,7 @@ class Prediction:
     probability: float | None = None
     logits: tuple[int, ...] = ()
     error: str | None = None
+    timesteps: int | None = None
 
 
 class PredictionsWriter(Protocol):
@@ -45,19 +47,20 @@ class PredictionsWriter(Protocol):
 
 
 class _Tsv:
-    """row, prediction, probability, a column of logits for each class, error."""
+    """row, prediction, probability, a column of logits for each class, error; timesteps, with an early exit."""
 
-    def __init__(self, file: BinaryIO, class_names: Sequence[str]) -> None:
-        self.file = file
+    def __init__(self, file: BinaryIO, class_names: Sequence[str], timesteps: bool) -> None:
+        self.file, self.timesteps = file, timesteps
         self.classes = len(class_names)
         logits = [f"logit_{_one_line(name)}" for name in class_names]
-        self._line(["row", "prediction", "probability", *logits, "error"])
+        self._line(["row", "prediction", "probability", *logits, "error", *(["timesteps"] if timesteps else [])])
 
     def write(self, prediction: Prediction) -> None:
         probability = "" if prediction.probability is None else f"{prediction.probability:.6f}"
         logits = [str(logit) for logit in prediction.logits] or [""] * self.classes
         label, error = _one_line(prediction.prediction or ""), _one_line(prediction.error or "")
-        self._line([str(prediction.row), label, probability, *logits, error])
+        ran = "" if prediction.timesteps is None else str(prediction.timesteps)
+        self._line([str(prediction.row), label, probability, *logits, error, *([ran] if self.timesteps else [])])
 
     def _line(self, fields: list[str]) -> None:
         self.file.write(("\t".join(fields) + "\n").encode())
@@ -69,7 +72,7 @@ class _Tsv:
 class _JsonLines:
     """An object a line, with the fields of `Prediction`; those of a good row have no error, and the other way round."""
 
-    def __init__(self, file: BinaryIO, class_names: Sequence[str]) -> None:
+    def __init__(self, file: BinaryIO, class_names: Sequence[str], timesteps: bool) -> None:
         self.file = file
 
     def write(self, prediction: Prediction) -> None:
@@ -81,9 +84,9 @@ class _JsonLines:
 
 
 class _Parquet:
-    """A column for each field of `Prediction`."""
+    """A column for each field of `Prediction`; of the timesteps with an early exit alone."""
 
-    def __init__(self, file: BinaryIO, class_names: Sequence[str]) -> None:
+    def __init__(self, file: BinaryIO, class_names: Sequence[str], timesteps: bool) -> None:
         try:
             import pyarrow
             from pyarrow.parquet import ParquetWriter
@@ -96,13 +99,14 @@ class _Parquet:
             "probability": pyarrow.float64(),
             "logits": pyarrow.list_(pyarrow.int64()),
             "error": pyarrow.string(),
+            **({"timesteps": pyarrow.int64()} if timesteps else {}),
         }
         self.schema = pyarrow.schema(list(types.items()))
         self.writer = ParquetWriter(file, self.schema)
         self.held: list[dict[str, Any]] = []
 
     def write(self, prediction: Prediction) -> None:
-        self.held.append(dict(vars(prediction)))
+        self.held.append({name: getattr(prediction, name) for name in self.schema.names})
         if len(self.held) >= ROWS_AT_ONCE:
             self._flush()
 
@@ -126,15 +130,19 @@ def check_predictions_path(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def predictions_file(path: Path, class_names: Sequence[str]) -> Iterator[Callable[[Prediction], None]]:
+def predictions_file(
+    path: Path, class_names: Sequence[str], timesteps: bool = False
+) -> Iterator[Callable[[Prediction], None]]:
     """A function that writes one prediction to `path`, in the format of its name: .jsonl, .parquet, else tab-separated.
+
+    timesteps  whether the predictions tell after how many timesteps a sample stopped
 
     The file appears when the block ends well (`sim.whole_file`). Raises UserError where it cannot be written.
     """
     writers: dict[str, type] = {".jsonl": _JsonLines, ".parquet": _Parquet}
     with whole_file(FLAG, path) as file:
         with errors_name(FLAG, path):
-            writer: PredictionsWriter = writers.get(path.suffix.lower(), _Tsv)(file, class_names)
+            writer: PredictionsWriter = writers.get(path.suffix.lower(), _Tsv)(file, class_names, timesteps)
 
         def write(prediction: Prediction) -> None:
             with errors_name(FLAG, path):

@@ -39,9 +39,9 @@ def _hint(pattern: str, names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class NodeSummary:
-    """What one node did over some samples, at real tokens: padding is left out.
+    """What one node did over some samples, at real tokens: padding is left out, and what comes after an early exit.
 
-    sites   real tokens x features: so many values at each timestep
+    sites   int64 [T], real tokens x features of the samples that ran each timestep: so many values
     low     the smallest value; None where there were none
     high    the largest
     total   the sum of all
@@ -49,7 +49,7 @@ class NodeSummary:
     active  bool [D], the features that were not 0 at some time
     """
 
-    sites: int
+    sites: np.ndarray
     low: int | None
     high: int | None
     total: int
@@ -59,11 +59,13 @@ class NodeSummary:
     @property
     def rate(self) -> float | None:
         """The share of values that were not 0: of a neuron its firing rate. None where there were no values."""
-        return int(self.nonzero.sum()) / (self.sites * len(self.nonzero)) if self.sites else None
+        values = int(self.sites.sum())
+        return int(self.nonzero.sum()) / values if values else None
 
     @property
     def mean(self) -> float | None:
-        return self.total / (self.sites * len(self.nonzero)) if self.sites else None
+        values = int(self.sites.sum())
+        return self.total / values if values else None
 
     @property
     def silent(self) -> int:
@@ -95,12 +97,16 @@ class NodeSummary:
         }
 
 
-def summarise(values: np.ndarray, mask: np.ndarray) -> NodeSummary:
-    """Values [T, B, N, D] of a node, mask [B, N]."""
-    real = values[:, mask.astype(bool)]  # [T, R, D]
-    counts = np.count_nonzero(real, axis=1)  # [T, D]
+def summarise(values: np.ndarray, mask: np.ndarray, stops: np.ndarray | None = None) -> NodeSummary:
+    """Values [T, B, N, D] of a node, mask [B, N], and where samples may stop, after how many timesteps each did [B]."""
+    timesteps, width = len(values), values.shape[-1]
+    ran = np.broadcast_to(mask.astype(bool), (timesteps, *mask.shape))  # [T, B, N]
+    if stops is not None:
+        ran = ran & (np.arange(timesteps)[:, None] < stops)[..., None]
+    real = values[ran]  # [all that was run, D]
+    counts = np.stack([np.count_nonzero(value[here], axis=0) for value, here in zip(values, ran)])  # [T, D]
     return NodeSummary(
-        sites=real[0].size,
+        sites=ran.sum(axis=(1, 2)) * width,
         low=int(real.min()) if real.size else None,
         high=int(real.max()) if real.size else None,
         total=int(real.sum(dtype=np.int64)),

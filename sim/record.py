@@ -35,6 +35,7 @@ FLAG = "--record"
 SCHEMA = 1
 VALUES = "values/"  # before the name of a node, so that no node is taken for one of the arrays below
 NO_LABEL = -1
+TIMESTEPS = "timesteps"
 COMPRESSION_LEVEL = 1  # higher ones take 8 times as long for two thirds of the size
 ARRAYS = {
     "about": "this text: JSON",
@@ -45,6 +46,7 @@ ARRAYS = {
     "logits": "int64 [samples, classes]: integer logits",
     f"{VALUES}NODE": "integers [samples, T, n_max, features]: the values of a node, 0 in padding",
 }
+OF_EARLY_EXIT = {TIMESTEPS: "int64 [samples]: after how many each stopped; values are 0 from there on"}
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,15 @@ class _Spool:
 class RecordWriter:
     """Takes samples, and writes the file when there are no more. Made by `record_file`."""
 
-    def __init__(self, path: Path, graph: Graph, nodes: Sequence[str], spool: IO[bytes]) -> None:
-        self.path, self.graph, self.nodes = path, graph, tuple(nodes)
+    def __init__(self, path: Path, graph: Graph, nodes: Sequence[str], spool: IO[bytes], early_exit: bool) -> None:
+        self.path, self.graph, self.nodes, self.early_exit = path, graph, tuple(nodes), early_exit
         columns = [
             Column("rows", (), np.dtype(np.int64)),
             Column("labels", (), np.dtype(np.int64)),
             Column("token_ids", (graph.n_max,), np.dtype(np.int32)),
             Column("mask", (graph.n_max,), np.dtype(np.uint8), bits=True),
             Column("logits", (graph.features[graph.output],), np.dtype(np.int64)),
+            *([Column(TIMESTEPS, (), np.dtype(np.int64))] if early_exit else []),
             *(value_column(graph, node) for node in nodes),
         ]
         self._spool = _Spool(spool, columns)
@@ -141,8 +144,16 @@ class RecordWriter:
         """How many there are so far."""
         return self._spool.samples
 
-    def add(self, rows: Sequence[Row], batch: TokenBatch, logits: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
-        """B samples: `batch` [B, N], `logits` [B, classes], `values` of each node [T, B, N, D].
+    def add(
+        self,
+        rows: Sequence[Row],
+        batch: TokenBatch,
+        logits: np.ndarray,
+        values: Mapping[str, np.ndarray],
+        timesteps: np.ndarray | None = None,
+    ) -> None:
+        """B samples: `batch` [B, N], `logits` [B, classes], `values` of each node [T, B, N, D], and with an early exit
+        `timesteps` [B].
 
         Raises ValueError for values that are not possible in this graph (the engine is wrong), and UserError where
         the disk takes no more.
@@ -154,6 +165,8 @@ class RecordWriter:
             "mask": self._widened(batch.mask, 1),
             "logits": logits,
         }
+        if timesteps is not None:
+            arrays[TIMESTEPS] = timesteps
         for node in self.nodes:
             self._require_possible(node, values[node], batch)
             arrays[f"{VALUES}{node}"] = self._widened(values[node].swapaxes(0, 1), 2)
@@ -210,10 +223,13 @@ def check_record_path(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def record_file(path: Path, graph: Graph, nodes: Sequence[str], about: Mapping[str, Any]) -> Iterator[RecordWriter]:
+def record_file(
+    path: Path, graph: Graph, nodes: Sequence[str], about: Mapping[str, Any], early_exit: bool = False
+) -> Iterator[RecordWriter]:
     """A writer for the values of `nodes`. The file appears at `path` when the block ends well, else nothing is left.
 
-    about  what the file tells of itself beside what is known here: any JSON object
+    about      what the file tells of itself beside what is known here: any JSON object
+    early_exit whether it tells after how many timesteps each sample stopped
 
     Raises UserError where it cannot be written.
     """
@@ -223,13 +239,13 @@ def record_file(path: Path, graph: Graph, nodes: Sequence[str], about: Mapping[s
         "timesteps": graph.timesteps,
         "n_max": graph.n_max,
         "nodes": {node: _describe(graph, node) for node in nodes},
-        "arrays": ARRAYS,
+        "arrays": ARRAYS | (OF_EARLY_EXIT if early_exit else {}),
     }
     with whole_file(FLAG, path) as file, ExitStack() as opened:
         with errors_name(FLAG, path):
             spool = TemporaryFile(dir=path.parent)  # noqa: SIM115 (closed by the stack)
         opened.callback(close_quietly, spool)
-        writer = RecordWriter(path, graph, nodes, spool)
+        writer = RecordWriter(path, graph, nodes, spool, early_exit)
         yield writer
         writer.finish(file, told)
 
@@ -253,6 +269,7 @@ class Record:
     token_ids  int32 [samples, n_max]
     mask       uint8 [samples, n_max]: 1 for each real token
     logits     int64 [samples, classes]
+    timesteps  int64 [samples], after how many each stopped, of a run with an early exit, else None
     """
 
     path: Path
@@ -262,6 +279,7 @@ class Record:
     token_ids: np.ndarray
     mask: np.ndarray
     logits: np.ndarray
+    timesteps: np.ndarray | None = None
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -304,6 +322,8 @@ def read_record(path: Path) -> Record:
                     f"{path} is a record of schema {schema}, this reads {SCHEMA}: install a newer spikebert"
                 )
             fields = {name: arrays[name] for name in ARRAYS if name != "about" and not name.startswith(VALUES)}
+            if TIMESTEPS in arrays.files:
+                fields[TIMESTEPS] = arrays[TIMESTEPS]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:

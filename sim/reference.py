@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from converters.early_exit import EarlyExit, stopped_early
 from converters.encoder import encode, lif
 from converters.execution import Execution, TokenBatch, check_observed
 from converters.graph import (
@@ -32,6 +33,7 @@ from converters.graph import (
     Source,
     ValidLane,
 )
+from converters.readout import logits_over_time
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -156,12 +158,12 @@ def walk(graph: Graph, batch: TokenBatch) -> Iterator[tuple[Node, np.ndarray]]:
 
 
 class ReferenceEngine:
-    """Runs a graph node by node, all timesteps of a batch at once."""
+    """Runs a graph node by node, all timesteps of a batch at once, with an early exit too: what comes after is cut."""
 
     counts_activity = False
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, early_exit: EarlyExit | None = None) -> None:
+        self.graph, self.early_exit = graph, early_exit
 
     def run(self, batch: TokenBatch, observe: Collection[str] = ()) -> Execution:
         """See `converters.execution.Engine`."""
@@ -171,7 +173,10 @@ class ReferenceEngine:
         for node, value in walk(self.graph, batch):
             if node.name in observe:
                 values[node.name] = value
-        return Execution(value.sum(axis=(0, 2)), values)  # the last node is the readout
+        logits = logits_over_time(self.graph, value)  # the last node is the readout
+        if self.early_exit is not None:
+            return stopped_early(self.graph, self.early_exit, logits, values, batch)
+        return Execution(logits[-1], values)
 
     def close(self) -> None:
         """Nothing to free."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from converters import readout
 from converters.bundle import Bundle
 from converters.execution import Activity, NodeActivity
 from converters.graph import Graph
@@ -30,11 +31,10 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def float_logits(bundle: Bundle, outcome: Outcome) -> np.ndarray:
-    """`logit * scale / (T * real tokens)`, float64 [classes]; a sample without tokens counts as one token."""
+    """What `converters.readout.float_logits` makes of the logits, float64 [classes]."""
     assert outcome.logits is not None
-    graph = bundle.graph
-    logits: np.ndarray = outcome.logits * graph.readout.scale / (graph.timesteps * max(1, outcome.real_tokens))
-    return logits
+    timesteps = bundle.graph.timesteps if outcome.timesteps is None else outcome.timesteps
+    return readout.float_logits(bundle.graph, outcome.logits, timesteps, outcome.real_tokens)
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -54,6 +54,7 @@ def prediction_of(bundle: Bundle, outcome: Outcome) -> Prediction:
         bundle.labels[outcome.prediction],
         float(chances[outcome.prediction]),
         tuple(outcome.logits.tolist()),
+        timesteps=outcome.timesteps,
     )
 
 
@@ -62,9 +63,9 @@ def sample_report(bundle: Bundle, name: str, outcome: Outcome) -> str:
     assert outcome.prediction is not None
     logits, predicted = float_logits(bundle, outcome), outcome.prediction
     scores = ", ".join(f"{label} {logit:+.3f}" for label, logit in zip(bundle.labels, logits))
-    return (
-        f"{name}\n  {bundle.labels[predicted]}, probability {probabilities(logits)[predicted]:.3f}   (logits: {scores})"
-    )
+    ran = "" if outcome.timesteps is None else f", after {outcome.timesteps} of {bundle.graph.timesteps} timesteps"
+    chance = probabilities(logits)[predicted]
+    return f"{name}\n  {bundle.labels[predicted]}, probability {chance:.3f}{ran}   (logits: {scores})"
 
 
 def human_report(bundle: Bundle, summary: Summary) -> str:
@@ -79,6 +80,8 @@ def human_report(bundle: Bundle, summary: Summary) -> str:
     lines.append(
         f"synaptic operations  {total.synaptic_operations:,} ({total.synaptic_operations / samples:,.0f} a sample)"
     )
+    if summary.early_exit is not None:
+        lines.append(f"timesteps            {exit_words(summary)}")
     if total.saturations:
         lines.append(f"membranes cut        {total.saturations:,} times at 2^23 - 1, to either side")
     lines.append(f"speed                {summary.samples_per_second:,.2f} samples/s, {samples:,} on '{summary.engine}'")
@@ -88,6 +91,12 @@ def human_report(bundle: Bundle, summary: Summary) -> str:
     if summary.comparison is not None:
         lines += ["", verdict(summary.engine, summary.comparison)]
     return "\n".join(lines)
+
+
+def exit_words(summary: Summary) -> str:
+    """How many timesteps a sample took, and how many stopped after each."""
+    counts = ", ".join(f"{count:,} after {t}" for t, count in enumerate(summary.stopped.tolist(), start=1))
+    return f"{summary.mean_timesteps:.3f} a sample, of {len(summary.stopped)} (stopped: {counts})"
 
 
 def _accuracy(bundle: Bundle, confusion: np.ndarray) -> list[str]:
@@ -134,10 +143,13 @@ def _probes(graph: Graph, probes: Mapping[str, NodeSummary]) -> list[str]:
     width = max(20, *map(len, probes))
     lines = [f"{'probe':<{width}} {'nonzero':>7} {'range':>18} {'mean':>11} {'silent features':>16}   at each timestep"]
     for name, probe in probes.items():
-        if probe.sites == 0:
+        if not probe.sites.any():
             lines.append(f"{name:<{width}} no real token")
             continue
-        rates = " ".join(f"{count / probe.sites:.3f}" for count in probe.nonzero.tolist())
+        rates = " ".join(
+            f"{count / sites:.3f}" if sites else "-"
+            for count, sites in zip(probe.nonzero.tolist(), probe.sites.tolist())
+        )
         reach, silent = f"{probe.low:,} .. {probe.high:,}", f"{probe.silent:,} of {graph.features[name]:,}"
         lines.append(f"{name:<{width}} {probe.rate:>7.4f} {reach:>18} {probe.mean:>11,.3f} {silent:>16}   {rates}")
     return lines

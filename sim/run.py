@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from converters.bundle import Tokenised
+from converters.early_exit import EarlyExit
 from converters.execution import Activity
 from converters.graph import Graph
 from sim.energy import Tokens
@@ -31,12 +32,14 @@ class Outcome:
 
     real_tokens  of its text, special tokens included
     note         what is unusual about its text
+    timesteps    after how many it stopped, with an early exit, else None
     """
 
     row: Row | BadRow
     logits: np.ndarray | None = None
     real_tokens: int = 0
     note: str | None = None
+    timesteps: int | None = None
 
     @property
     def prediction(self) -> int | None:
@@ -57,6 +60,8 @@ class Summary:
     probes     what the probed nodes did
     confusion  int64 [classes, classes]: labelled samples by true and predicted class
     tokens     of the samples
+    early_exit when samples stop, or None
+    stopped    int64 [T], with an early exit: how many samples stopped after each timestep; the last never did
     """
 
     engine: str
@@ -69,6 +74,13 @@ class Summary:
     comparison: Comparison | None = None
     probes: dict[str, NodeSummary] = field(default_factory=dict)
     tokens: Tokens = field(default_factory=Tokens)
+    early_exit: EarlyExit | None = None
+    stopped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def mean_timesteps(self) -> float:
+        """Of a sample, with an early exit."""
+        return int(self.stopped @ np.arange(1, len(self.stopped) + 1)) / self.samples
 
     @property
     def samples_per_second(self) -> float:
@@ -88,7 +100,11 @@ class Summary:
                 self.first_bad.append(row)
             return
         self.samples += 1
-        self.tokens = self.tokens.with_sentence(outcome.real_tokens)
+        spared = 0
+        if outcome.timesteps is not None:
+            self.stopped[outcome.timesteps - 1] += 1
+            spared = len(self.stopped) - outcome.timesteps
+        self.tokens = self.tokens.with_sentence(outcome.real_tokens, spared)
         if row.label is not None:
             self.confusion[row.label, prediction] += 1
 
@@ -129,7 +145,21 @@ class Summary:
                 "per_node": per_node,
             },
             "bad_rows": {"count": self.bad, "first": [asdict(row) for row in self.first_bad]},
+            **self._exit_to_json(outcomes),
             **({"probes": {name: probe.to_json() for name, probe in self.probes.items()}} if self.probes else {}),
+        }
+
+    def _exit_to_json(self, outcomes: Sequence[Outcome]) -> dict[str, object]:
+        if self.early_exit is None:
+            return {}
+        return {
+            "early_exit": {
+                "margin_units": self.early_exit.margin,
+                "after": None if self.early_exit.after is None else list(self.early_exit.after),
+                "mean_timesteps": self.mean_timesteps,
+                "stopped_after": {str(t): count for t, count in enumerate(self.stopped.tolist(), start=1)},
+            },
+            "timesteps": [outcome.timesteps for outcome in outcomes],
         }
 
 
@@ -156,12 +186,13 @@ def run(
     start = time.perf_counter()
     with closing(workers.results(_shards(rows, shard_size, under_way, done, sample_of))) as results:
         for result in results:
-            notes, good = dict(result.notes), []
+            notes, good, stops = dict(result.notes), [], result.timesteps
             for index, logits in enumerate(result.logits):
                 _tell_bad(under_way, done)
                 row = under_way.popleft()
                 assert isinstance(row, Row)  # bad ones have been told
-                done(Outcome(row, logits, int(result.real_tokens[index]), notes.get(index)))
+                timesteps = None if stops is None else int(stops[index])
+                done(Outcome(row, logits, int(result.real_tokens[index]), notes.get(index), timesteps))
                 good.append(row)
             if keep is not None:
                 keep(good, result)

@@ -19,10 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from converters.bundle import Bundle, Tokenised, read_bundle
+from converters.early_exit import EarlyExit
 from converters.execution import ATTENTION_KINDS
+from converters.graph import Graph
 from sim.check import check_bundle
 from sim.energy import SHIPPED, estimate, read_cost_table
 from sim.engines import engine_names, holds_values
+from sim.exit_table import MARGINS, ExitTable, exit_table, table_report
 from sim.find_bundle import find_bundle
 from sim.page.contents import RunReport, Sentence, energies_of, facts_of
 from sim.page.page import run_page
@@ -64,6 +67,8 @@ EXAMPLES = """examples:
   spikebert-run build/sst2 --file data.tsv --record spikes.npz    # read it with sim.record.read_record
   spikebert-run build/sst2 --file data.tsv --energy               # or --energy 45nm my_table.json
   spikebert-run build/sst2 --file data.tsv --verify --report run.html
+  spikebert-run build/sst2 --file validation.tsv --exit-table     # accuracy and mean timesteps of several margins
+  spikebert-run build/sst2 --file data.tsv --exit-margin 2 --exit-after 1
   spikebert-run sst2.zip --check
 
 exit codes: 0 ok, 1 the check failed, 2 wrong use (a damaged bundle; a bad row, after all others were run),
@@ -114,11 +119,11 @@ def _body(argv: Sequence[str]) -> int:
         _check_names_differ(arguments)
         job = _job(arguments, bundle)
         inputs = _inputs(arguments, bundle)
-        classes = len(bundle.labels)
-        summary = Summary(arguments.engine, np.zeros((classes, classes), np.int64))
+        summary = _summary(arguments, bundle, job)
+        table = _exit_table(arguments, bundle.graph)
         tables = [read_cost_table(name) for name in _cost_tables(arguments)]
         about = _about(arguments, bundle, inputs, shlex.join(["spikebert-run", *argv]))
-        kept = _run(arguments, bundle, job, inputs, summary, about)
+        kept = _run(arguments, bundle, job, inputs, summary, about, table)
         if not summary.samples:
             raise UserError(f"{arguments.file}: {_bad_rows(summary, inputs)}")
         if arguments.report:
@@ -127,11 +132,13 @@ def _body(argv: Sequence[str]) -> int:
     energies = estimate(bundle.graph, summary.activity, summary.tokens, tables)
     if arguments.json:
         used = {energy.table.name: energy.to_json(summary.samples) for energy in energies}
-        write_json(summary.to_json(kept) | _flags_used(arguments, job) | ({"energy": used} if used else {}))
+        margins = {} if table is None else {"exit_table": table.to_json()}
+        write_json(summary.to_json(kept) | _flags_used(arguments, job) | ({"energy": used} if used else {}) | margins)
     else:
         shown = kept if inputs.show_each else []
         each = [sample_report(bundle, inputs.name_of(row), outcome) for row, outcome in _good(shown)]
         parts = [*each, *([""] if each else []), human_report(bundle, summary)]
+        parts += [] if table is None else ["", table_report(table)]
         write_output("\n".join([*parts, *(["", energy_report(energies, summary.samples)] if energies else [])]))
         if arguments.report:
             note(f"report: {arguments.report} (open it in a browser)")
@@ -223,7 +230,45 @@ def _job(arguments: argparse.Namespace, bundle: Bundle) -> Job:
         record=(probe or graph.spiking) if arguments.record else (),
         attention=arguments.attention,
         stock_models=arguments.stock_models,
+        early_exit=_early_exit(arguments, graph),
+        over_time=arguments.exit_table is not None,
     )
+
+
+def _early_exit(arguments: argparse.Namespace, graph: Graph) -> EarlyExit | None:
+    """When samples stop. Raises UserError for what this graph has not."""
+    if arguments.exit_margin is None:
+        if arguments.exit_after and arguments.exit_table is None:
+            raise UserError("--exit-after says when to ask, not for what: give --exit-margin or --exit-table too")
+        return None
+    if arguments.exit_table is not None:
+        raise UserError("--exit-table runs all timesteps to compare margins. Leave out --exit-margin")
+    try:
+        early_exit = EarlyExit.of_logits(graph, arguments.exit_margin, _exit_after(arguments))
+        early_exit.checks(graph)
+    except ValueError as error:
+        raise UserError(f"--exit-margin, --exit-after: {error}") from None
+    return early_exit
+
+
+def _exit_table(arguments: argparse.Namespace, graph: Graph) -> ExitTable | None:
+    if arguments.exit_table is None:
+        return None
+    try:
+        return exit_table(graph, arguments.exit_table or MARGINS, _exit_after(arguments))
+    except ValueError as error:
+        raise UserError(f"--exit-table, --exit-after: {error}") from None
+
+
+def _exit_after(arguments: argparse.Namespace) -> tuple[int, ...] | None:
+    return tuple(sorted(set(arguments.exit_after))) if arguments.exit_after else None
+
+
+def _summary(arguments: argparse.Namespace, bundle: Bundle, job: Job) -> Summary:
+    classes, early_exit = len(bundle.labels), job.early_exit
+    timesteps = 0 if early_exit is None else bundle.graph.timesteps
+    confusion, stopped = np.zeros((classes, classes), np.int64), np.zeros(timesteps, np.int64)
+    return Summary(arguments.engine, confusion, early_exit=early_exit, stopped=stopped)
 
 
 def _about(arguments: argparse.Namespace, bundle: Bundle, inputs: Inputs, command: str) -> dict[str, object]:
@@ -250,6 +295,8 @@ def _flags_used(arguments: argparse.Namespace, job: Job) -> dict[str, object]:
         used["attention"] = job.attention
     if job.stock_models:
         used["stock_models"] = True
+    if job.early_exit is not None:
+        used["exit_margin"] = arguments.exit_margin
     return used
 
 
@@ -260,6 +307,7 @@ def _run(
     inputs: Inputs,
     summary: Summary,
     about: Mapping[str, object],
+    table: ExitTable | None,
 ) -> list[Outcome]:
     """Runs everything; returns the outcomes where they are to be told one by one, else none are kept."""
     kept: list[Outcome] = []
@@ -268,9 +316,11 @@ def _run(
     with ExitStack() as opened:
         write = record = None
         if arguments.predictions:
-            write = opened.enter_context(predictions_file(arguments.predictions, bundle.labels))
+            stops = job.early_exit is not None
+            write = opened.enter_context(predictions_file(arguments.predictions, bundle.labels, stops))
         if arguments.record:
-            record = opened.enter_context(record_file(arguments.record, bundle.graph, job.record, about))
+            stops = job.early_exit is not None
+            record = opened.enter_context(record_file(arguments.record, bundle.graph, job.record, about, stops))
         workers = opened.enter_context(closing(_workers(arguments, job, bundle)))
         advance = opened.enter_context(counted_progress(f"running on {arguments.engine}", inputs.rows.total))
         notes = 0
@@ -287,7 +337,9 @@ def _run(
 
         def keep(rows: Sequence[Row], result: ShardResult) -> None:
             if record is not None and result.batch is not None:
-                record.add(rows, result.batch, result.logits, result.recorded)
+                record.add(rows, result.batch, result.logits, result.recorded, result.timesteps)
+            if table is not None:
+                table.add(rows, result)
 
         run(inputs.rows.items, workers, summary, size, tell, inputs.sample_of, keep)
     if notes > NOTES_MAX:
@@ -413,6 +465,28 @@ def _parser() -> argparse.ArgumentParser:
     spread.add_argument("--scheduler", metavar="ADDRESS", help="share the rows among the workers of a Dask cluster")
     parser.add_argument("--engine", default="fast", help=f"one of {', '.join(engine_names())} (default: fast)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of the trained model, for the engine 'torch'")
+    early = parser.add_argument_group("early exit, on the engines 'fast', 'reference' and 'torch'")
+    early.add_argument(
+        "--exit-margin",
+        type=_lead,
+        metavar="LOGITS",
+        help="a text stops once its best class leads the second by so many logits, as they are shown (2 means a "
+        "probability of 0.88 of two classes); --exit-table helps to choose",
+    )
+    early.add_argument(
+        "--exit-after",
+        nargs="+",
+        type=_positive,
+        metavar="T",
+        help="ask only after these timesteps (default: after each): few questions are quicker",
+    )
+    early.add_argument(
+        "--exit-table",
+        nargs="*",
+        type=_lead,
+        metavar="LOGITS",
+        help="run all timesteps, and tell accuracy and mean timesteps for several margins, or for those named",
+    )
     lava = parser.add_argument_group("the engines 'lava' and 'lava-inline'")
     lava.add_argument(
         "--attention",
@@ -441,6 +515,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     return parser
+
+
+def _lead(text: str) -> float:
+    try:
+        lead = float(text)
+    except ValueError:
+        lead = -1.0
+    if not 0 <= lead < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from 0")
+    return lead
 
 
 def _positive(text: str) -> int:

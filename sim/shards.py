@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from converters.bundle import Bundle, Tokenised, read_bundle
+from converters.early_exit import EarlyExit, cut_values, stops_of
 from converters.execution import Activity, EngineOptions, Execution, TokenBatch, run_batches
 from converters.graph import Graph
+from converters.readout import logits_over_time
 from sim.activity import count_activity
 from sim.check import require_golden
 from sim.engines import open_engine
@@ -21,7 +23,7 @@ from sim.probe import NodeSummary, summarise
 from sim.record import value_dtype
 from sim.reference import walk
 from sim.saturation import saturable_neurons
-from sim.verify import LOGITS, Comparison, Differences
+from sim.verify import LOGITS, TIMESTEPS, Comparison, Differences
 
 # Values of one sample held at a time; a network that has more is observed part by part. 12 blocks of 768 features have
 # no more at T = 4 and 128 tokens.
@@ -41,6 +43,8 @@ class Job:
     probe   nodes of which it is told in short what they did
     record  nodes whose values come back
     attention, stock_models  as in `converters.execution.EngineOptions`, for the engines of Lava
+    early_exit when samples stop before T, or None
+    over_time  whether the logits after every timestep come back
     """
 
     bundle: Path
@@ -52,13 +56,17 @@ class Job:
     record: tuple[str, ...] = ()
     attention: str = "process"
     stock_models: bool = False
+    early_exit: EarlyExit | None = None
+    over_time: bool = False
 
     def observes(self, graph: Graph, counts_activity: bool) -> tuple[str, ...]:
         """The nodes whose values the engine must give, in graph order: all when verifying, else what is probed or
-        recorded, and the spiking ones for an engine that does not count activity itself."""
+        recorded, the readout for logits over time, and the spiking ones for an engine that does not count activity
+        itself."""
         if self.verify:
             return tuple(graph.features)
         wanted = {*self.probe, *self.record, *(() if counts_activity else graph.spiking)}
+        wanted |= {graph.output} if self.over_time else set()
         return tuple(name for name in graph.features if name in wanted)
 
 
@@ -82,6 +90,8 @@ class ShardResult:
     probes       what the nodes of `Job.probe` did
     batch        the tokens [B, N], and
     recorded     the values [T, B, N, D] of the nodes of `Job.record`, where there are any
+    timesteps    int64 [B], after how many each sample stopped, with an early exit
+    over_time    int64 [T, B, classes], the logits after every timestep, where `Job.over_time` asks for them
     """
 
     logits: np.ndarray
@@ -93,6 +103,8 @@ class ShardResult:
     probes: Mapping[str, NodeSummary] = field(default_factory=dict)
     batch: TokenBatch | None = None
     recorded: Mapping[str, np.ndarray] = field(default_factory=dict)
+    timesteps: np.ndarray | None = None
+    over_time: np.ndarray | None = None
 
 
 class ShardRunner:
@@ -109,6 +121,7 @@ class ShardRunner:
             bundle=self.bundle.folder,
             model=job.model,
             threads=job.threads,
+            early_exit=job.early_exit,
             attention=job.attention,
             stock_models=job.stock_models,
         )
@@ -195,32 +208,47 @@ class _Work:
         self.expected = walk(self.graph, self.batch)  # runs as far as it is asked
         self.probes: dict[str, NodeSummary] = {}
         self.kept: dict[str, np.ndarray] = {}
+        self.over_time: np.ndarray | None = None
         self.seconds = 0.0
         self.last: Execution | None = None
 
     def take(self, execution: Execution, names: Sequence[str], seconds: float) -> None:
         """What the engine gave for the nodes `names`; parts of the network come in graph order."""
         self.seconds += seconds
-        counting = execution.activity is None
+        counting, stops = execution.activity is None, execution.timesteps
+        if self.job.early_exit is not None and stops is None:
+            raise ValueError("the engine does not say after how many timesteps samples stopped")
         for name in names:
             if name not in execution.values:
                 raise ValueError(f"the engine gave no values of node '{name}'")
             values = execution.values[name]
             if self.differences is not None:
                 node, expected = next(self.expected)
-                self.differences.add(node.name, expected, values)
+                self.differences.add(node.name, expected if stops is None else cut_values(expected, stops), values)
                 if name == self.graph.output:
-                    self.differences.add(LOGITS, expected.sum(axis=(0, 2)), execution.logits)
+                    self._compare_logits(self.differences, expected, execution)
                 del expected
             if name in self.job.probe:
-                self.probes[name] = summarise(values, self.batch.mask)
+                self.probes[name] = summarise(values, self.batch.mask, stops)
+            if name == self.graph.output and self.job.over_time:
+                self.over_time = logits_over_time(self.graph, values)
             if name in self.job.record or (counting and name in self.graph.spiking):
                 self.kept[name] = compact(values, value_dtype(self.graph, name))
-        self.last = Execution(execution.logits, activity=execution.activity)
+        self.last = Execution(execution.logits, activity=execution.activity, timesteps=stops)
+
+    def _compare_logits(self, differences: Differences, readout: np.ndarray, execution: Execution) -> None:
+        """Given the reference's value of the readout, from which it follows when a sample has to stop."""
+        over_time = logits_over_time(self.graph, readout)
+        last = np.full(len(self.batch), self.graph.timesteps)
+        if self.job.early_exit is not None and execution.timesteps is not None:
+            last = stops_of(self.graph, self.job.early_exit, over_time, self.batch.mask.sum(1))
+            differences.add(TIMESTEPS, last[:, None], execution.timesteps[:, None])
+        differences.add(LOGITS, over_time[last - 1, np.arange(len(last))], execution.logits)
 
     def result(self) -> ShardResult:
         assert self.last is not None
-        activity = self.last.activity or count_activity(self.graph, self.kept, self.batch, self.runner.saturable)
+        stops = self.last.timesteps
+        activity = self.last.activity or count_activity(self.graph, self.kept, self.batch, self.runner.saturable, stops)
         return ShardResult(
             self.last.logits,
             self.batch.mask.sum(1),
@@ -231,6 +259,8 @@ class _Work:
             self.probes,
             self.batch if self.job.record else None,
             {name: self.kept[name] for name in self.job.record},
+            stops,
+            self.over_time,
         )
 
 

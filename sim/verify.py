@@ -11,11 +11,13 @@ from converters.execution import Execution
 from converters.graph import Graph
 
 LOGITS = "logits"  # the name under which a difference in the logits alone is reported
+TIMESTEPS = "timesteps"  # and one in the timesteps after which a sample stopped (early exit)
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One value that differs. For the logits `timestep` and `token` are None and `feature` is the class."""
+    """One value that differs. For the logits `timestep` and `token` are None and `feature` is the class; for the
+    timesteps after which a sample stopped it is 0."""
 
     sample: int
     timestep: int | None
@@ -26,6 +28,8 @@ class Mismatch:
     got: int
 
     def __str__(self) -> str:
+        if self.node == TIMESTEPS:
+            return f"sample {self.sample} stopped after {self.got} timesteps, expected {self.expected}"
         where = f"node '{self.node}', " + (
             f"class {self.feature}"
             if self.timestep is None
@@ -71,11 +75,12 @@ class Differences:
         self._firsts: list[Mismatch] = []  # of each node that differs
 
     def add(self, name: str, expected: np.ndarray, got: np.ndarray) -> None:
-        """The values [T, B, N, D] of a node; nodes come in graph order, and after them `LOGITS`, [B, classes].
+        """The values [T, B, N, D] of a node; nodes come in graph order, and after them `TIMESTEPS`, [B, 1], where
+        samples may stop, and `LOGITS`, [B, classes].
 
         Raises ValueError where `got` has another shape, or holds no integers.
         """
-        if name != LOGITS:  # the sample first
+        if name not in (LOGITS, TIMESTEPS):  # the sample first
             expected, got = expected.swapaxes(0, 1), got.swapaxes(0, 1)
         if expected.shape != got.shape:
             raise ValueError(f"'{name}': the engine gave shape {got.shape}, expected {expected.shape} (samples first)")
@@ -105,6 +110,10 @@ def compare(graph: Graph, expected: Execution, got: Execution, first_sample: int
         if name not in got.values:
             raise ValueError(f"the engine gave no values of node '{name}'")
         differences.add(name, expected.values[name], got.values[name])
+    if expected.timesteps is not None:
+        if got.timesteps is None:
+            raise ValueError("the engine does not say after how many timesteps samples stopped")
+        differences.add(TIMESTEPS, expected.timesteps[:, None], got.timesteps[:, None])
     differences.add(LOGITS, expected.logits, got.logits)
     return differences.comparison
 
@@ -113,7 +122,7 @@ def _first(name: str, right: np.ndarray, given: np.ndarray, differs: np.ndarray,
     """The first difference within one node, or within the logits."""
     index = np.unravel_index(int(differs.argmax()), differs.shape)
     numbers = int(right[index]), int(given[index])
-    if name == LOGITS:
+    if name in (LOGITS, TIMESTEPS):
         sample, feature = map(int, index)
         return Mismatch(first_sample + sample, None, name, None, feature, *numbers)
     sample, timestep, token, feature = map(int, index)

@@ -11,6 +11,8 @@ MODES = ("float", "integer")
 SURROGATES = ("atan", "sigmoid")
 NORM_FEATURES_MAX = 2**14  # of norms "layer" and "rms"; the graph's own constant (tests compare them)
 NORMS = ("batch", "layer", "rms", "none")
+READOUT_KINDS = ("sum", "membrane")  # of a `Readout`; the graph's own (tests compare them)
+READOUTS = (*READOUT_KINDS, "spikes")
 SIMILARITIES = ("and", "xnor")
 POSITIONS = ("none", "log", "gray", "learned")  # of attention
 AND_THRESHOLD = 16  # matches
@@ -59,6 +61,9 @@ class SpikeBertConfig(PretrainedConfig):
                              feature learns a threshold of its own
     scalar_thresholds        with norm "none": in integer mode thresholds are folded into the weights, so that a layer
                              has one, as Lava and Loihi 2 want it; else each feature keeps its own
+    readout                  "sum": the classifier's currents, every timestep alike; "membrane": they charge a membrane
+                             of each class that leaks as `decay` says and never fires, and is read at the end; "spikes":
+                             neurons of the classes fire, and their spikes are weighed and summed
 
     Raises ValueError for a value outside its range.
     """
@@ -87,6 +92,7 @@ class SpikeBertConfig(PretrainedConfig):
         attention_position: str = "none",
         norm: str = "batch",
         scalar_thresholds: bool = False,
+        readout: str = "sum",
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -114,6 +120,7 @@ class SpikeBertConfig(PretrainedConfig):
         self.weight_bits = weight_bits
         self.norm = norm
         self.scalar_thresholds = scalar_thresholds
+        self.readout = readout
         super().__init__(**kwargs)
         self._check()
 
@@ -125,6 +132,7 @@ class SpikeBertConfig(PretrainedConfig):
             "attention_similarity": SIMILARITIES,
             "attention_position": POSITIONS,
             "norm": NORMS,
+            "readout": READOUTS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

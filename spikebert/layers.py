@@ -30,11 +30,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikebert.config import ENCODERS, NORMS, SIMILARITIES, SURROGATES
+from spikebert.config import ENCODERS, NORMS, READOUT_KINDS, SIMILARITIES, SURROGATES
 from spikebert.exact_product import capabilities, exact_matmul, exact_product
 from spikebert.integer_linear import integer_linear
 from spikebert.integer_norm import NormIntegers, integer_norm, make_norm, norm_integers
-from spikebert.neurons import LoihiLIF
+from spikebert.neurons import DECAY_ONE, SHIFT, LoihiLIF, TruncatedDecay
 from spikebert.packing import LengthGroup, Packing, linear_in_buckets
 from spikebert.position_code import position_code
 from spikebert.positions import PositionBias
@@ -497,12 +497,21 @@ class Logits(NamedTuple):
 
 
 class Readout(SpikingLayer):
-    """A linear classifier of each token at each t; logits are its mean over timesteps and real tokens."""
+    """A linear classifier of each token at each t. Its currents become the logits in one of two ways:
+
+    kind "sum"       their mean over timesteps and real tokens
+    kind "membrane"  v = v * (4096 - decay) / 4096 + (the sum over real tokens), v = 0 before each text; v after the
+                     last timestep, divided by what a current of 1 at every token and timestep brings. In integer mode v
+                     is in units of 2^-7 and its decay rounds toward zero, as the graph's
+    """
 
     steps: Tensor
 
-    def __init__(self, inputs: int, classes: int) -> None:
+    def __init__(self, inputs: int, classes: int, kind: str = "sum", decay: int = 2048) -> None:
         super().__init__()
+        require(kind in READOUT_KINDS, f"kind is '{kind}', it must be one of {READOUT_KINDS}")
+        require(0 <= decay < DECAY_ONE, f"decay is {decay}, it must be 0 .. {DECAY_ONE - 1}")
+        self.kind, self.decay = kind, decay if kind == "membrane" else 0
         self.linear = nn.Linear(inputs, classes)
         nn.init.zeros_(self.linear.bias)
         self.register_buffer("steps", torch.tensor(1.0))  # integer mode: accumulator units per logit unit
@@ -520,11 +529,27 @@ class Readout(SpikingLayer):
                 current = integer_linear(rows, *self.integers(x.maximum), x.maximum).unflatten(0, x.values.shape[:2])
             else:
                 current = F.linear(x.values, self.linear.weight, self.linear.bias)
-        summed = x.packing.sum_per_text(current.sum(0, dtype=torch.float64))  # exact: far below 2^53
-        mean = summed / (x.values.shape[0] * x.packing.lengths[:, None])
+        if self.kind == "sum":
+            summed = x.packing.sum_per_text(current.sum(0, dtype=torch.float64))  # exact: far below 2^53
+            unit = x.values.shape[0]
+        else:
+            summed = self.integrate(torch.stack([x.packing.sum_per_text(each.double()) for each in current]))
+            unit = float(self.integrate(torch.ones(len(current), dtype=torch.float64)))
+        mean = summed / (unit * x.packing.lengths[:, None])
         if not self.integer:
             return Logits(mean.to(current.dtype), None, current)
         return Logits((mean / self.steps).to(current.dtype), summed.detach().round().long(), current)
+
+    def integrate(self, currents: Tensor) -> Tensor:
+        """The membrane float64 [...] after currents float64 [T, ...]; in integer mode exact, below 2^53."""
+        keep = (DECAY_ONE - self.decay) / DECAY_ONE  # a multiple of 2^-12: exact
+        membrane = torch.zeros_like(currents[0])
+        for current in currents:
+            if self.integer:
+                membrane = TruncatedDecay.apply(membrane, keep) + current * 2**SHIFT
+            else:
+                membrane = membrane * keep + current
+        return membrane
 
 
 class SpikingChain(nn.Module):

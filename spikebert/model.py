@@ -23,6 +23,8 @@ from spikebert.positions import PositionBias
 from spikebert.recording import Step, packed_values, qualified_names, steps_to
 from spikebert.spikes import Spikes
 
+VOTE = 8.0  # logits of a class whose neurons fire at every timestep, before training
+
 
 @dataclass
 class SpikeBertOutput(ModelOutput):
@@ -86,7 +88,12 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
             )
             for number in range(config.num_hidden_layers)
         )
-        self.readout = Readout(width, config.num_labels)
+        classes, kind = config.num_labels, "membrane" if config.readout == "membrane" else "sum"
+        self.head: SpikingLinear | None = None
+        if config.readout == "spikes":
+            spikes_in = first + 2 * config.num_hidden_layers
+            self.head = SpikingLinear(width, classes, neuron, norm, scalar, spikes_in)
+        self.readout = Readout(width if self.head is None else classes, classes, kind, config.decay)
         if config.mode == "integer":
             for layer in self.modules():
                 if isinstance(layer, SpikingLayer):
@@ -109,7 +116,8 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         self.encoder.token = value
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Linear as torch does; token currents that let a few per cent of the encoder's neurons fire."""
+        """Linear as torch does; token currents that let a few per cent of the encoder's neurons fire; spikes of a class
+        vote for it."""
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
         elif isinstance(module, nn.Linear):
@@ -117,6 +125,8 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm)):
             module.reset_parameters()
+        elif isinstance(module, Readout) and self.head is not None:
+            nn.init.eye_(module.linear.weight).mul_(VOTE)  # after its own Linear
         elif isinstance(module, PositionBias) and module.weight is not None:
             nn.init.zeros_(module.weight)
 
@@ -147,6 +157,8 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         for block in self.blocks:
             x = self._run(block, x, records, output_operations)
             states.append(x)
+        if self.head is not None:
+            x = self._run(self.head, x, records, output_operations)
         logits, integer_logits, current = self.readout(x)
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         steps = steps_to(x, qualified_names(self)) if records else ()

@@ -112,7 +112,7 @@ def reuse(pupil: Pupil, folder: Path) -> None:
     """Take student body and alignment from a finished stage 1 or 2 (see `check_reuse`); the readout stays new: stage 1
     never trained it, and stage 2 may have trained it on another task."""
     earlier = SpikeBertForSequenceClassification.from_pretrained(folder)
-    body = {name: value for name, value in earlier.state_dict().items() if not name.startswith("readout.")}
+    body = {name: value for name, value in earlier.state_dict().items() if not name.startswith(("head.", "readout."))}
     pupil.student.load_state_dict(body, strict=False)
     load_model(pupil.alignment, str(folder / "alignment.safetensors"))
 

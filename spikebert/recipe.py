@@ -66,6 +66,8 @@ class Student:
     """between a layer and its neurons: "batch", "layer" (the paper's), "rms" or "none": features learn thresholds"""
     scalar_thresholds: bool = False
     """with norm "none": quantised, a layer has one threshold, as Lava and Loihi 2 want it"""
+    readout: str = "sum"
+    """what logits are made of: "sum", "membrane" (it leaks: late timesteps count more) or "spikes" of the classes"""
     embeddings_from_teacher: bool = True
     """start from the teacher's word embeddings (rotated to hidden_size) instead of noise"""
 

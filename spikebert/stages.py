@@ -86,6 +86,7 @@ ADDED = {
         "attention_similarity": "and",
         "attention_position": "none",
         "position_spikes": 0,
+        "readout": "sum",
     },
     "stage2": {"operations_per_token": 0.0, "operations_weight": 1.0},
 }
@@ -452,6 +453,7 @@ class Training:
                 surrogate=options.surrogate,
                 norm=options.norm,
                 scalar_thresholds=options.scalar_thresholds,
+                readout=options.readout,
                 surrogate_alpha=options.surrogate_alpha,
                 id2label=dict(enumerate(names)),
                 label2id={name: i for i, name in enumerate(names)},

@@ -17,7 +17,7 @@ LIMIT = 2**23 - 1
 def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """ids, mask int64 [B, N] -> logits int64 [B, classes], and the values [T, B, N, D] of every node."""
     graph = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
-    assert graph["schema"] in (1, 2, 3, 4)
+    assert graph["schema"] in (1, 2, 3, 4, 5)
     weights = load_file(folder / "weights.safetensors")
     if graph["schema"] >= 2:
         features = {node["name"]: node["features"] for node in graph["nodes"]}
@@ -34,7 +34,14 @@ def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarr
             inputs = [now[name] for name in node["inputs"]]
             now[node["name"]] = one_step(node, inputs, mask, ids, weights, encoder, membranes, graph["n_max"], t)
         steps.append(now)
-    logits = sum(now[graph["output"]].sum(axis=1) for now in steps)
+    readout = next(node for node in graph["nodes"] if node["name"] == graph["output"])
+    logits = np.zeros((len(ids), readout["classes"]), np.int64)
+    for now in steps:
+        arrived = now[graph["output"]].sum(axis=1)
+        if readout.get("kind", "sum") == "membrane":
+            kept = (np.abs(logits) * (4096 - readout["dv"])) >> 12
+            logits, arrived = np.where(logits < 0, -kept, kept), 128 * arrived
+        logits = logits + arrived
     return logits, {node["name"]: np.stack([now[node["name"]] for now in steps]) for node in graph["nodes"]}
 
 

@@ -11,7 +11,9 @@ from small_bundles import small_bundle
 ROOT = Path(__file__).parents[1]
 OURS = ("spikebert", "converters", "targets", "sim", "recipes")
 HEAVY = ("torch", "transformers", "spikingjelly", "lava", "accelerate", "datasets", "triton")
-CONTRACT = {"converters.graph", "converters.execution", "converters.encoder"}  # what every engine needs
+CONTRACT = {  # what every engine needs
+    "converters.graph", "converters.execution", "converters.encoder", "converters.early_exit", "converters.readout",
+}  # fmt: skip
 SHARED = {"spikebert.commands", "spikebert.compiled"}  # the modules of spikebert for everyone
 
 # which of ours, and which heavy libraries, a module may import; of several rules the one with the longest name counts
@@ -22,9 +24,11 @@ RULES: dict[str, set[str]] = {
     "spikebert.demo": {*OURS, "torch", "transformers"},  # it runs the commands one after another
     "converters": {"converters"},
     "converters.graph": set(),
-    "converters.execution": {"converters.graph"},
+    "converters.early_exit": {"converters.graph", "converters.execution", "converters.readout"},
+    "converters.execution": {"converters.graph", "converters.early_exit"},
+    "converters.readout": {"converters.graph", "converters.encoder"},
     "converters.encoder": {"converters.graph", "converters.execution"},
-    "converters.ranges": {"converters.graph", "converters.encoder"},
+    "converters.ranges": {"converters.graph", "converters.encoder", "converters.readout"},
     "converters.graph_text": {"converters.graph"},
     "converters.passes": {
         *("converters.passes", "converters.ranges", "converters.graph_text", "converters.schedule"),

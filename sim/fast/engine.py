@@ -14,14 +14,17 @@ from threading import Timer
 
 import numpy as np
 
+from converters.early_exit import EarlyExit
 from converters.execution import COUNTS, Activity, EngineOptions, Execution, TokenBatch, check_observed
 from converters.graph import Coincidence, Concat, Graph, Norm, Product, Relay, Slice, ValidLane
+from converters.readout import integrate, unit_of
 from sim.fast import kernels, wiring
 from sim.fast.plan import (
     AddStep,
     AttentionStep,
     EncodeStep,
     LIFStep,
+    Neurons,
     NormStep,
     ReadoutStep,
     Step,
@@ -43,6 +46,7 @@ Call = Callable[[], object]
 
 NO_CURRENTS = np.zeros((0, 0, 0), np.int32)
 NO_LANE = np.zeros((0, 0, 0), np.uint64)
+NO_ROWS = np.zeros(0, np.int64)
 NO_SPIKES = np.zeros((1, 0, 0, 0), np.uint64)
 SPIKES, SITES, CUTS, MESSAGES, NORMALISED = map(
     COUNTS.index, ("spikes", "sites", "saturations", "messages", "normalised_values")
@@ -107,7 +111,7 @@ class Counters:
 
     def activity(self, share: Share) -> Activity:
         """The counts of a share that was run, by node."""
-        counts = self._per_site * (self._timesteps * len(share.ids))
+        counts = self._per_site * (share.timesteps * len(share.ids))
         messages = np.add.reduceat(self._fired, self._starts)
         counts[self._senders, MESSAGES] = messages
         counts[self._senders, SPIKES] = messages * self._are_neurons
@@ -137,20 +141,31 @@ class Share:
     ids, places int64 [R]: token ids, and where in its sample a token stands
     starts      int64 [B + 1]: where each sample begins
     observed    nodes whose values the caller wants
+    timesteps   how many of the graph's are run, beginning with `first`
+    rows        int64 [R]: where the membranes of each token are kept from one run to the next, in arrays of `kept_rows`
+                tokens; int64 [0]: they begin at 0 and are not kept
     spikes      node name -> what it fires
     currents    node name -> int32 [R, T, at least D], where they are stored
     logits      int64 [B, classes]
     values      node name -> integers [R, T, D], of the nodes observed
+    before      int64 [B, classes], the logits until `first`, or [1, 1] of 0
+    stops       int64 [B]: after how many timesteps each sample stopped, with an early exit
     """
 
     ids: np.ndarray
     places: np.ndarray
     starts: np.ndarray
     observed: frozenset[str]
+    timesteps: int
+    first: int = 0
+    rows: np.ndarray = field(default_factory=lambda: NO_ROWS)
+    kept_rows: int = 0
     spikes: dict[str, Spikes] = field(default_factory=dict)
     currents: dict[str, np.ndarray] = field(default_factory=dict)
     logits: np.ndarray = field(default_factory=partial(np.zeros, 0))
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    before: np.ndarray = field(default_factory=lambda: np.zeros((1, 1), np.int64))
+    stops: np.ndarray = field(default_factory=lambda: NO_ROWS)
 
 
 class FastEngine:
@@ -158,15 +173,16 @@ class FastEngine:
 
     threads: at most so many samples are in work at a time; 0 for all processors. (The tokens of one sample are not
              shared among threads: each would read all weights, and that is what one sample waits for.)
+    early_exit: samples that have stopped are computed no further; membranes are carried from one check to the next
     """
 
     counts_activity = True
 
-    def __init__(self, graph: Graph, threads: int = 0) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, threads: int = 0, early_exit: EarlyExit | None = None) -> None:
+        self.graph, self.early_exit = graph, early_exit
         self.threads = threads or processors()
         steps = make_plan(graph)
-        self.workers = [_Worker(graph, steps) for _ in range(self.threads)]
+        self.workers = [_Worker(graph, steps, early_exit) for _ in range(self.threads)]
         self.pool = ThreadPoolExecutor(self.threads)
         with _said_if_slow():
             one = np.ones((1, 1), np.int64)
@@ -178,11 +194,15 @@ class FastEngine:
         check_observed(self.graph, observe)
         observed = frozenset(observe)
         cuts = _cuts(batch.mask.sum(1), self.threads)
-        shares = [_pack(batch.ids[low:high], batch.mask[low:high], observed) for low, high in pairwise(cuts)]
+        ids, mask, timesteps = batch.ids, batch.mask, self.graph.timesteps
+        shares = [_pack(ids[low:high], mask[low:high], observed, timesteps) for low, high in pairwise(cuts)]
         run = self.pool.map if len(shares) > 1 else map
-        done, counts = zip(*run(_Worker.run, self.workers, shares))
+        work = _Worker.run if self.early_exit is None else _Worker.run_until_certain
+        done, counts = zip(*run(work, self.workers, shares))
         values = {name: _unpack([share.values[name] for share in done], batch.mask.astype(bool)) for name in observe}
-        return Execution(np.concatenate([share.logits for share in done]), values, reduce(add, counts))
+        logits = np.concatenate([share.logits for share in done])
+        stops = None if self.early_exit is None else np.concatenate([share.stops for share in done])
+        return Execution(logits, values, reduce(add, counts), stops)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -196,27 +216,54 @@ class _Worker:
     and used for the next one of as many tokens: binding takes as long as a third of its work.
     """
 
-    def __init__(self, graph: Graph, steps: tuple[Step, ...]) -> None:
-        self.graph, self.steps = graph, steps
+    def __init__(self, graph: Graph, steps: tuple[Step, ...], early_exit: EarlyExit | None) -> None:
+        self.graph, self.steps, self.early_exit = graph, steps, early_exit
+        checks = early_exit.checks(graph) if early_exit else ()
+        self.units = {t: unit_of(graph.readout, t) for t in checks}  # by the timesteps after which samples may stop
         self.counters = Counters(graph, steps)
-        self._bound: dict[int, tuple[Share, list[Call]]] = {}  # by the number of tokens
+        self._bound: dict[tuple[int, int], tuple[Share, list[Call]]] = {}  # by the number of tokens, the first timestep
         numbers = assign_rooms(steps)
         rooms = [Room(self._bound.clear) for _ in set(numbers)]
         self.rooms = [rooms[number] for number in numbers]
         self.scratch, self.lists = Room(self._bound.clear), Room(self._bound.clear)
+        self.membranes = [Room(self._bound.clear) for _ in steps]
+
+    def run_until_certain(self, share: Share) -> tuple[Share, Activity]:
+        """As `run`, from one check to the next, each time with the samples that have not stopped."""
+        assert self.early_exit is not None
+        lengths, running = np.diff(share.starts), np.arange(len(share.starts) - 1)
+        share.logits = np.zeros((len(lengths), self.graph.features[self.graph.output]), np.int64)
+        share.stops = np.full(len(lengths), share.timesteps)
+        counts = []
+        for first, end in pairwise((0, *self.units, self.graph.timesteps)):
+            part, count = self.run(_part_of(share, running, first, end))
+            counts.append(count)
+            share.logits[running] = part.logits
+            for name, values in part.values.items():
+                whole = (len(share.ids), share.timesteps, values.shape[-1])
+                share.values.setdefault(name, np.zeros(whole, values.dtype))[part.rows, first:end] = values
+            if end < share.timesteps:
+                stops = self.early_exit.certain(part.logits, self.units[end], lengths[running])
+                share.stops[running[stops]] = end
+                running = running[~stops]
+            if not running.size:
+                break
+        return share, reduce(add, counts)
 
     def run(self, share: Share) -> tuple[Share, Activity]:
         """The share with its logits and values (perhaps not that one, but one like it), and the activity."""
         tokens = len(share.ids)
-        if share.observed or len(share.starts) != 2:
+        key = tokens, share.first
+        if share.observed or len(share.starts) != 2 or tokens < share.kept_rows:
             calls = self._bind(share)
-        elif tokens in self._bound:
-            kept, calls = self._bound[tokens]
+        elif key in self._bound:
+            kept, calls = self._bound[key]
             kept.ids[:] = share.ids  # its places are those of every sample of as many tokens
+            kept.before[:] = share.before
             share = kept
         else:
             calls = self._bind(share)
-            self._bound[tokens] = share, calls
+            self._bound[key] = share, calls
         for call in calls:
             call()
         return share, self.counters.activity(share)
@@ -253,16 +300,18 @@ class _Worker:
 
     def _encode(self, number: int, step: EncodeStep, share: Share) -> Iterator[Call]:
         planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
+        code = np.ascontiguousarray(step.code[:, share.first : share.first + share.timesteps])
         yield partial(
-            kernels.encode, share.ids, share.places, step.table, step.position, step.code, step.node.kind == "sign",
+            kernels.encode, share.ids, share.places, step.table, step.position, code, step.node.kind == "sign",
             neurons.free, neurons.level, neurons.keep, planes[0], fired, self.counters.cuts[number],
+            *self._carried(number, neurons, share),
         )  # fmt: skip
         share.spikes[step.node.name] = Spikes(planes, fired, fired)
 
     def _norm(self, number: int, step: NormStep, share: Share) -> Iterator[Call]:
         node = step.node
         current, *lane = node.inputs
-        shape = (len(share.ids), self.graph.timesteps, blocks_of(len(step.gamma)) * BLOCK)
+        shape = (len(share.ids), share.timesteps, blocks_of(len(step.gamma)) * BLOCK)
         out = self.rooms[number].array(shape, np.int32)
         yield partial(
             kernels.norm, share.currents[current], node.kind == "layer", node.eps, step.gamma, step.beta, bool(lane),
@@ -274,11 +323,14 @@ class _Worker:
         planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
         currents = share.currents[step.node.inputs[0]]
         cuts = self.counters.cuts[number]
-        yield partial(kernels.lif, currents, neurons.free, neurons.level, neurons.keep, planes[0], fired, cuts)
+        yield partial(
+            kernels.lif, currents, neurons.free, neurons.level, neurons.keep, planes[0], fired, cuts,
+            *self._carried(number, neurons, share),
+        )  # fmt: skip
         share.spikes[step.node.name] = Spikes(planes, fired, fired)
 
     def _synapses(self, number: int, step: SynapsesStep, share: Share) -> Iterator[Call]:
-        x, neurons, timesteps = share.spikes[step.layers[0].inputs[0]], step.neurons, self.graph.timesteps
+        x, neurons, timesteps = share.spikes[step.layers[0].inputs[0]], step.neurons, share.timesteps
         tokens, (blocks, inputs, _), room = len(share.ids), step.weight.shape, self.rooms[number]
         sites, shape = tokens * timesteps, (tokens, timesteps, blocks * BLOCK)
         spikes, currents = NO_SPIKES.reshape(-1), NO_CURRENTS
@@ -295,6 +347,7 @@ class _Worker:
         yield partial(
             kernels.synapses, x.planes, step.weight, step.group, step.bias, step.wide, bool(step.lifs), neurons.free,
             neurons.level, neurons.keep, step.places, spikes, currents, index, lists, fired, self.counters.cuts[number],
+            *self._carried(number, neurons, share),
         )  # fmt: skip
         yield partial(kernels.count_operations, x.payload, x.events, step.fan_out, self.counters.operations[number])
         first = 0
@@ -309,7 +362,7 @@ class _Worker:
             first += words
 
     def _attention(self, number: int, step: AttentionStep, share: Share) -> Iterator[Call]:
-        node, neurons, timesteps = step.node, step.neurons, self.graph.timesteps
+        node, neurons, timesteps = step.node, step.neurons, share.timesteps
         q, k, v = (share.spikes[name].planes for name in node.inputs[:3])
         lane = NO_LANE if node.lane is None else share.spikes[node.lane].planes[0]
         width, longest = self.graph.features[node.name], int(np.diff(share.starts).max())
@@ -326,6 +379,7 @@ class _Worker:
             kernels.attention, q, k, v, lane, share.starts, width, node.heads, node.similarity == "xnor", step.bias,
             np.empty(longest, step.sums), step.lif is not None, neurons.free, neurons.level, neurons.keep, planes[0],
             currents, cells, self.counters.operations[number][0], fired, self.counters.cuts[number],
+            *self._carried(number, neurons, share),
         )  # fmt: skip
         if kept:
             share.currents[node.name] = currents
@@ -401,18 +455,33 @@ class _Worker:
         kernels.count_sums(planes, self.scratch.array(planes.shape[1:], np.uint64), out.events)
 
     def _read_out(self, number: int, step: ReadoutStep, share: Share) -> Iterator[Call]:
-        """The sums over tokens and timesteps are made first: `sum(W x + b) = W sum(x) + T * tokens * b`."""
+        """The sums over tokens, and for kind "sum" over timesteps, come first: `sum(W x + b) = W sum(x) + b sum(1)`."""
         x, width = share.spikes[step.node.inputs[0]], len(step.weight)
         sums = np.zeros((len(share.starts) - 1, len(x.payload)), np.int64)
-        bias = self.graph.timesteps * np.diff(share.starts)[:, None] * step.bias
-        share.logits = np.empty_like(bias)
-        yield partial(sums.fill, 0)
-        yield partial(kernels.sum_samples, x.planes, share.starts, sums)
-        yield partial(np.matmul, sums[:, :width], step.weight, share.logits)
-        yield partial(np.add, share.logits, bias, share.logits)
+        tokens = np.diff(share.starts)[:, None]
+        share.logits = np.empty((len(tokens), len(step.bias)), np.int64)
+        if step.node.kind == "sum":
+            yield partial(sums.fill, 0)
+            yield partial(kernels.sum_samples, x.planes, share.starts, sums)
+            yield partial(np.matmul, sums[:, :width], step.weight, share.logits)
+            yield partial(np.add, share.logits, share.timesteps * tokens * step.bias, share.logits)
+            yield partial(np.add, share.logits, share.before, share.logits)
+        else:
+            yield partial(self._integrate, step, share, x.planes, sums, tokens * step.bias)
         yield partial(kernels.count_operations, x.payload, x.events, step.fan_out, self.counters.operations[number])
         if step.node.name in share.observed:
             yield partial(self._keep_readout, step, share)
+
+    def _integrate(
+        self, step: ReadoutStep, share: Share, planes: np.ndarray, sums: np.ndarray, bias: np.ndarray
+    ) -> None:
+        currents = np.empty((share.timesteps, *bias.shape), np.int64)
+        for t, current in enumerate(currents):
+            sums[:] = 0
+            kernels.sum_samples(np.ascontiguousarray(planes[:, :, t : t + 1]), share.starts, sums)
+            np.matmul(sums[:, : len(step.weight)], step.weight, current)
+            current += bias
+        share.logits[:] = integrate(step.node, currents, share.before)[-1]
 
     def _keep_readout(self, step: ReadoutStep, share: Share) -> None:
         x = _plain(share.spikes[step.node.inputs[0]].planes, len(step.weight))
@@ -421,12 +490,17 @@ class _Worker:
     def _planes(self, number: int, share: Share, name: str) -> np.ndarray:
         """Room for the spikes of a node, or for sums of them."""
         planes, words = planes_of(self.graph, name), blocks_of(self.graph.features[name])
-        return self.rooms[number].array((planes, len(share.ids), self.graph.timesteps, words), np.uint64)
+        return self.rooms[number].array((planes, len(share.ids), share.timesteps, words), np.uint64)
+
+    def _carried(self, number: int, neurons: Neurons, share: Share) -> tuple[np.ndarray, np.ndarray, bool]:
+        """The membranes of a step's neurons, the rows of a share's tokens in them, and whether they begin at 0."""
+        shape = share.kept_rows, len(neurons.level)
+        return self.membranes[number].array(shape, neurons.level.dtype.type), share.rows, share.first == 0
 
 
 def open_fast(graph: Graph, options: EngineOptions) -> FastEngine:
     """The fast engine, on as many threads as the options give it."""
-    return FastEngine(graph, options.threads)
+    return FastEngine(graph, options.threads, options.early_exit)
 
 
 def _plain(planes: np.ndarray, width: int) -> np.ndarray:
@@ -436,11 +510,24 @@ def _plain(planes: np.ndarray, width: int) -> np.ndarray:
     return values
 
 
-def _pack(ids: np.ndarray, mask: np.ndarray, observed: frozenset[str]) -> Share:
+def _pack(ids: np.ndarray, mask: np.ndarray, observed: frozenset[str], timesteps: int) -> Share:
     real = mask.astype(bool)
     starts = np.concatenate([[0], np.cumsum(mask.sum(1))])
     places = np.ascontiguousarray(np.nonzero(real)[1])  # or kernels would be compiled for another layout
-    return Share(ids[real], places, starts, observed)
+    return Share(ids[real], places, starts, observed, timesteps)
+
+
+def _part_of(share: Share, samples: np.ndarray, first: int, end: int) -> Share:
+    """Some samples of a share, from timestep `first` to before `end`."""
+    lengths, tokens = np.diff(share.starts), len(share.ids)
+    if len(samples) == len(lengths):
+        ids, places, starts, rows = share.ids, share.places, share.starts, np.arange(tokens)
+    else:
+        rows = np.flatnonzero(np.repeat(np.isin(np.arange(len(lengths)), samples), lengths))
+        ids, places, starts = share.ids[rows], share.places[rows], np.append(0, np.cumsum(lengths[samples]))
+    part = Share(ids, places, starts, share.observed, end - first, first, rows, tokens)
+    part.before = share.logits[samples]
+    return part
 
 
 def _unpack(shares: list[np.ndarray], real: np.ndarray) -> np.ndarray:

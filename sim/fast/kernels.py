@@ -66,12 +66,21 @@ def attention_cells(tokens: int, timesteps: int, width: int, heads: int) -> int:
 @compiled(nogil=True, inline="always")
 def _fire(
     cells: np.ndarray, at: int, stride: int, steps: int, free: bool, level: np.ndarray, level_at: int, keep: float,
-    words: np.ndarray, word_at: int, word_stride: int, cuts: np.ndarray, cuts_at: int,
+    words: np.ndarray, word_at: int, word_stride: int, cuts: np.ndarray, cuts_at: int, state: np.ndarray,
+    rows: np.ndarray, row: int, fresh: bool,
 ) -> None:  # fmt: skip
+    """The LIF of a block of neurons of token `row`; the membranes of `level_at` on are those of state [rows[row]]."""
+    state_at = rows[row] * level.shape[0] + level_at if rows.shape[0] > 0 else -1
     if free:
-        fire_free(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at)
+        fire_free(
+            cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at, state,
+            state_at, fresh,
+        )  # fmt: skip
     else:
-        fire(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at)
+        fire(
+            cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at, state,
+            state_at, fresh,
+        )  # fmt: skip
 
 
 @compiled(nogil=True, inline="always")
@@ -232,7 +241,7 @@ def _add_rows(
 def synapses(
     x: np.ndarray, weight: np.ndarray, group: int, bias: np.ndarray, wide: bool, fires: bool, free: bool,
     level: np.ndarray, keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray, index: np.ndarray,
-    lists: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
+    lists: np.ndarray, fired: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool,
 ) -> None:  # fmt: skip
     """`a = W x + b` of every token and timestep, then a LIF where `fires`, for layers that read the same x.
 
@@ -246,6 +255,7 @@ def synapses(
     index    uint32, room for `tile_entries`; lists int64 [`tile_lists`, 5]
     fired    int64 [blocks * 64]: how often each neuron fired, set where `fires`
     cuts     int64 [blocks]: how often membranes of each block were cut, set where `fires`
+    state, rows, fresh  the membranes that are carried, see above
     """
     cuts[:] = 0
     tokens, steps = x.shape[1], x.shape[2]
@@ -278,7 +288,7 @@ def synapses(
                 if fires:
                     _fire(
                         cells, 0, BLOCK, steps, free, level, block * BLOCK, keep, spikes, place + at * stride, stride,
-                        cuts, block,
+                        cuts, block, state, rows, first + r, fresh,
                     )  # fmt: skip
     if fires:
         first = 0
@@ -305,6 +315,7 @@ def _copy_cell(cells: np.ndarray, at: int, wide: bool, out: np.ndarray, to: int)
 def encode(
     ids: np.ndarray, places: np.ndarray, table: np.ndarray, position: np.ndarray, code: np.ndarray, sign: bool,
     free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
+    state: np.ndarray, rows: np.ndarray, fresh: bool,
 ) -> None:  # fmt: skip
     """The source: a constant current for each token, then a LIF, or `>= 0` where `sign`; and the code of its place.
 
@@ -312,6 +323,7 @@ def encode(
     table int8 [vocabulary, D]; position int32 [n_max, D], of no rows where there is none
     code uint64 [n_max, T, W], at the bits that follow those of D; of no rows where there is none
     level [W * 64]; spikes uint64 [R, T, W]; fired int64 [W * 64], set; cuts int64 [W], set
+    state, rows, fresh: the membranes that are carried, see above
     """
     cuts[:] = 0
     tokens, steps, words = spikes.shape
@@ -329,7 +341,7 @@ def encode(
             if not sign:
                 _fire(
                     current, w * BLOCK, 0, steps, free, level, w * BLOCK, keep, out, r * steps * words + w, words,
-                    cuts, w,
+                    cuts, w, state, rows, r, fresh,
                 )  # fmt: skip
                 continue
             word = np.uint64(0)
@@ -347,17 +359,20 @@ def encode(
 @compiled(nogil=True)
 def lif(
     currents: np.ndarray, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray,
-    cuts: np.ndarray,
+    cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool,
 ) -> None:  # fmt: skip
     """A LIF on stored currents int32 [R, T, W * 64] -> spikes uint64 [R, T, W], and how many: fired int64 [W * 64], and
-    cuts int64 [W]."""
+    cuts int64 [W]. state, rows, fresh: the membranes that are carried, see above."""
     cuts[:] = 0
     tokens, steps, words = spikes.shape
     flat, out = currents.reshape(-1), spikes.reshape(-1)
     for r in range(tokens):
         for w in range(words):
             place = r * steps * words + w
-            _fire(flat, place * BLOCK, words * BLOCK, steps, free, level, w * BLOCK, keep, out, place, words, cuts, w)
+            _fire(
+                flat, place * BLOCK, words * BLOCK, steps, free, level, w * BLOCK, keep, out, place, words, cuts, w,
+                state, rows, r, fresh,
+            )  # fmt: skip
     count_bits(spikes.reshape(tokens * steps, words), fired)
 
 
@@ -454,6 +469,7 @@ def attention(
     equal: bool, bias: np.ndarray, scores: np.ndarray, fires: bool, free: bool, level: np.ndarray, keep: float,
     spikes: np.ndarray,
     currents: np.ndarray, cells: np.ndarray, operations: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
+    state: np.ndarray, rows: np.ndarray, fresh: bool,
 ) -> None:  # fmt: skip
     """`a = (q k^T) v` for each head of each sample, then a LIF where `fires`. Scores may be of "xnor", or have a bias.
 
@@ -469,6 +485,7 @@ def attention(
     cells      int32, room for `attention_cells`
     operations int64 [2], set: synaptic, weighted
     fired      int64 [W * 64], cuts int64 [W], set where `fires`
+    state, rows, fresh  the membranes that are carried, see above
     """
     cuts[:] = 0
     steps, words = q.shape[2], q.shape[3]
@@ -536,7 +553,7 @@ def attention(
                 for w in range(words):
                     _fire(
                         cells, n * steps * stride + w * BLOCK, stride, steps, free, level, w * BLOCK, keep, out,
-                        r * steps * words + w, words, cuts, w,
+                        r * steps * words + w, words, cuts, w, state, rows, r, fresh,
                     )  # fmt: skip
     operations[0], operations[1] = plain, weighted
     if fires:

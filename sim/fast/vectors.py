@@ -343,13 +343,14 @@ def _fire(free: bool) -> Any:
 
     def fire(
         _: Any, cells: Any, at: Any, stride: Any, steps: Any, level: Any, level_at: Any, keep: Any, words: Any,
-        word_at: Any, word_stride: Any, cuts: Any, cuts_at: Any,
+        word_at: Any, word_stride: Any, cuts: Any, cuts_at: Any, state: Any, state_at: Any, fresh: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
             code = _Code(context, builder, signature, arguments)
             currents, first, step, timesteps, levels, block, kept, spikes, word, next_word, counts, count = (
-                code.arguments
+                code.arguments[:12]
             )
+            membranes, membrane, begins = code.arguments[12:]
             element = code.elements[4]
             numbers = ir.VectorType(code.elements[0], HALF)
             real = ir.VectorType(element, HALF)
@@ -395,27 +396,40 @@ def _fire(free: bool) -> Any:
                 code.store(both, spikes, builder.add(word, builder.mul(t, next_word)), align=8)
                 return [*after, cut]
 
-            begin = [*[ir.Constant(real, None)] * 2, code.number(0)]
-            *_, cut = code.loop(code.number(0), timesteps, begin, timestep)
+            carried = builder.icmp_signed(">=", membrane, code.number(0))
+            halves = [builder.add(membrane, code.number(half * HALF)) for half in range(2)]
+            begin = [cgutils.alloca_once_value(builder, ir.Constant(real, None)) for _ in halves]
+            with builder.if_then(builder.and_(carried, builder.not_(begins))):
+                for slot, place in zip(begin, halves):
+                    builder.store(code.load(membranes, place, real, align=4), slot)
+            before = [*map(builder.load, begin), code.number(0)]
+            *after, cut = code.loop(code.number(0), timesteps, before, timestep)
+            with builder.if_then(carried):
+                for v, place in zip(after, halves):
+                    code.store(v, membranes, place, align=4)
             if not free:
                 code.store(builder.add(code.load(counts, count, I64, align=8), cut), counts, count, align=8)
             return context.get_dummy_value()
 
         number = types.int64
         signature = types.void(
-            cells, number, number, number, level, number, level.dtype, words, number, number, cuts, number
+            cells, number, number, number, level, number, level.dtype, words, number, number, cuts, number, state,
+            number, types.boolean,
         )  # fmt: skip
         return signature, codegen
 
     return intrinsic(fire)
 
 
-# The LIF rule of a block over all its timesteps, from a membrane of 0:
-#     fire(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at)
+# The LIF rule of a block over some timesteps:
+#     fire(cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at, state, state_at,
+#          fresh)
 # cells   the currents at timestep t begin at element `at + t * stride`
 # level   float32 or float64, the thresholds from element `level_at`; keep, the share of a membrane that stays
 # words   uint64; the spikes at timestep t are written to element `word_at + t * word_stride`
 # cuts    int64; to element `cuts_at` is added how often a membrane was cut at +-(2^23 - 1)
+# state   of the type of `level`: membranes, from element `state_at`; they begin as they are there, or at 0 where
+#         `fresh`, and are left there. Where `state_at` is negative they begin at 0 and are forgotten
 # `fire` is the rule as it stands, in membrane units. `fire_free` leaves out what is proven never to happen, rounding
 # and saturation (`Neurons.free`), and counts membranes and levels in accumulator units.
 fire, fire_free = _fire(free=False), _fire(free=True)

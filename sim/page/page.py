@@ -42,6 +42,8 @@ def _tiles(report: RunReport) -> list[Tile]:
         labelled = int(summary.confusion.sum())
         tiles.append(Tile("Accuracy", f"{summary.accuracy:.1%}", f"of {labelled:,} texts with a class"))
     tiles.append(Tile("Firing rate", f"{total.rate or 0.0:.1%}", "of neurons, tokens and timesteps"))
+    if summary.early_exit is not None:
+        tiles.append(Tile("Timesteps", f"{summary.mean_timesteps:.2f}", f"a sentence, of {len(summary.stopped)}"))
     operations = total.synaptic_operations / samples
     tiles.append(Tile("Operations", f"{operations / 1e6:,.2f} M", "synaptic, a sentence"))
     first = next(energy for energy in report.energies if energy.table.name == FIRST_TABLE)

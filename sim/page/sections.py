@@ -15,6 +15,7 @@ from converters.report.tables import Columns, by_block, counted, name_cell, numb
 from sim.energy import Energy
 from sim.page.contents import RunReport, Sentence
 from sim.report import joules, verdict, wilson_interval
+from sim.run import Summary
 
 SENTENCE_COLUMNS = ("spikes a sentence", "operations a sentence", "by value", "messages a sentence", "membranes cut")
 
@@ -48,9 +49,34 @@ def result_section(report: RunReport) -> Section:
         parts.append(tag("p", verdict(summary.engine, summary.comparison), class_="warn" if failed else None))
         if summary.comparison.first_mismatch is not None:
             parts.append(tag("p", f"The first: {summary.comparison.first_mismatch}", class_="warn"))
+    if summary.early_exit is not None:
+        parts += _early_exit(summary)
     if summary.bad:
         parts.append(tag("p", f"{summary.bad:,} rows could not be read and are not in this.", class_="warn"))
     return section("Result", *parts)
+
+
+def _early_exit(summary: Summary) -> list[Markup]:
+    """After how many timesteps texts stopped."""
+    assert summary.early_exit is not None
+    said = (
+        f"Early exit: a text stops once its best class leads the second by {summary.early_exit.margin:,} units of the "
+        f"readout for each token and timestep: {summary.mean_timesteps:.3f} timesteps a text, of "
+        f"{len(summary.stopped)}. What follows counts only what was computed."
+    )
+    head = tag(
+        "tr", tag("th", "stopped after", scope="col"), tag("th", "texts", scope="col", class_="n"), tag("th", "share")
+    )
+    rows = [
+        tag(
+            "tr",
+            tag("th", str(t), scope="row"),
+            number_cell(count),
+            share_cell(count / summary.samples, "of all texts"),
+        )
+        for t, count in enumerate(summary.stopped.tolist(), start=1)
+    ]
+    return [tag("p", said), scrolling(tag("table", tag("thead", head), tag("tbody", *rows)))]
 
 
 def sentence_section(sentence: Sentence, timesteps: int) -> Section:

@@ -19,6 +19,7 @@ from lava.magma.core.process.ports.ports import InPort, OutPort
 
 from converters.execution import TokenBatch
 from converters.graph import Graph
+from converters.readout import logits_of
 from targets.lava.grouping import group
 from targets.lava.lowering import DOUBLING, Plan, processes_of
 from targets.lava.network import make_group
@@ -68,13 +69,13 @@ class GraphProcess:
         return np.concatenate([rows, silence]).reshape(-1, *self.spikes_in.shape)
 
     def logits(self, currents: np.ndarray, batch: TokenBatch) -> np.ndarray:
-        """The integer logits int64 [B, classes] of what came from `currents_out`, added up: integers [steps, N, 1,
-        classes], from time_step 1 on. Raises ValueError where these are too few steps."""
+        """The integer logits int64 [B, classes] of what came from `currents_out`: integers [steps, N, 1, classes], from
+        time_step 1 on. Raises ValueError where these are too few steps."""
         if len(currents) < self.steps(len(batch)):
             raise ValueError(f"{len(batch)} samples take {self.steps(len(batch))} steps, these are {len(currents)}")
         own = currents[self.latency_steps : self.steps(len(batch))]
-        own = own.reshape(len(batch), -1, self.graph.features[self.graph.output])
-        return own.sum(axis=1, dtype=np.int64) // DOUBLING
+        own = own.astype(np.int64).reshape(len(batch), self.graph.timesteps, -1, self.graph.features[self.graph.output])
+        return logits_of(self.graph, own.swapaxes(0, 1) // DOUBLING)
 
 
 def as_process(graph: Graph) -> GraphProcess:

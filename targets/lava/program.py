@@ -17,6 +17,7 @@ import numpy as np
 from converters.execution import Execution, TokenBatch, check_observed
 from converters.graph import Graph
 from converters.passes.expand_attention import ExpandAttention
+from converters.readout import logits_of
 from targets.lava.grouping import Group, Grouping, group
 from targets.lava.lowering import Plan
 from targets.lava.records import RecordLayout, feed_rows, feed_width, layout_of, make_layout, read_values
@@ -197,7 +198,7 @@ class LavaProgram:
                 if ends_batch:
                     values = {name: np.concatenate([each[name] for each in done], axis=1) for name in names}
                     done = []
-                    logits = values[self.graph.output].sum(axis=(0, 2))
+                    logits = logits_of(self.graph, values[self.graph.output])
                     yield Execution(logits, {name: values[name] for name in observe})
             finished = True
         finally:

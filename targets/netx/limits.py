@@ -21,6 +21,13 @@ NORMS = Limit(
     "nodes that normalise",
     "lava-dl 0.6.0, netx/hdf5.py, Network._create: layers are input, conv, dense, dense_rec and dense_comp",
 )
+READOUTS = Limit(
+    "readouts that decay",
+    0,
+    "membranes",
+    "lava-dl 0.6.0, netx/hdf5.py, Network.get_neuron_params: with `sigma_output` `neuron_process = Sigma`, the sum of "
+    "all steps",
+)
 ADDS = Limit(
     "residuals",
     0,

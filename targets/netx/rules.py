@@ -72,6 +72,12 @@ def one_reader(graph: Graph) -> Iterator[tuple[str, int]]:
         yield node.name, sum(not on_host(graph, name) for name in graph.digraph.successors(node.name))
 
 
+@rule("sum-readout", limits.READOUTS, 'train with readout "sum" or "spikes", or export for the target lava')
+def readouts_are_sums(graph: Graph) -> Iterator[tuple[str, int]]:
+    """The file says that the last layer is summed up, and whoever reads it does that."""
+    yield graph.output, int(graph.readout.kind == "membrane")
+
+
 @rule("no-dead-end", limits.DEAD_ENDS, "add --pass remove-unread-nodes")
 def no_dead_ends(graph: Graph) -> Iterator[tuple[str, int]]:
     """The one end of a network of netx is its readout."""
@@ -115,6 +121,7 @@ RULES: tuple[Rule, ...] = (
     no_concats,
     one_reader,
     no_dead_ends,
+    readouts_are_sums,
     bounded_lane_thresholds,
     scalar_thresholds,
     bounded_currents,

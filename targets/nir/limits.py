@@ -20,6 +20,12 @@ NORMS = Limit(
     "nodes that normalise",
     "nir 1.0.8, ir/linear.py: weights and scales are constants, no node divides by what it receives",
 )
+READOUTS = Limit(
+    "readouts that decay",
+    0,
+    "membranes",
+    "nir 1.0.8, ir/neuron.py, LI: real numbers, while the readout's membrane rounds to 1/128 at every step",
+)
 TOKENS = Limit(
     "tokens read",
     1,

@@ -33,6 +33,12 @@ def norms(graph: Graph) -> Iterator[tuple[str, int]]:
             yield node.name, 1
 
 
+@rule("sum-readout", limits.READOUTS, 'train with readout "sum" or "spikes", or export for the target lava')
+def readouts_are_sums(graph: Graph) -> Iterator[tuple[str, int]]:
+    """The file ends with the readout's currents, which its reader sums up over time."""
+    yield graph.output, int(graph.readout.kind == "membrane")
+
+
 @rule("one-token", limits.TOKENS, "let each token go through the network by itself: only the readout's sum is of all")
 def read_tokens(graph: Graph) -> Iterator[tuple[str, int]]:
     """A token's value may depend on that token alone, since the file is the network of one."""
@@ -100,4 +106,13 @@ def _reach(own: Range) -> int:
     return int(np.maximum(np.abs(own.membrane_low), np.abs(own.membrane_high)).max())
 
 
-RULES: tuple[Rule, ...] = (multiplied_signals, norms, read_tokens, fractions, membranes, float32_steps, namesakes)
+RULES: tuple[Rule, ...] = (
+    multiplied_signals,
+    norms,
+    readouts_are_sums,
+    read_tokens,
+    fractions,
+    membranes,
+    float32_steps,
+    namesakes,
+)

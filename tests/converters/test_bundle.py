@@ -161,15 +161,15 @@ def test_a_file_that_is_not_listed_is_refused_and_a_hidden_one_ignored(bundle):
 
 
 def test_a_newer_schema_is_refused(bundle):
-    change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 5))
-    with pytest.raises(BundleError, match=r"manifest\.json: schema 5 is newer than 4"):
+    change_manifest(bundle.folder, lambda manifest: manifest.__setitem__("schema", 6))
+    with pytest.raises(BundleError, match=r"manifest\.json: schema 6 is newer than 5"):
         read_bundle(bundle.folder)
 
 
 def test_a_newer_graph_schema_is_refused(bundle):
-    structure = graph_to_plain(bundle.graph).structure | {"schema": 5}
+    structure = graph_to_plain(bundle.graph).structure | {"schema": 6}
     change_file(bundle.folder, "graph.json", json.dumps(structure).encode())
-    with pytest.raises(BundleError, match=r"graph\.json: schema 5 is newer than 4"):
+    with pytest.raises(BundleError, match=r"graph\.json: schema 6 is newer than 5"):
         read_bundle(bundle.folder)
 
 

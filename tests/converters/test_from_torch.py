@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import small_batch, small_model
 
+from converters.early_exit import EarlyExit
 from converters.execution import TokenBatch
 from converters.from_torch import graph_from_model, load_integer_model
 from converters.graph import GraphError
@@ -101,6 +102,17 @@ def test_saved_and_loaded_it_is_the_same_graph(tmp_path) -> None:
         for field in ("weight", "bias", "table", "position"):
             if getattr(node, field, None) is not None:
                 assert np.array_equal(getattr(node, field), getattr(again, field))
+
+
+def test_early_exit_is_the_references() -> None:
+    model = quantise(small_model())
+    graph, inputs = graph_from_model(model), small_batch()
+    batch, names = TokenBatch(inputs["input_ids"].numpy(), inputs["attention_mask"].numpy()), tuple(graph.features)
+    early_exit = EarlyExit(margin=190)
+    expected = ReferenceEngine(graph, early_exit).run(batch, names)
+    assert len(set(expected.timesteps.tolist())) > 1
+    comparison = compare(graph, expected, TorchEngine(graph, model, early_exit).run(batch, names))
+    assert comparison.mismatches == 0, comparison.first_mismatch
 
 
 def test_the_torch_engine_names_an_unknown_node() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import resource
+from dataclasses import replace
 
 import pytest
 
@@ -47,8 +48,28 @@ def test_parquet(tmp_path, rows):
         write(BAD)
     table = read_table(path).to_pylist()
     assert len(table) == rows + 1
-    assert all(row == vars(GOOD) | {"logits": [-3, 12]} for row in table[:-1])
-    assert table[-1] == vars(BAD) | {"logits": []}
+    good, bad = ({**vars(each), "logits": list(each.logits)} for each in (GOOD, BAD))
+    del good["timesteps"], bad["timesteps"]
+    assert all(row == good for row in table[:-1])
+    assert table[-1] == bad
+
+
+@pytest.mark.parametrize("name", ["out.tsv", "out.jsonl", "out.parquet"])
+def test_with_an_early_exit_timesteps_have_a_column(tmp_path, name):
+    path = tmp_path / name
+    with predictions_file(path, NAMES, timesteps=True) as write:
+        write(replace(GOOD, timesteps=3))
+        write(BAD)
+    if name == "out.parquet":
+        from pyarrow.parquet import read_table
+
+        assert [row["timesteps"] for row in read_table(path).to_pylist()] == [3, None]
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if name == "out.jsonl":
+        assert [json.loads(line).get("timesteps") for line in lines] == [3, None]
+    else:
+        assert [line.split("\t")[-1] for line in lines] == ["timesteps", "3", ""]
 
 
 @pytest.mark.parametrize("name", ["out.tsv", "out.jsonl"])
