@@ -57,4 +57,4 @@ NAMES = Limit(
     "nirtorch 2.6, utils.py, sanitize_name: `.` in a name becomes `_`, and the later node replaces the earlier",
 )
 
-LIMITS: tuple[Limit, ...] = (SIGNALS, NORMS, TOKENS, FRACTION, MEMBRANE, FLOAT32, NAMES)
+LIMITS: tuple[Limit, ...] = (SIGNALS, NORMS, READOUTS, TOKENS, FRACTION, MEMBRANE, FLOAT32, NAMES)

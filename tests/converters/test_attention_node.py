@@ -25,7 +25,7 @@ from converters.graph import (
 from converters.graph_text import graph_text
 from converters.model_card import sizes
 from converters.ranges import prove_ranges
-from converters.serialise import SCHEMA, PlainGraph, SerialiseError, graph_to_plain, plain_to_graph
+from converters.serialise import PlainGraph, SerialiseError, graph_to_plain, plain_to_graph
 from sim.reference import attention
 
 INPUTS = ("q", "k", "v")
@@ -118,7 +118,7 @@ def test_sizes_tell_both_where_they_are_used() -> None:
 
 def test_the_schema_is_as_old_as_the_graph_allows() -> None:
     assert graph_to_plain(graph_with()).structure["schema"] == 2
-    assert graph_to_plain(graph_with("xnor")).structure["schema"] == SCHEMA == 4
+    assert graph_to_plain(graph_with("xnor")).structure["schema"] == 4
     assert graph_to_plain(graph_with(bias=np.zeros((1, 2, 2), int))).structure["schema"] == 4
 
 

@@ -10,6 +10,7 @@ import pytest
 from machine_graphs import machine_graph
 from norm_cases import norm_graph
 from random_graphs import random_dag, random_graph, random_machine_dag
+from readout_cases import with_membrane
 
 from converters.graph import LIF, MEMBRANE_MAX, Attention, Graph, Readout, Source, Synapses
 from targets import legality
@@ -48,6 +49,7 @@ def attended(heads: int = 2, tokens: int = 3) -> Graph:
 CASES: dict[str, tuple[Graph, Graph, dict[str, int]]] = {
     "no-product": (chain(), attended(tokens=1), {"attention": 3}),
     "no-norm": (chain(), norm_graph(), {"up.norm": 1, "down.norm": 1}),
+    "sum-readout": (chain(), with_membrane(chain(), 0), {"readout": 1}),
     "one-token": (attended(tokens=1), attended(tokens=2), {"attention": 2}),
     "exact-decay": (chain(timesteps=8), chain(timesteps=9), {"neuron": 8}),
     "no-saturation": (
