@@ -14,6 +14,8 @@ nothing: the kernels wait for memory. Backward computes membranes again and must
 The T steps are `CHUNKS` times `STEPS`, the last chunk perhaps shorter. The steps of a chunk are written out one after
 another when compiled, since only so can their membranes be in registers; that takes minutes for many of them, so a
 long T has several chunks, and forward stores the membranes at the start of each, `starts` [CHUNKS, neurons] of WIDE.
+Beyond T there are no neurons: a mask from their number, because the interpreter of Triton 3.9 cannot join a block of
+truth values with a single one.
 
 A Python float comes to a kernel as float32 unless it is declared, hence "fp64". Triton wants that evaluated, so this
 file must not import `annotations` from `__future__`. Offsets may pass 2^31, hence int64.
@@ -85,7 +87,7 @@ def forward(
             tl.store(starts + chunk * neurons + place, membrane, mask=exists)
         for step in tl.static_range(STEPS):
             t = chunk * STEPS + step
-            mask = exists & (t < TIMESTEPS)
+            mask = place < tl.where(t < TIMESTEPS, neurons, 0)
             a = tl.load(current + t * current_stride + place, mask=mask, other=0.0).to(WIDE)
             v = clip(charge(membrane, a, keep, input_gain, TRUNCATE, REAL, WIDE), limit)
             spike = fires(v, threshold)
@@ -120,7 +122,7 @@ def backward(
         history = ()  # of each step the membrane before clip and reset
         for step in tl.static_range(STEPS):
             t = chunk * STEPS + step
-            mask = exists & (t < TIMESTEPS)
+            mask = place < tl.where(t < TIMESTEPS, neurons, 0)
             a = tl.load(current + t * current_stride + place, mask=mask, other=0.0).to(WIDE)
             charged = charge(membrane, a, keep, input_gain, TRUNCATE, REAL, WIDE)
             v = clip(charged, limit)
@@ -128,7 +130,7 @@ def backward(
             history = history + (charged,)  # noqa: RUF005, Triton knows no (*history, charged)
         for steps_after in tl.static_range(STEPS):
             t = chunk * STEPS + STEPS - 1 - steps_after
-            mask = exists & (t < TIMESTEPS)
+            mask = place < tl.where(t < TIMESTEPS, neurons, 0)
             charged = history[STEPS - 1 - steps_after]
             v = clip(charged, limit)
             above = rounded(v - threshold, REAL, WIDE).to(GRAD) / unit

@@ -43,7 +43,7 @@ def test_no_box_stands_on_another_and_every_edge_goes_down(seed: int) -> None:
         for x, y in route:
             boxes = [centre for centre in layout.centres.values() if centre[1] == y]
             assert all(abs(x - centre[0]) >= WIDTH / 2 + LANE / 2 + GAP - 1e-3 for centre in boxes)
-    assert all(WIDTH / 2 <= x <= layout.width - WIDTH / 2 for x, _ in layout.centres.values())
+    assert all(WIDTH / 2 - 1e-3 <= x <= layout.width - WIDTH / 2 + 1e-3 for x, _ in layout.centres.values())
 
 
 @pytest.mark.parametrize(
