@@ -39,7 +39,9 @@ class SpikeBertConfig(PretrainedConfig):
     intermediate_size        features between the two layers of the MLP
     max_position_embeddings  n_max, the most tokens of a text, [CLS] and [SEP] included
     timesteps                T
-    decay                    dv of every LIF, 0 .. 4095: a membrane keeps (4096 - dv) / 4096 of itself each step
+    decay                    dv, 0 .. 4095: a membrane keeps (4096 - dv) / 4096 of itself each step. One number for all
+                             neurons, or a list: of the encoder (and of the layer that mixes spike-coded positions in),
+                             then of each block
     encoder                  "lif": a neuron turns (token + position) current into spikes over T steps;
                              "sign": constant spikes where the current is >= 0 (the paper's)
     positions                learned positions in the encoder's current
@@ -74,7 +76,7 @@ class SpikeBertConfig(PretrainedConfig):
         intermediate_size: int = 1536,
         max_position_embeddings: int = 64,
         timesteps: int = 4,
-        decay: int = 2048,
+        decay: int | list[int] = 2048,
         encoder: str = "lif",
         positions: bool = True,
         position_spikes: int = 0,
@@ -117,6 +119,11 @@ class SpikeBertConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self._check()
 
+    @property
+    def decays(self) -> list[int]:
+        """dv of the encoder, then of each block."""
+        return self.decay if isinstance(self.decay, list) else [self.decay] * (1 + self.num_hidden_layers)
+
     def _check(self) -> None:
         choices = {
             "encoder": ENCODERS,
@@ -138,7 +145,6 @@ class SpikeBertConfig(PretrainedConfig):
             "max_position_embeddings": (2, None),
             "timesteps": (1, None),
             "position_spikes": (0, None),
-            "decay": (0, 4095),
             "attention_threshold": (0, 65535),
             "weight_bits": (2, 8),
         }
@@ -146,6 +152,14 @@ class SpikeBertConfig(PretrainedConfig):
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
                 raise ValueError(f"{name} is {value}, it must be {low} .. {'' if high is None else high}")
+        for decay in self.decays:
+            if not 0 <= decay <= 4095:
+                raise ValueError(f"decay is {self.decay}, it must be 0 .. 4095")
+        if len(self.decays) != 1 + self.num_hidden_layers:
+            raise ValueError(
+                f"decay is {self.decay}, it must be one number, or {1 + self.num_hidden_layers}: "
+                f"of the encoder and of {self.num_hidden_layers} blocks"
+            )
         if self.scalar_thresholds and self.norm != "none":
             raise ValueError(f"scalar_thresholds with norm '{self.norm}': only norm 'none' learns thresholds")
         widest = max(self.hidden_size, self.intermediate_size)

@@ -55,7 +55,7 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: SpikeBertConfig) -> None:
         super().__init__(config)
-        neuron = Neuron(config.decay, config.surrogate, config.surrogate_alpha)
+        neuron, *neurons = (Neuron(decay, config.surrogate, config.surrogate_alpha) for decay in config.decays)
         width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
         self.encoder = Encoder(
             config.vocab_size, width, config.max_position_embeddings, config.timesteps, neuron, config.encoder,
@@ -73,14 +73,14 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
                 inner,
                 heads,
                 config.attention_threshold,
-                neuron,
+                own,
                 config.attention_similarity,
                 position_bias_of(config),
                 norm,
                 scalar,
                 spikes_in=first + 2 * number,
             )
-            for number in range(config.num_hidden_layers)
+            for number, own in enumerate(neurons)
         )
         self.readout = Readout(width, config.num_labels)
         if config.mode == "integer":

@@ -49,7 +49,8 @@ class Student:
     intermediate_size: int = 1536
     n_max: int = 64
     timesteps: int = 4
-    decay: int = 2048
+    decay: int | list[int] = 2048
+    """of membranes: one number for all neurons, or a list: of the encoder, then of each layer (block)"""
     encoder: str = "lif"
     positions: bool = True
     position_spikes: int = 0
