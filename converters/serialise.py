@@ -5,7 +5,8 @@ strict: a field too many, too few or of the wrong type is refused; the numbers a
 
 Written is the oldest schema that can say it: 2, or 3 where a graph has one of the nodes that only passes make
 (`SINCE`), or 4 where it has a norm, an attention with a similarity other than "and" or with a bias, or spike-coded
-positions. Schema 1 is read too: there every weight takes a byte, however few bits it has.
+positions, or 5 where a neuron resets by subtraction or sends other spikes than bits. Schema 1 is read too: there every
+weight takes a byte, however few bits it has.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from converters.graph import (
 )
 from converters.nibbles import NIBBLE_BITS, pack, unpack
 
-SCHEMA = 4  # the newest; older ones are read
+SCHEMA = 5  # the newest; older ones are read
 PACKED_SINCE = (
     2  # the oldest that is written: from this schema on, weights of at most NIBBLE_BITS are stored two to a byte
 )
@@ -61,8 +62,13 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "product": {"heads": int},
     "readout": {"classes": int, "scale": (int, float)},
 }
-MORE_FIELDS_SINCE = 4  # from this schema on, nodes have the fields below too
-MORE_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {"attention": {"similarity": str, "bias_maps": int}}
+# op -> the schema from which on its nodes have more fields, and these
+MORE_FIELDS: dict[str, tuple[int, dict[str, type | tuple[type, ...]]]] = {
+    "attention": (4, {"similarity": str, "bias_maps": int}),
+    "lif": (5, {"reset": str, "spike": str, "cap": int}),
+    "source": (5, {"reset": str}),
+}
+CODE_SINCE = 4  # spike-coded positions
 SINCE = {"slice": 3, "concat": 3, "valid_lane": 3, "coincidence": 3, "relay": 3, "product": 3, "norm": 4}  # others: 1
 ARRAYS = ("weight", "bias", "threshold", "gamma", "beta")  # fields of nodes that stand in weights.safetensors
 PLAIN_NODES: dict[str, Callable[[str, tuple[str, ...]], Node]] = {  # those that are a name and inputs
@@ -127,13 +133,22 @@ def graph_to_plain(graph: Graph) -> PlainGraph:
 
 def schema_of(graph: Graph) -> int:
     """The schema a graph is written in."""
-    more = graph.source.code is not None or any(isinstance(node, Attention) and node.needs_lane for node in graph)
-    return max([PACKED_SINCE, MORE_FIELDS_SINCE if more else 1, *(SINCE.get(node.op, 1) for node in graph)])
+    code = CODE_SINCE if graph.source.code is not None else 1
+    more = [MORE_FIELDS[node.op][0] for node in graph if _needs_more_fields(node)]
+    return max([PACKED_SINCE, code, *more, *(SINCE.get(node.op, 1) for node in graph)])
+
+
+def _needs_more_fields(node: Node) -> bool:
+    """Whether one of the fields that came later is not what it is where it is not said."""
+    if isinstance(node, Source):
+        return node.reset != "zero"
+    return (isinstance(node, Attention) and node.needs_lane) or (isinstance(node, LIF) and not node.is_stock)
 
 
 def fields_of(op: str, schema: int) -> dict[str, type | tuple[type, ...]]:
     """The fields of a node beside name, op, inputs and features."""
-    return FIELDS[op] | (MORE_FIELDS.get(op, {}) if schema >= MORE_FIELDS_SINCE else {})
+    since, more = MORE_FIELDS.get(op, (SCHEMA, {}))
+    return FIELDS[op] | (more if schema >= since else {})
 
 
 def plain_to_graph(plain: PlainGraph) -> Graph:
@@ -249,7 +264,8 @@ def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder:
         table = take("table", encoder, "table")
         position, code = (take(field, encoder, field) if field in encoder else None for field in ("position", "code"))
         neuron = (entry["threshold"], entry["dv"], entry["shift"])
-        return Source(name, table, position, entry["kind"], *neuron, inputs=inputs, code=code)
+        options = {"reset": entry["reset"]} if "reset" in entry else {}
+        return Source(name, table, position, entry["kind"], *neuron, inputs=inputs, code=code, **options)
     if op == "attention":
         bias = take("bias", weights, f"{name}.bias") if entry.get("bias_maps", 0) else None
         return Attention(name, inputs, entry["heads"], entry.get("similarity", "and"), bias)
@@ -268,7 +284,8 @@ def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder:
         threshold = entry["threshold"]
         if threshold is None:
             threshold = take("threshold", weights, f"{name}.threshold")
-        return LIF(name, inputs, threshold, entry["dv"], entry["shift"])
+        options = {field: entry[field] for field in MORE_FIELDS["lif"][1] if field in entry}
+        return LIF(name, inputs, threshold, entry["dv"], entry["shift"], **options)
     weight, bias = take("weight", weights, f"{name}.weight"), take("bias", weights, f"{name}.bias")
     if op == "synapses":
         return Synapses(name, inputs, weight, bias, entry["weight_bits"])

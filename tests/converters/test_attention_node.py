@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from importlib import resources
 
 import fastjsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from json_schema import json_schema
 from pass_helpers import attention_graph, changed, with_after
 
 from converters.graph import (
@@ -25,7 +25,7 @@ from converters.graph import (
 from converters.graph_text import graph_text
 from converters.model_card import sizes
 from converters.ranges import prove_ranges
-from converters.serialise import SCHEMA, PlainGraph, SerialiseError, graph_to_plain, plain_to_graph
+from converters.serialise import PlainGraph, SerialiseError, graph_to_plain, plain_to_graph
 from sim.reference import attention
 
 INPUTS = ("q", "k", "v")
@@ -118,7 +118,7 @@ def test_sizes_tell_both_where_they_are_used() -> None:
 
 def test_the_schema_is_as_old_as_the_graph_allows() -> None:
     assert graph_to_plain(graph_with()).structure["schema"] == 2
-    assert graph_to_plain(graph_with("xnor")).structure["schema"] == SCHEMA == 4
+    assert graph_to_plain(graph_with("xnor")).structure["schema"] == 4
     assert graph_to_plain(graph_with(bias=np.zeros((1, 2, 2), int))).structure["schema"] == 4
 
 
@@ -164,7 +164,7 @@ def test_what_is_damaged_is_refused(plain: PlainGraph, message: str) -> None:
 
 def test_an_older_schema_has_no_such_fields() -> None:
     plain = written()
-    valid = fastjsonschema.compile(json.loads((resources.files("converters") / "graph.schema.json").read_text()))
+    valid = json_schema()
     valid(plain.structure)
     for structure in (plain.structure | {"schema": 3}, graph_to_plain(graph_with()).structure | {"schema": 4}):
         with pytest.raises(fastjsonschema.JsonSchemaException):

@@ -2,13 +2,13 @@
 
 import copy
 import json
-from importlib import resources
 
 import fastjsonschema
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from json_schema import json_schema
 from machine_graphs import machine_graph
 from norm_cases import norm_graph
 from random_graphs import MACHINE_KINDS, random_dag, random_graph, random_machine_dag
@@ -38,9 +38,9 @@ def assert_same(one: PlainGraph, other: PlainGraph) -> None:
 @pytest.mark.parametrize("change", [lambda graph: graph, with_vector_thresholds])
 @pytest.mark.parametrize("norms", [0.0, 0.5])
 @pytest.mark.parametrize("make", [random_graph, random_dag, random_machine_dag])
-@pytest.mark.parametrize("attention", ["plain", "any"])
-def test_round_trip(make, norms, change, seed, attention):
-    graph = change(make(np.random.default_rng(seed), norms=norms, attention=attention))
+@pytest.mark.parametrize(("attention", "neurons"), [("plain", "stock"), ("any", "stock"), ("plain", "any")])
+def test_round_trip(make, norms, change, seed, attention, neurons):
+    graph = change(make(np.random.default_rng(seed), norms=norms, attention=attention, neurons=neurons))
     plain = graph_to_plain(graph)
     through_json = PlainGraph(json.loads(json.dumps(plain.structure)), plain.weights, plain.encoder)
     json_schema()(through_json.structure)
@@ -179,7 +179,7 @@ BROKEN = {
     "a node is a number": lambda s: s["nodes"].__setitem__(2, 7),
     "schema is text": lambda s: s.__setitem__("schema", "1"),
     "schema zero": lambda s: s.__setitem__("schema", 0),
-    "a newer schema": lambda s: s.__setitem__("schema", 5),
+    "a newer schema": lambda s: s.__setitem__("schema", 6),
     "T beyond 32 bits": lambda s: s.__setitem__("T", 2**31),
     "n_max beyond 64 bits": lambda s: s.__setitem__("n_max", 10**400),
     "scale beyond a double": lambda s: s["nodes"][-1].__setitem__("scale", 10**400),
@@ -200,16 +200,21 @@ def test_broken_structure_is_refused_by_reader_and_schema(name):
 
 def test_a_newer_schema_is_named():
     plain = graph_to_plain(random_graph(np.random.default_rng(0), blocks=1))
-    with pytest.raises(SerialiseError, match="schema 5 is newer than 4"):
-        plain_to_graph(PlainGraph(plain.structure | {"schema": 5}, plain.weights, plain.encoder))
+    with pytest.raises(SerialiseError, match="schema 6 is newer than 5"):
+        plain_to_graph(PlainGraph(plain.structure | {"schema": 6}, plain.weights, plain.encoder))
 
 
 def coded_graph(rng):
     return random_graph(rng, blocks=1, code_features=3)
 
 
+def graph_of_any_neurons(rng):
+    return random_graph(rng, neurons="any")
+
+
 @pytest.mark.parametrize(
-    ("make", "schema"), [(random_graph, 2), (random_dag, 2), (random_machine_dag, 3), (coded_graph, 4)]
+    ("make", "schema"),
+    [(random_graph, 2), (random_dag, 2), (random_machine_dag, 3), (coded_graph, 4), (graph_of_any_neurons, 5)],
 )
 def test_the_oldest_schema_that_can_say_it_is_written(make, schema):
     for seed in range(3):
@@ -354,8 +359,3 @@ def test_the_stated_output_must_be_the_readout():
     plain.structure["output"] = "source"
     with pytest.raises(SerialiseError, match="output"):
         plain_to_graph(plain)
-
-
-def json_schema():
-    text = (resources.files("converters") / "graph.schema.json").read_text(encoding="utf-8")
-    return fastjsonschema.compile(json.loads(text))
