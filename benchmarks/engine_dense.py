@@ -49,8 +49,8 @@ def events(spikes: np.ndarray, weight: np.ndarray) -> Callable[[np.ndarray], Non
 
     def run(currents: np.ndarray) -> None:
         kernels.synapses(
-            x, packed, 1, bias, False, False, True, level, np.float32(0), places, nothing, currents, index, lists,
-            np.zeros(0, np.int64), np.zeros(len(packed), np.int64),
+            x, packed, 1, bias, False, False, True, False, level, np.float32(0), places, nothing, currents, index,
+            lists, np.zeros(0, np.int64), np.zeros(len(packed), np.int64),
         )  # fmt: skip
 
     return run
