@@ -21,6 +21,13 @@ NORMS = Limit(
     "nodes that normalise",
     "lava-dl 0.6.0, netx/hdf5.py, Network._create: layers are input, conv, dense, dense_rec and dense_comp",
 )
+NEURON_RULES = Limit(
+    "neurons of another rule",
+    0,
+    "neurons",
+    "lava-dl 0.6.0, netx/hdf5.py, Network.get_neuron_params: a neuron is Lava's LIF or LIFReset, which reset to 0 and "
+    "send bits",
+)
 ADDS = Limit(
     "residuals",
     0,
@@ -67,4 +74,15 @@ LOST_WEIGHTS = Limit(
     "lava-nc 0.10.0, utils/weightutils.py, clip_weights cuts to -255",
 )
 
-LIMITS = (PRODUCTS, NORMS, ADDS, CONCATS, READERS, DEAD_ENDS, LANE_THRESHOLD, EMPTY_MATRICES, LOST_WEIGHTS)
+LIMITS = (
+    PRODUCTS,
+    NORMS,
+    NEURON_RULES,
+    ADDS,
+    CONCATS,
+    READERS,
+    DEAD_ENDS,
+    LANE_THRESHOLD,
+    EMPTY_MATRICES,
+    LOST_WEIGHTS,
+)

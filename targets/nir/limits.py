@@ -20,6 +20,12 @@ NORMS = Limit(
     "nodes that normalise",
     "nir 1.0.8, ir/linear.py: weights and scales are constants, no node divides by what it receives",
 )
+NEURON_RULES = Limit(
+    "neurons of another rule",
+    0,
+    "neurons",
+    "nir 1.0.8, ir/neuron.py, IF and LIF: z is 0 or 1, and v is v_reset where z = 1",
+)
 TOKENS = Limit(
     "tokens read",
     1,
@@ -51,4 +57,4 @@ NAMES = Limit(
     "nirtorch 2.6, utils.py, sanitize_name: `.` in a name becomes `_`, and the later node replaces the earlier",
 )
 
-LIMITS: tuple[Limit, ...] = (SIGNALS, NORMS, TOKENS, FRACTION, MEMBRANE, FLOAT32, NAMES)
+LIMITS: tuple[Limit, ...] = (SIGNALS, NORMS, NEURON_RULES, TOKENS, FRACTION, MEMBRANE, FLOAT32, NAMES)

@@ -33,6 +33,14 @@ def norms(graph: Graph) -> Iterator[tuple[str, int]]:
             yield node.name, 1
 
 
+@rule("stock-neuron", limits.NEURON_RULES, "train with reset zero and spike binary, or export it for the target lava")
+def stock_neurons(graph: Graph) -> Iterator[tuple[str, int]]:
+    """NIR's neurons are set to one value where they fire, and send 1. None takes its threshold off, none sends more."""
+    for node in graph:
+        if isinstance(node, LIF):
+            yield node.name, int(not node.is_stock)
+
+
 @rule("one-token", limits.TOKENS, "let each token go through the network by itself: only the readout's sum is of all")
 def read_tokens(graph: Graph) -> Iterator[tuple[str, int]]:
     """A token's value may depend on that token alone, since the file is the network of one."""
@@ -100,4 +108,13 @@ def _reach(own: Range) -> int:
     return int(np.maximum(np.abs(own.membrane_low), np.abs(own.membrane_high)).max())
 
 
-RULES: tuple[Rule, ...] = (multiplied_signals, norms, read_tokens, fractions, membranes, float32_steps, namesakes)
+RULES: tuple[Rule, ...] = (
+    multiplied_signals,
+    norms,
+    stock_neurons,
+    read_tokens,
+    fractions,
+    membranes,
+    float32_steps,
+    namesakes,
+)
