@@ -9,6 +9,9 @@ from transformers import PretrainedConfig
 ENCODERS = ("lif", "sign")
 MODES = ("float", "integer")
 SURROGATES = ("atan", "sigmoid")
+RESETS = ("zero", "subtract")
+SPIKES = ("binary", "graded", "ternary")
+CAP_MAX = 255  # of a graded spike; the graph's own constant (tests compare them)
 NORM_FEATURES_MAX = 2**14  # of norms "layer" and "rms"; the graph's own constant (tests compare them)
 NORMS = ("batch", "layer", "rms", "none")
 SIMILARITIES = ("and", "xnor")
@@ -42,6 +45,12 @@ class SpikeBertConfig(PretrainedConfig):
     decay                    dv, 0 .. 4095: a membrane keeps (4096 - dv) / 4096 of itself each step. One number for all
                              neurons, or a list: of the encoder (and of the layer that mixes spike-coded positions in),
                              then of each block
+    reset                    of a membrane that fires: "zero", or "subtract": it loses its threshold and goes on with
+                             the rest
+    spike                    what neurons send: "binary" (0 or 1), "graded" (0 .. spike_cap, how many thresholds the
+                             membrane is above) or "ternary" (-1, 0, 1). The encoder, and those of query, key and value,
+                             of which attention counts matches, send binary ones whatever it is
+    spike_cap                the largest graded spike, 2 .. 255; 1 of others
     encoder                  "lif": a neuron turns (token + position) current into spikes over T steps;
                              "sign": constant spikes where the current is >= 0 (the paper's)
     positions                learned positions in the encoder's current
@@ -89,6 +98,9 @@ class SpikeBertConfig(PretrainedConfig):
         attention_position: str = "none",
         norm: str = "batch",
         scalar_thresholds: bool = False,
+        reset: str = "zero",
+        spike: str = "binary",
+        spike_cap: int = 1,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -99,6 +111,9 @@ class SpikeBertConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.timesteps = timesteps
         self.decay = decay
+        self.reset = reset
+        self.spike = spike
+        self.spike_cap = spike_cap
         self.encoder = encoder
         self.positions = positions
         self.position_spikes = position_spikes
@@ -126,6 +141,8 @@ class SpikeBertConfig(PretrainedConfig):
 
     def _check(self) -> None:
         choices = {
+            "reset": RESETS,
+            "spike": SPIKES,
             "encoder": ENCODERS,
             "mode": MODES,
             "surrogate": SURROGATES,
@@ -152,6 +169,9 @@ class SpikeBertConfig(PretrainedConfig):
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
                 raise ValueError(f"{name} is {value}, it must be {low} .. {'' if high is None else high}")
+        least, most = (2, CAP_MAX) if self.spike == "graded" else (1, 1)
+        if not least <= self.spike_cap <= most:
+            raise ValueError(f"spike_cap is {self.spike_cap}, of {self.spike} spikes it must be {least} .. {most}")
         for decay in self.decays:
             if not 0 <= decay <= 4095:
                 raise ValueError(f"decay is {self.decay}, it must be 0 .. 4095")

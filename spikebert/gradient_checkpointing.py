@@ -40,17 +40,18 @@ def checkpointed(layer: nn.Module, x: Spikes, checkpoint: Checkpoint = RECOMPUTE
     if _open.get() is not None:
         raise RuntimeError(f"a checkpointed {type(layer).__name__} within a checkpointed layer: checkpoint one of them")
     packing, maximum, maker = x.packing, x.maximum, x.maker  # `run` is kept until backward, and must not keep x
-    notes = Notes()
-    kind: list[tuple[int, nn.Module | None]] = []
+    signed, notes = x.signed, Notes()
+    kind: list[tuple[int, nn.Module | None, bool]] = []
 
     def run(values: Tensor) -> Tensor:
         with notes.open():
-            result = layer(Spikes(values, packing, maximum, maker))
-        kind.append((result.maximum, result.maker))
+            result = layer(Spikes(values, packing, maximum, maker, signed=signed))
+        kind.append((result.maximum, result.maker, result.signed))
         return result.values
 
     values = checkpoint(run, x.values)
-    return Spikes(values, packing, *kind[0])
+    own_maximum, own_maker, own_signed = kind[0]
+    return Spikes(values, packing, own_maximum, own_maker, signed=own_signed)
 
 
 class Notes:

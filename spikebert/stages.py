@@ -86,6 +86,9 @@ ADDED = {
         "attention_similarity": "and",
         "attention_position": "none",
         "position_spikes": 0,
+        "reset": "zero",
+        "spike": "binary",
+        "spike_cap": 1,
     }
 }
 # The files that do, known by their sha256.
@@ -440,6 +443,9 @@ class Training:
                 max_position_embeddings=options.n_max,
                 timesteps=options.timesteps,
                 decay=options.decay,
+                reset=options.reset,
+                spike=options.spike,
+                spike_cap=options.spike_cap,
                 encoder=options.encoder,
                 positions=options.positions,
                 position_spikes=options.position_spikes,
