@@ -81,7 +81,8 @@ def golden_dtype(graph: Graph, name: str) -> type:
 
 def make_golden(graph: Graph, batch: TokenBatch, execution: Execution) -> Golden:
     """A `Golden` from what the reference did with `batch`, run with `observe=golden_nodes(graph)`."""
-    spikes = {name: execution.values[name].astype(golden_dtype(graph, name)) for name in golden_nodes(graph)}
+    names = golden_nodes(graph)
+    spikes: dict[str, np.ndarray] = {name: execution.values[name].astype(golden_dtype(graph, name)) for name in names}
     return Golden(batch, execution.logits.astype(np.int64), spikes)
 
 
@@ -501,7 +502,7 @@ def _golden_from_tensors(tensors: dict[str, np.ndarray], graph: Graph, schema: i
         recorded = np.ones_like(recorded)
     elif not recorded[:, -1].any():  # padding takes no room in this file, but in memory
         raise ValueError(f"{batch.ids.shape[1]} tokens, but no sample has as many")
-    spikes = {}
+    spikes: dict[str, np.ndarray] = {}
     for name in nodes:
         dtype = golden_dtype(graph, name)
         held = _typed(tensors, f"spikes.{name}", dtype)

@@ -395,7 +395,7 @@ def graded_lif(
         counts[:] = 0
     spikes[:] = 0
     below = spikes.shape[3] // 2  # words, where those below 0 begin
-    limit = np.int64(MEMBRANE_MAX)
+    limit, most = np.int64(MEMBRANE_MAX), np.int64(cap)
     for r in range(spikes.shape[1]):
         for j in range(level.shape[0]):
             w, bit, at = j // BLOCK, np.uint64(j % BLOCK), level[j]
@@ -407,7 +407,7 @@ def graded_lif(
                 cuts[w] += v != charged
                 sent, word = np.int64(0), w
                 if v > at:
-                    sent = min(cap, (v - 1) // at) if at > 0 else cap
+                    sent = min(most, (v - 1) // at) if at > 0 else most
                 elif ternary and v < -at:
                     sent, word = np.int64(-1), below + w
                 if sent != 0:

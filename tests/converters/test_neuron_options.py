@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import fastjsonschema
 import numpy as np
@@ -238,11 +239,21 @@ def test_a_bundle_keeps_golden_spikes_of_any_size(tmp_path, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_lanes_are_laid_out_around_graded_neurons(kind: Kind) -> None:
-    """A graded neuron would send more than 1 on a lane; run_passes proves the rest."""
+def test_lanes_are_carried_by_bits_alone(kind: Kind) -> None:
+    """A graded neuron would send more than 1 on a lane, a ternary one might send -1; run_passes proves the rest."""
     laid = run_passes(rule_graph(kind), [LayOutBiasLanes()], BATCH, INTERPRETERS).graph
     widened = laid.features["up.lif"] > 6 or laid.features["out.lif"] > 6
-    assert widened == (kind[1] != "graded")
+    assert widened == (kind[1] == "binary")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_an_attention_that_needs_a_lane_finds_one_behind_any_neuron(kind: Kind) -> None:
+    graph = rule_graph(kind)
+    nodes = [replace(node, similarity="xnor") if isinstance(node, Attention) else node for node in graph]
+    xnor = Graph(graph.timesteps, graph.n_max, tuple(nodes))
+    laid = run_passes(xnor, [LayOutBiasLanes()], BATCH, INTERPRETERS).graph
+    attention = laid["attention"]
+    assert isinstance(attention, Attention) and attention.lane is not None
 
 
 def test_query_key_and_value_that_reset_otherwise_stay_apart() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuron_cases import KINDS, OTHERS, Kind, drives, naive_neuron
+from neuron_cases import KINDS, Kind, drives, naive_neuron
 from small_models import small_batch, small_config, small_model
 from torch import nn
 
