@@ -642,13 +642,8 @@ class Graph:
 
     @cached_property
     def signed(self) -> frozenset[str]:
-        """The spiking nodes whose values may be below 0: ternary neurons, and what is made of any of them."""
-        found: set[str] = set()
-        for node in self.nodes:
-            passes_on = isinstance(node, (Add, Slice, Concat)) and not found.isdisjoint(node.inputs)
-            if passes_on or (isinstance(node, LIF) and node.spike == "ternary"):
-                found.add(node.name)
-        return frozenset(found)
+        """The spiking nodes of which some feature may be below 0."""
+        return frozenset(name for name, features in self.feature_signed.items() if features.any())
 
     @cached_property
     def value_max(self) -> dict[str, int]:
@@ -747,9 +742,6 @@ def _check_node(graph: Graph, node: Node) -> None:
     if isinstance(node, Product):
         scores = graph.n_max * node.heads
         _require(widths[0] == scores, node.name, f"its scores have {widths[0]} features, not n_max * heads = {scores}")
-        _require(node.inputs[0] not in graph.signed, node.name, f"its scores '{node.inputs[0]}' may be negative")
-    if isinstance(node, Relay):
-        _require(_never_negative(graph, node.inputs[0]), node.name, f"the current '{node.inputs[0]}' may be negative")
 
 
 def _check_norm(graph: Graph, node: Norm) -> None:
@@ -787,6 +779,11 @@ def _check_bounds(graph: Graph) -> None:
             most, signed = int(graph.feature_max[lane][0]), bool(graph.feature_signed[lane][0])
             _require(most == 1, node.name, f"its lane '{lane}' may reach {most}, a valid lane is 0 or 1")
             _require(not signed, node.name, f"its lane '{lane}' may be -1, a valid lane is 0 or 1")
+        if isinstance(node, Relay):
+            own = node.inputs[0]
+            _require(_never_negative(graph, own), node.name, f"the current '{own}' may be negative")
+        if isinstance(node, Product):
+            _require(node.inputs[0] not in graph.signed, node.name, f"its scores '{node.inputs[0]}' may be negative")
         if isinstance(node, CURRENTS):
             reach = graph.value_max[node.name]
             _require(

@@ -405,7 +405,8 @@ class _Worker:
             x, width = share.spikes[name], self.graph.features[name]
             start, stop = (node.start, node.stop) if isinstance(node, Slice) else (0, width)
             count = stop - start
-            for half in range(2 if name in self.graph.signed else 1):  # values above 0, and those below
+            below = {name, node.name} <= self.graph.signed
+            for half in range(1 + below):  # values above 0, and those below
                 of = start + half * blocks_of(width) * BLOCK
                 to = at + half * blocks_of(self.graph.features[node.name]) * BLOCK
                 wiring.copy_features(x.planes, of, count, out.planes, to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 
 import fastjsonschema
@@ -36,6 +37,9 @@ from converters.passes.merge_query_key_value import MergeQueryKeyValue
 from converters.passes.run import run_passes
 from converters.ranges import prove_ranges
 from converters.serialise import PlainGraph, SerialiseError, graph_to_plain, plain_to_graph
+from sim.fast.engine import FastEngine
+from sim.reference import ReferenceEngine
+from sim.verify import compare
 
 
 def lif(**options: object) -> LIF:
@@ -139,7 +143,7 @@ def test_what_may_be_below_zero_is_no_lane_no_score_and_no_relay() -> None:
 def test_signs_are_known_feature_by_feature() -> None:
     graph = with_more(("zero", "ternary", 1), Concat("both", ("q.lif", "out.lif")), Slice("bits", ("both",), 0, 6))
     assert graph.feature_signed["both"].tolist() == [False] * 6 + [True] * 6
-    assert not graph.feature_signed["bits"].any()
+    assert not graph.feature_signed["bits"].any() and graph.signed >= {"both"} and "bits" not in graph.signed
     with pytest.raises(GraphError, match="different widths"):  # is said as such
         with_more(("zero", "ternary", 1), Concat("both", ("q.lif", "out.lif")), Add("wrong", ("both", "out.lif")))
 
@@ -248,12 +252,24 @@ def test_lanes_are_carried_by_bits_alone(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_an_attention_that_needs_a_lane_finds_one_behind_any_neuron(kind: Kind) -> None:
+    """Of a second attention it is the lane beside a sum, which itself may be below 0."""
     graph = rule_graph(kind)
+    again = [
+        replace(graph[f"{name}{end}"], name=f"{name}2{end}", inputs=("again",) if end == "" else (f"{name}2",))
+        for name in "qkv"
+        for end in ("", ".lif")
+    ]
+    attention = Attention("second", ("q2.lif", "k2.lif", "v2.lif"), 2, "xnor")
+    last = [attention, LIF("second.lif", ("second",), 9), replace(graph.readout, inputs=("second.lif",))]
+    graph = Graph(graph.timesteps, graph.n_max, (*graph.nodes[:-1], *again, *last))
     nodes = [replace(node, similarity="xnor") if isinstance(node, Attention) else node for node in graph]
     xnor = Graph(graph.timesteps, graph.n_max, tuple(nodes))
     laid = run_passes(xnor, [LayOutBiasLanes()], BATCH, INTERPRETERS).graph
     attention = laid["attention"]
     assert isinstance(attention, Attention) and attention.lane is not None
+    with closing(FastEngine(laid, 1)) as engine:
+        names = [node.name for node in laid]
+        assert compare(laid, ReferenceEngine(laid).run(BATCH, names), engine.run(BATCH, names)).mismatches == 0
 
 
 def test_query_key_and_value_that_reset_otherwise_stay_apart() -> None:
