@@ -90,7 +90,7 @@ class Campaign:
         batch = make_batch(shape, np.random.default_rng(shape.seed))
         expected = run_reference(graph, batch)
         real = batch.mask == 1
-        self.rates[shape.kind] += [float((expected.values[name][:, real] > 0).mean()) for name in graph.spiking]
+        self.rates[shape.kind] += [float((expected.values[name][:, real] != 0).mean()) for name in graph.spiking]
         if "torch" in self.checks:
             self._compare(shape, "torch", graph, batch, lambda: TorchEngine(graph, model))
         if "fast" in self.checks:

@@ -49,9 +49,9 @@ def events(spikes: np.ndarray, weight: np.ndarray) -> Callable[[np.ndarray], Non
 
     def run(currents: np.ndarray) -> None:
         kernels.synapses(
-            x, packed, 1, bias, False, False, True, level, np.float32(0), places, nothing, currents, index, lists,
-            np.zeros(0, np.int64), np.zeros(len(packed), np.int64), np.zeros((0, 0), np.float32), np.zeros(0, np.int64),
-            True,
+            x, packed, 1, bias, False, False, True, False, level, np.float32(0), places, nothing, currents, index,
+            lists, np.zeros(0, np.int64), np.zeros(len(packed), np.int64), np.zeros((0, 0), np.float32),
+            np.zeros(0, np.int64), True,
         )  # fmt: skip
 
     return run

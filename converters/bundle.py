@@ -60,7 +60,7 @@ class Golden:
 
     batch  at most 8 samples
     logits int64 [B, classes]
-    spikes node name -> uint8 [T, B, N, D] of 0 and 1, for the source and every LIF
+    spikes node name -> [T, B, N, D], for the source and every LIF, of its `golden_dtype`
     """
 
     batch: TokenBatch
@@ -73,9 +73,16 @@ def golden_nodes(graph: Graph) -> tuple[str, ...]:
     return tuple(node.name for node in graph if isinstance(node, (Source, LIF)))
 
 
+def golden_dtype(graph: Graph, name: str) -> type:
+    """How recorded spikes are held: uint8 where they are bits, eight to a byte on disk, else int16."""
+    node = graph[name]
+    return np.int16 if isinstance(node, LIF) and node.spike != "binary" else np.uint8
+
+
 def make_golden(graph: Graph, batch: TokenBatch, execution: Execution) -> Golden:
     """A `Golden` from what the reference did with `batch`, run with `observe=golden_nodes(graph)`."""
-    spikes = {name: execution.values[name].astype(np.uint8) for name in golden_nodes(graph)}
+    names = golden_nodes(graph)
+    spikes: dict[str, np.ndarray] = {name: execution.values[name].astype(golden_dtype(graph, name)) for name in names}
     return Golden(batch, execution.logits.astype(np.int64), spikes)
 
 
@@ -344,7 +351,9 @@ def _copy_tokenizer(source: Path, destination: Path) -> None:
 def _golden_to_tensors(golden: Golden) -> dict[str, np.ndarray]:
     real = golden.batch.mask == 1
     tensors = {"ids": golden.batch.ids, "mask": golden.batch.mask, "logits": golden.logits}
-    return tensors | {f"spikes.{name}": np.packbits(spikes[:, real]) for name, spikes in golden.spikes.items()}
+    recorded = {name: spikes[:, real].reshape(-1) for name, spikes in golden.spikes.items()}
+    packed = {name: np.packbits(each) if each.dtype == np.uint8 else each for name, each in recorded.items()}
+    return tensors | {f"spikes.{name}": each for name, each in packed.items()}
 
 
 def _manifest(
@@ -493,15 +502,18 @@ def _golden_from_tensors(tensors: dict[str, np.ndarray], graph: Graph, schema: i
         recorded = np.ones_like(recorded)
     elif not recorded[:, -1].any():  # padding takes no room in this file, but in memory
         raise ValueError(f"{batch.ids.shape[1]} tokens, but no sample has as many")
-    spikes = {}
+    spikes: dict[str, np.ndarray] = {}
     for name in nodes:
-        packed = _typed(tensors, f"spikes.{name}", np.uint8)
+        dtype = golden_dtype(graph, name)
+        held = _typed(tensors, f"spikes.{name}", dtype)
         shape = (graph.timesteps, int(recorded.sum()), graph.features[name])  # [T, tokens, D]
-        count = math.prod(shape)
-        if packed.shape != (-(-count // 8),):
-            raise ValueError(f"spikes.{name} has shape {packed.shape}, {count} bits take {-(-count // 8)} bytes")
-        spikes[name] = np.zeros((graph.timesteps, *batch.ids.shape, graph.features[name]), np.uint8)
-        spikes[name][:, recorded] = np.unpackbits(packed, count=count).reshape(shape)
+        count, bits = math.prod(shape), dtype == np.uint8
+        size = -(-count // 8) if bits else count
+        if held.shape != (size,):
+            what = f"{count} bits take {size} bytes" if bits else f"its {count} values stand one after another"
+            raise ValueError(f"spikes.{name} has shape {held.shape}, {what}")
+        spikes[name] = np.zeros((graph.timesteps, *batch.ids.shape, graph.features[name]), dtype)
+        spikes[name][:, recorded] = (np.unpackbits(held, count=count) if bits else held).reshape(shape)
     return Golden(batch, logits, spikes)
 
 

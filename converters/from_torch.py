@@ -20,8 +20,10 @@ from spikebert.clipping import count_cut, scaled_weights
 from spikebert.commands import UserError
 from spikebert.layers import Encoder, SpikingAttention, SpikingLinear
 from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.neurons import LoihiLIF
 from spikebert.recording import Recording, RecordingError, Step, float_layers, record_one_token
 from spikebert.rounding import largest_weight
+from spikebert.spikes import Spikes
 
 
 def load_integer_model(folder: Path) -> SpikeBertForSequenceClassification:
@@ -71,23 +73,23 @@ def graph_from_model(model: nn.Module) -> Graph:
         raise GraphError(str(error)) from error
     if floats := float_layers(recording):
         raise GraphError(f"the model is in float mode ({_some(floats)}): spikebert.quantise makes its integer twin")
-    maxima = {step.output: step.spikes.maximum for step in recording.steps}
-    nodes = [node for step in recording.steps for node in _nodes(step, maxima)]
-    return Graph(recording.encoder.timesteps, recording.encoder.n_max, (*nodes, _readout(recording, maxima)))
+    spikes = {step.output: step.spikes for step in recording.steps}
+    nodes = [node for step in recording.steps for node in _nodes(step, spikes)]
+    return Graph(recording.encoder.timesteps, recording.encoder.n_max, (*nodes, _readout(recording, spikes)))
 
 
-def _nodes(step: Step, maxima: dict[str, int]) -> list[Node]:
-    """The nodes of one use of a layer. `maxima`: the largest value of every spiking node."""
+def _nodes(step: Step, spikes: dict[str, Spikes]) -> list[Node]:
+    """The nodes of one use of a layer. `spikes`: those of every spiking node."""
     layer = step.layer
     if isinstance(layer, Encoder):
         return [_source(step.name, layer)]
     if isinstance(layer, SpikingLinear):
-        return _linear(step, layer, maxima[step.inputs[0]])
+        return _linear(step, layer, spikes[step.inputs[0]])
     if isinstance(layer, SpikingAttention):
         position = layer.position_bias
         bias = None if position is None else _integers(position(position.n_max))
         current = Attention(step.name, step.inputs, layer.heads, layer.similarity, bias)
-        return [current, LIF(step.output, (step.name,), layer.threshold, layer.lif.decay)]
+        return [current, _lif(step.output, step.name, layer.threshold, layer.lif)]
     return [Add(step.name, step.inputs)]
 
 
@@ -96,25 +98,31 @@ def _source(name: str, encoder: Encoder) -> Source:
     position = None if encoder.position is None else _integers(encoder.round_position(encoder.position.weight))
     threshold = int(encoder.threshold) if encoder.kind == "lif" else 0
     code = None if encoder.code is None else _integers(encoder.code)
-    return Source(name, table, position, encoder.kind, threshold, encoder.lif.decay, code=code)
+    return Source(
+        name, table, position, encoder.kind, threshold, encoder.lif.decay, code=code, reset=encoder.lif.resets_to
+    )
 
 
-def _linear(step: Step, layer: SpikingLinear, input_max: int) -> list[Node]:
-    weight, bias = layer.integers(input_max)
+def _lif(name: str, current: str, threshold: int | np.ndarray, lif: LoihiLIF) -> LIF:
+    return LIF(name, (current,), threshold, lif.decay, reset=lif.resets_to, spike=lif.spike, cap=lif.cap)
+
+
+def _linear(step: Step, layer: SpikingLinear, x: Spikes) -> list[Node]:
+    weight, bias = layer.integers(x.maximum, x.signed)
     nodes: list[Node] = [Synapses(step.name, step.inputs, _integers(weight), _integers(bias), layer.weight_bits)]
     if norm := layer.norm_integers():
         gamma, beta = _integers(norm.gamma), _integers(norm.beta)
         nodes.append(Norm(step.norm_name, (step.name,), gamma, beta, norm.eps, norm.kind))
     levels = _integers(layer.thresholds)
     threshold = levels if levels.ndim else int(levels)
-    return [*nodes, LIF(step.output, (nodes[-1].name,), threshold, layer.lif.decay)]
+    return [*nodes, _lif(step.output, nodes[-1].name, threshold, layer.lif)]
 
 
-def _readout(recording: Recording, maxima: dict[str, int]) -> Readout:
-    layer, x = recording.readout, recording.readout_input
-    weight, bias = layer.integers(maxima[x])
-    kind, scale = layer.kind, 1.0 / float(layer.steps)
-    return Readout(recording.readout_name, (x,), _integers(weight), _integers(bias), scale, kind, layer.decay)
+def _readout(recording: Recording, spikes: dict[str, Spikes]) -> Readout:
+    layer, x = recording.readout, spikes[recording.readout_input]
+    weight, bias = layer.integers(x.maximum, x.signed)
+    arrays, scale = (_integers(weight), _integers(bias)), 1.0 / float(layer.steps)
+    return Readout(recording.readout_name, (recording.readout_input,), *arrays, scale, layer.kind, layer.decay)
 
 
 def _some(names: list[str]) -> str:

@@ -11,8 +11,9 @@ Letters: `T` timesteps, `B` samples, `N` tokens, `D` features, `H` heads. A valu
 `[T, B, N, D]`. `m [B, N]` is the attention mask, called the *valid lane*: 1 for every real token
 ([CLS] and [SEP] too), 0 for padding.
 
-Two kinds of value travel along the edges: *spikes* (0 or 1, or small sums of spikes, "graded") and
-*currents* (signed accumulators). Which node takes and gives which is checked when a `Graph` is made.
+Two kinds of value travel along the edges: *spikes* (0 or 1; small integers and their sums, "graded"; below 0 too
+where a neuron is "ternary") and *currents* (signed accumulators). Which node takes and gives which is checked when a
+`Graph` is made.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ SOURCE_KINDS = ("lif", "sign")
 SIMILARITIES = ("and", "xnor")  # of a query and a key
 NORM_KINDS = ("layer", "rms")
 READOUT_KINDS = ("sum", "membrane")
+RESETS = ("zero", "subtract")  # of a LIF that fires
+SPIKES = ("binary", "graded", "ternary")  # what a LIF sends
+CAP_MAX = 255  # of a graded spike: 8 bits
 NORM_FEATURES_MAX = 2**14  # D of a norm: D^2 * 65535^2 stays below 2^60
 NORM_EPS_MAX = 2**60
 GAMMA_FRACTION = 8  # bits of a norm's gamma behind the point
@@ -97,7 +101,8 @@ class Source:
 
     Current  `c[n, :] = m[n] * (table[id[n], :] + position[n, :])`, `n` counted from 0 with [CLS].
 
-    kind "lif"   the rule of `LIF` with `a[t] = c` at every `t`, and the threshold, dv and shift given here
+    kind "lif"   the rule of `LIF` with `a[t] = c` at every `t`, and the threshold, dv, shift and reset given here;
+                 its spikes are binary
     kind "sign"  `x[t, n, :] = m[n] * (c[n, :] >= 0)`, the same at every `t`; threshold and dv are unused
 
     Behind these D features stand P more where the model has spike-coded positions:
@@ -119,9 +124,11 @@ class Source:
     shift: int = SHIFT
     inputs: tuple[str, ...] = ()
     code: np.ndarray | None = None
+    reset: str = "zero"
 
     def __post_init__(self) -> None:
         _freeze_array(self, "table", 2, np.int8)
+        _require(self.reset in RESETS, self.name, f"reset '{self.reset}' is none of {RESETS}")
         _require(self.kind in SOURCE_KINDS, self.name, f"kind '{self.kind}' is none of {SOURCE_KINDS}")
         _require(self.inputs == (), self.name, "a source has no inputs")
         _check_neuron(self.name, self.threshold, self.dv, self.shift)
@@ -255,7 +262,7 @@ class Attention:
     bias               int32 [1 or heads, n_max, n_max], what the score has more for the places of query and key,
                        counted from 0 with [CLS]; one map for all heads, or one for each. None: no such thing
 
-    inputs are the names of q, k, v: each the output of a LIF, {0, 1}, all of the same `t`. Head `h` is
+    inputs are the names of q, k, v: each the output of a LIF whose spikes are binary, all of the same `t`. Head `h` is
     features `h*d .. (h+1)*d - 1`, `d = D / heads`. No softmax and no scale: the threshold of the LIF that
     follows absorbs it. A padded key has a silent v, so it takes no part. A padded query is silent too, but two silent
     tokens are equal, and a bias acts on a silent query as well: hence the valid lane m. A fourth input, spikes of one
@@ -301,18 +308,25 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class LIF:
-    """A leaky integrate-and-fire neuron. Current in, spikes out. At each `t`, in this order:
+    """A leaky integrate-and-fire neuron. Current in, spikes out. At each `t`, in this order, L = threshold * 2^shift:
 
     v = clip(decay(v) + a * 2^shift, -(2^23 - 1), 2^23 - 1)
-    s = v > threshold * 2^shift           strictly
-    v = 0 where s                         and v = 0 before each sample
+    s = what `spike` says of v            comparisons are strict
+    v = what `reset` says where s != 0    and v = 0 before each sample
     decay(v) = sign(v) * ((abs(v) * (4096 - dv)) >> 12)
 
-    This is Loihi's neuron with `du = 4095` (no current memory); Lava's own shift is 6 and its weights are
-    doubled, hence 7 here.
+    spike "binary"    s = v > L, 0 or 1
+    spike "graded"    s = at how many of j = 1 .. cap  v > j * L: min(cap, ceil(v / L) - 1) where v > 0 and L > 0
+    spike "ternary"   s = (v > L) - (v < -L), that is -1, 0 or 1
+    reset "zero"      v = 0
+    reset "subtract"  v = v - s * L: what is left goes on ("soft"). Below the cap that is 0 < v <= L
+
+    With "binary" and "zero" this is Loihi's neuron with `du = 4095` (no current memory); Lava's own shift is 6 and its
+    weights are doubled, hence 7 here.
 
     threshold int, or int32 [D]; accumulator units, 0 .. 65535 (a negative one would fire on padding)
     dv        int 0 .. 4095: 0 keeps the membrane, 2048 halves it, 4095 forgets nearly all
+    cap       of a graded spike 2 .. 255, else 1: the largest |s|
     """
 
     op: ClassVar[str] = "lif"
@@ -321,14 +335,28 @@ class LIF:
     threshold: int | np.ndarray
     dv: int = 0
     shift: int = SHIFT
+    reset: str = "zero"
+    spike: str = "binary"
+    cap: int = 1
 
     def __post_init__(self) -> None:
         _require(len(self.inputs) == 1, self.name, f"a LIF has one input, not {len(self.inputs)}")
+        _require(self.reset in RESETS, self.name, f"reset '{self.reset}' is none of {RESETS}")
+        _require(self.spike in SPIKES, self.name, f"spike '{self.spike}' is none of {SPIKES}")
+        if self.spike == "graded":
+            _require(2 <= self.cap <= CAP_MAX, self.name, f"cap {self.cap} of a graded spike is outside 2 .. {CAP_MAX}")
+        else:
+            _require(self.cap == 1, self.name, f"cap {self.cap} of a {self.spike} spike, which has 1")
         if isinstance(self.threshold, np.ndarray):
             _freeze_array(self, "threshold", 1, np.int32)
         else:
             object.__setattr__(self, "threshold", int(self.threshold))
         _check_neuron(self.name, self.threshold, self.dv, self.shift)
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether it resets to 0 and sends bits, as the stock neurons of Lava and of most programs do."""
+        return self.reset == "zero" and self.spike == "binary"
 
 
 @dataclass(frozen=True, eq=False)
@@ -573,7 +601,7 @@ class Graph:
         """The largest |value| of each feature of a node, int64 [D]: 1 for spikes, more for graded ones, proven for
         currents.
 
-        Synapses and readout: `max(positive w @ x_max, negative w @ x_max) + |bias|` of each row. Attention: see
+        Synapses and readout: see `accumulator_bounds`. Attention: see
         `attention_bounds`. Norm: `Norm.reach`.
         """
         bound: dict[str, np.ndarray] = {}
@@ -582,7 +610,7 @@ class Graph:
             if isinstance(node, Add):
                 bound[node.name] = np.sum(inputs, axis=0)
             elif isinstance(node, (Synapses, Readout)):
-                bound[node.name] = accumulator_bounds(node, inputs[0])
+                bound[node.name] = accumulator_bounds(node, inputs[0], self.feature_signed[node.inputs[0]])
             elif isinstance(node, Norm):
                 bound[node.name] = node.reach
             elif isinstance(node, Attention):
@@ -596,6 +624,8 @@ class Graph:
                 bound[node.name] = np.repeat(inputs[0], len(inputs[1]) // node.heads)
             elif isinstance(node, Relay):
                 bound[node.name] = inputs[0]
+            elif isinstance(node, LIF):
+                bound[node.name] = np.full(len(inputs[0]), node.cap, np.int64)
             else:
                 bound[node.name] = np.ones(self.features[node.name], np.int64)
             if not isinstance(node, CURRENTS):  # before the next sum of such sums can pass 64 bits
@@ -604,15 +634,48 @@ class Graph:
         return bound
 
     @cached_property
+    def feature_signed(self) -> dict[str, np.ndarray]:
+        """Which features of a spiking node may be below 0, bool [D]: those of ternary neurons, and sums of them."""
+        signed: dict[str, np.ndarray] = {}
+        for node in self.nodes:
+            if isinstance(node, CURRENTS):
+                continue
+            inputs = [signed[name] for name in node.inputs if name in signed]
+            if isinstance(node, Add):
+                signed[node.name] = np.any(inputs, axis=0)
+            elif isinstance(node, Slice):
+                signed[node.name] = inputs[0][node.start : node.stop]
+            elif isinstance(node, Concat):
+                signed[node.name] = np.concatenate(inputs)
+            else:
+                ternary = isinstance(node, LIF) and node.spike == "ternary"
+                signed[node.name] = np.full(self.features[node.name], ternary)
+        return signed
+
+    @cached_property
+    def signed(self) -> frozenset[str]:
+        """The spiking nodes of which some feature may be below 0."""
+        return frozenset(name for name, features in self.feature_signed.items() if features.any())
+
+    @cached_property
     def value_max(self) -> dict[str, int]:
         """The largest |value| each node can give: the largest of `feature_max`."""
         return {name: int(bound.max()) for name, bound in self.feature_max.items()}
 
 
-def accumulator_bounds(node: Synapses | Readout, input_max: int | np.ndarray) -> np.ndarray:
-    """The largest |a| of each row, int64 [out], for inputs `0 .. input_max`. Partial sums stay within it too."""
+def accumulator_bounds(
+    node: Synapses | Readout, input_max: int | np.ndarray, signed: bool | np.ndarray = False
+) -> np.ndarray:
+    """The largest |a| of each row, int64 [out], for inputs `0 .. input_max`. Partial sums stay within it too.
+
+    `max(positive w @ x_max, negative w @ x_max) + |bias|`; an input that is `signed`, `-input_max .. input_max`, may
+    bring |w| x_max to either sum.
+    """
     weight, reach = node.weight.astype(np.float64), np.broadcast_to(input_max, node.weight.shape[1]).astype(np.float64)
-    positive, negative = np.maximum(weight, 0) @ reach, np.maximum(-weight, 0) @ reach  # exact: far below 2^53
+    excites, inhibits = np.maximum(weight, 0), np.maximum(-weight, 0)
+    below = reach * signed
+    positive = excites @ reach + inhibits @ below  # exact: far below 2^53
+    negative = inhibits @ reach + excites @ below
     return np.maximum(positive, negative).astype(np.int64) + np.abs(node.bias.astype(np.int64))
 
 
@@ -682,15 +745,18 @@ def _check_node(graph: Graph, node: Node) -> None:
     if isinstance(node, (Attention, Coincidence, Product)):
         spikes = node.inputs[-1:] if isinstance(node, Product) else node.inputs[:3]
         others = [name for name in spikes if not _fires(graph, name)]
-        _require(not others, node.name, f"q, k and v are outputs of LIF nodes, {others} are not")
+        _require(
+            not others,
+            node.name,
+            f"q, k and v are outputs of LIF nodes, {others} are not"
+            + (": what they send is graded or ternary, and attention counts bits" if _are_lifs(graph, others) else ""),
+        )
     if isinstance(node, Attention) and node.bias is not None:
         places = node.bias.shape[1]
         _require(places == graph.n_max, node.name, f"bias is for {places} tokens, n_max is {graph.n_max}")
     if isinstance(node, Product):
         scores = graph.n_max * node.heads
         _require(widths[0] == scores, node.name, f"its scores have {widths[0]} features, not n_max * heads = {scores}")
-    if isinstance(node, Relay):
-        _require(_never_negative(graph[node.inputs[0]]), node.name, f"the current '{node.inputs[0]}' may be negative")
 
 
 def _check_norm(graph: Graph, node: Norm) -> None:
@@ -706,22 +772,33 @@ def _check_norm(graph: Graph, node: Norm) -> None:
 def _fires(graph: Graph, name: str) -> bool:
     """Whether a value is 0 or 1, made by LIF nodes alone."""
     node = graph[name]
-    return isinstance(node, LIF) or (
-        isinstance(node, (Slice, Concat)) and all(_fires(graph, producer) for producer in node.inputs)
-    )
+    if isinstance(node, LIF):
+        return node.spike == "binary"
+    return isinstance(node, (Slice, Concat)) and all(_fires(graph, producer) for producer in node.inputs)
 
 
-def _never_negative(node: Node) -> bool:
+def _are_lifs(graph: Graph, names: list[str]) -> bool:
+    return all(isinstance(graph[name], LIF) for name in names)
+
+
+def _never_negative(graph: Graph, name: str) -> bool:
+    node = graph[name]
     if isinstance(node, Synapses):
-        return bool(node.weight.min() >= 0 and node.bias.min() >= 0)
+        return node.inputs[0] not in graph.signed and bool(node.weight.min() >= 0 and node.bias.min() >= 0)
     return isinstance(node, Attention) and (node.bias is None or bool(node.bias.min() >= 0))
 
 
 def _check_bounds(graph: Graph) -> None:
     for node in graph:
         for lane in node.inputs[1:] if isinstance(node, Norm) else ():
-            most = int(graph.feature_max[lane][0])
+            most, signed = int(graph.feature_max[lane][0]), bool(graph.feature_signed[lane][0])
             _require(most == 1, node.name, f"its lane '{lane}' may reach {most}, a valid lane is 0 or 1")
+            _require(not signed, node.name, f"its lane '{lane}' may be -1, a valid lane is 0 or 1")
+        if isinstance(node, Relay):
+            own = node.inputs[0]
+            _require(_never_negative(graph, own), node.name, f"the current '{own}' may be negative")
+        if isinstance(node, Product):
+            _require(node.inputs[0] not in graph.signed, node.name, f"its scores '{node.inputs[0]}' may be negative")
         if isinstance(node, CURRENTS):
             reach = graph.value_max[node.name]
             _require(
@@ -732,8 +809,9 @@ def _check_bounds(graph: Graph) -> None:
             )
         if isinstance(node, Attention) and node.lane is not None:
             width, largest = graph.features[node.lane], graph.value_max[node.lane]
+            low = -largest if node.lane in graph.signed else 0
             _require(
-                width == 1 and largest <= 1,
+                width == 1 and largest <= 1 and low == 0,
                 node.name,
-                f"its fourth input is a lane, one feature of 0 and 1; '{node.lane}' has {width} of 0 .. {largest}",
+                f"its fourth input is a lane, one feature of 0 and 1; '{node.lane}' has {width} of {low} .. {largest}",
             )

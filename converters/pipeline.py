@@ -20,6 +20,7 @@ from converters.bundle import (
     Bundle,
     Golden,
     check_destination,
+    golden_dtype,
     golden_nodes,
     make_golden,
     write_bundle,
@@ -101,12 +102,12 @@ def run_reference(graph: Graph, batch: TokenBatch) -> Execution:
 
 
 def run_golden(graph: Graph, batch: TokenBatch) -> tuple[Execution, Observations]:
-    """What the reference does with the golden inputs: the spikes that a bundle records, in bytes, and what a report
+    """What the reference does with the golden inputs: the spikes that a bundle records, and what a report
     tells of every node. One sample after another, so that no more than the values of one are in memory."""
     names, done, seen = golden_nodes(graph), [], []
     for i in range(len(batch)):
         one = run_reference(graph, batch[i : i + 1])
-        done.append(Execution(one.logits, {name: one.values[name].astype(np.uint8) for name in names}))
+        done.append(Execution(one.logits, {name: one.values[name].astype(golden_dtype(graph, name)) for name in names}))
         seen.append(observe(graph, one, batch.mask[i : i + 1]))
     values = {name: np.concatenate([one.values[name] for one in done], axis=1) for name in names}
     return Execution(np.concatenate([one.logits for one in done]), values), reduce(operator.add, seen)

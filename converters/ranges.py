@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from converters.encoder import decay
+from converters.encoder import decay, fire
 from converters.graph import (
     ACCUMULATOR_MAX,
     CURRENTS,
@@ -156,7 +156,7 @@ def _range(graph: Graph, node: Node, inputs: list[Range]) -> Range:
     if isinstance(node, Attention):
         return _attention(graph, node, *inputs[:3])
     if isinstance(node, LIF):
-        return _lif(inputs[0], node.threshold, node.dv, node.shift, graph.timesteps)
+        return _lif(inputs[0], node.threshold, node.dv, node.shift, graph.timesteps, node.reset, node.spike, node.cap)
     if isinstance(node, Add):
         return Range(np.sum([x.low for x in inputs], axis=0), np.sum([x.high for x in inputs], axis=0))
     if isinstance(node, Concat):
@@ -186,7 +186,7 @@ def _source(graph: Graph, node: Source) -> Range:
     if node.kind == "sign":
         spikes = Range((low >= 0).astype(np.int64), (high >= 0).astype(np.int64))
     else:
-        spikes = _lif(Range(low, high), node.threshold, node.dv, node.shift, graph.timesteps)
+        spikes = _lif(Range(low, high), node.threshold, node.dv, node.shift, graph.timesteps, node.reset)
     return spikes if node.code is None else _with_code(spikes, node.code)
 
 
@@ -234,23 +234,48 @@ def _attention(graph: Graph, node: Attention, q: Range, k: Range, v: Range) -> R
     return Range(np.repeat(low, size) * v.high, np.repeat(high, size) * v.high)
 
 
-def _lif(a: Range, threshold: int | np.ndarray, dv: int, shift: int, timesteps: int) -> Range:
+def _lif(
+    a: Range,
+    threshold: int | np.ndarray,
+    dv: int,
+    shift: int,
+    timesteps: int,
+    reset: str = "zero",
+    spike: str = "binary",
+    cap: int = 1,
+) -> Range:
     """The rule of `LIF`, on intervals: the membrane as high, and as low, as it can be when it is charged at each t."""
     level = np.broadcast_to(np.asarray(threshold, np.int64) << shift, a.low.shape)
     low, high = np.zeros_like(a.low), np.zeros_like(a.low)  # of the membrane, between two timesteps
     lowest, highest = np.full_like(low, INT64_MAX), np.full_like(low, -INT64_MAX)
-    can_fire, must_fire = np.zeros(low.shape, bool), np.ones(low.shape, bool)
+    most, least = np.full_like(low, -cap), np.full_like(low, cap)  # of the spikes
     for _ in range(timesteps):
         charged_low, charged_high = decay(low, dv) + (a.low << shift), decay(high, dv) + (a.high << shift)
         lowest, highest = np.minimum(lowest, charged_low), np.maximum(highest, charged_high)
         charged_low, charged_high = _saturate(charged_low), _saturate(charged_high)
-        fires = charged_high > level
-        can_fire |= fires
-        must_fire &= charged_low > level
-        # what fired is 0, what did not is at most at its level
-        low = np.where(fires, np.minimum(charged_low, 0), charged_low)
-        high = np.where(fires, level, charged_high)
-    return Range(must_fire.astype(np.int64), can_fire.astype(np.int64), lowest, highest)
+        # what is sent rises with the membrane
+        least = np.minimum(least, fire(charged_low, level, spike, cap))
+        most = np.maximum(most, fire(charged_high, level, spike, cap))
+        low, high = _after_reset(charged_low, charged_high, level, reset, spike, cap)
+    return Range(least, most, lowest, highest)
+
+
+def _after_reset(
+    low: np.ndarray, high: np.ndarray, level: np.ndarray, reset: str, spike: str, cap: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of a membrane after it fired or did not: what did not is at most at its level, what did is 0, or
+    on the same side of 0 and less, at most at its level unless it was at more than `cap + 1` levels."""
+    lowest, highest = low, np.minimum(high, level)
+    if spike == "ternary":
+        lowest = np.maximum(low, -level)
+    if reset == "subtract":
+        highest = np.maximum(highest, high - cap * level)
+        lowest = np.minimum(lowest, low + level) if spike == "ternary" else lowest
+    fires_below = low < -level if spike == "ternary" else np.zeros(low.shape, bool)
+    return (
+        np.where(high > level, np.minimum(lowest, 0), lowest),
+        np.where(fires_below, np.maximum(highest, 0), highest),
+    )
 
 
 def _saturate(membrane: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ strict: a field too many, too few or of the wrong type is refused; the numbers a
 
 Written is the oldest schema that can say it: 2, or 3 where a graph has one of the nodes that only passes make
 (`SINCE`), or 4 where it has a norm, an attention with a similarity other than "and" or with a bias, or spike-coded
-positions, or 5 where its readout is a membrane. Schema 1 is read too: there every weight takes a byte, however few bits
-it has.
+positions, or 5 where a neuron resets by subtraction or sends other spikes than bits, or the readout is a membrane.
+Schema 1 is read too: there every weight takes a byte, however few bits it has.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
 MORE_FIELDS: dict[str, tuple[int, dict[str, type | tuple[type, ...]]]] = {
     "attention": (4, {"similarity": str, "bias_maps": int}),
     "readout": (5, {"kind": str, "dv": int}),
+    "lif": (5, {"reset": str, "spike": str, "cap": int}),
+    "source": (5, {"reset": str}),
 }
 CODE_SINCE = 4  # spike-coded positions
 SINCE = {"slice": 3, "concat": 3, "valid_lane": 3, "coincidence": 3, "relay": 3, "product": 3, "norm": 4}  # others: 1
@@ -139,9 +141,11 @@ def schema_of(graph: Graph) -> int:
 
 def _needs_more_fields(node: Node) -> bool:
     """Whether one of the fields that came later is not what it is where it is not said."""
+    if isinstance(node, Source):
+        return node.reset != "zero"
     if isinstance(node, Readout):
         return node.kind != "sum"
-    return isinstance(node, Attention) and node.needs_lane
+    return (isinstance(node, Attention) and node.needs_lane) or (isinstance(node, LIF) and not node.is_stock)
 
 
 def fields_of(op: str, schema: int) -> dict[str, type | tuple[type, ...]]:
@@ -263,7 +267,8 @@ def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder:
         table = take("table", encoder, "table")
         position, code = (take(field, encoder, field) if field in encoder else None for field in ("position", "code"))
         neuron = (entry["threshold"], entry["dv"], entry["shift"])
-        return Source(name, table, position, entry["kind"], *neuron, inputs=inputs, code=code)
+        options = {"reset": entry["reset"]} if "reset" in entry else {}
+        return Source(name, table, position, entry["kind"], *neuron, inputs=inputs, code=code, **options)
     if op == "attention":
         bias = take("bias", weights, f"{name}.bias") if entry.get("bias_maps", 0) else None
         return Attention(name, inputs, entry["heads"], entry.get("similarity", "and"), bias)
@@ -282,7 +287,8 @@ def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder:
         threshold = entry["threshold"]
         if threshold is None:
             threshold = take("threshold", weights, f"{name}.threshold")
-        return LIF(name, inputs, threshold, entry["dv"], entry["shift"])
+        options = {field: entry[field] for field in MORE_FIELDS["lif"][1] if field in entry}
+        return LIF(name, inputs, threshold, entry["dv"], entry["shift"], **options)
     weight, bias = take("weight", weights, f"{name}.weight"), take("bias", weights, f"{name}.bias")
     if op == "synapses":
         return Synapses(name, inputs, weight, bias, entry["weight_bits"])

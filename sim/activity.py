@@ -77,7 +77,8 @@ def _count_cuts(graph: Graph, neuron: Saturable, values: Mapping[str, np.ndarray
         current = np.repeat(source_current(node, batch)[None], graph.timesteps, axis=0)
     else:
         current = _current(graph, node.inputs[0], values, batch)
-    return count_saturations(current[..., neuron.features], neuron.threshold, node.dv, node.shift)
+    options = (node.reset, node.spike, node.cap) if isinstance(node, LIF) else (node.reset,)
+    return count_saturations(current[..., neuron.features], neuron.threshold, node.dv, node.shift, *options)
 
 
 def _current(graph: Graph, name: str, values: Mapping[str, np.ndarray], batch: TokenBatch) -> np.ndarray:
@@ -120,7 +121,7 @@ def _count_linear(x: np.ndarray, weight: np.ndarray) -> NodeActivity:
     """x [T, B, N, in], weight [out, in]: each nonzero x[..., i] reaches the nonzero weights of column i."""
     fan_out = np.count_nonzero(weight, axis=0)  # [in]
     events = np.count_nonzero(x, axis=(0, 1, 2))  # [in]
-    payload = x.sum(axis=(0, 1, 2), dtype=np.int64)  # [in]
+    payload = np.abs(x).sum(axis=(0, 1, 2), dtype=np.int64)  # [in]
     return NodeActivity(synaptic_operations=int(events @ fan_out), weighted_operations=int(payload @ fan_out))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from converters.encoder import decay, encode
+from converters.encoder import decay, encode, fire, reset_membrane
 from converters.execution import Execution, TokenBatch
 from converters.graph import LIF, MEMBRANE_MAX, Graph, Node, Source
 from converters.readout import logits_of
@@ -72,6 +72,7 @@ def _fire(
     if step % reset.interval_steps == reset.offset_steps % reset.interval_steps:
         membrane = np.zeros_like(current)
     charged = np.clip(decay(membrane, node.dv) + (current << node.shift), -MEMBRANE_MAX, MEMBRANE_MAX)
-    spikes = (charged > np.asarray(node.threshold, np.int64) << node.shift).astype(np.int64)
-    membranes[node.name] = np.where(spikes == 1, 0, charged)
+    level = np.asarray(node.threshold, np.int64) << node.shift
+    spikes = fire(charged, level, node.spike, node.cap)
+    membranes[node.name] = reset_membrane(charged, level, spikes, node.reset)
     return spikes

@@ -84,13 +84,17 @@ class Column:
 def value_dtype(graph: Graph, node: str) -> np.dtype:
     """The smallest integers that hold whatever is proven to be possible for a node: uint8 for plain spikes."""
     signed: tuple[type, ...] = (np.int8, np.int16, np.int32)
-    types = signed if gives_currents(graph, node) else (np.uint8, np.uint16, np.uint32)
+    types = signed if _may_be_negative(graph, node) else (np.uint8, np.uint16, np.uint32)
     return next(np.dtype(each) for each in types if graph.value_max[node] <= np.iinfo(each).max)
+
+
+def _may_be_negative(graph: Graph, node: str) -> bool:
+    return gives_currents(graph, node) or node in graph.signed
 
 
 def value_column(graph: Graph, node: str) -> Column:
     """How the values of a node are stored."""
-    bits = graph.value_max[node] == 1 and not gives_currents(graph, node)
+    bits = graph.value_max[node] == 1 and not _may_be_negative(graph, node)
     shape = (graph.timesteps, graph.n_max, graph.features[node])
     return Column(f"{VALUES}{node}", shape, value_dtype(graph, node), bits)
 
@@ -183,7 +187,7 @@ class RecordWriter:
         if values.shape != shape:
             raise ValueError(f"the engine gave shape {values.shape} for node '{node}', expected {shape}")
         most = self.graph.value_max[node]
-        least = -most if gives_currents(self.graph, node) else 0
+        least = -most if _may_be_negative(self.graph, node) else 0
         low, high = int(values.min()), int(values.max())
         if low < least or high > most:
             raise ValueError(

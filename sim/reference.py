@@ -116,7 +116,7 @@ def evaluate(node: Node, inputs: list[np.ndarray], batch: TokenBatch, timesteps:
     if isinstance(node, Source):
         return encode(node, batch, timesteps)
     if isinstance(node, LIF):
-        return lif(inputs[0], node.threshold, node.dv, node.shift)
+        return lif(inputs[0], node.threshold, node.dv, node.shift, node.reset, node.spike, node.cap)
     if isinstance(node, Norm):
         lane = inputs[1][..., :1] if len(inputs) > 1 else batch.mask[:, :, None]
         return norm(inputs[0], node, lane)

@@ -9,6 +9,9 @@ from transformers import PretrainedConfig
 ENCODERS = ("lif", "sign")
 MODES = ("float", "integer")
 SURROGATES = ("atan", "sigmoid")
+RESETS = ("zero", "subtract")
+SPIKES = ("binary", "graded", "ternary")
+CAP_MAX = 255  # of a graded spike; the graph's own constant (tests compare them)
 NORM_FEATURES_MAX = 2**14  # of norms "layer" and "rms"; the graph's own constant (tests compare them)
 NORMS = ("batch", "layer", "rms", "none")
 READOUT_KINDS = ("sum", "membrane")  # of a `Readout`; the graph's own (tests compare them)
@@ -41,7 +44,15 @@ class SpikeBertConfig(PretrainedConfig):
     intermediate_size        features between the two layers of the MLP
     max_position_embeddings  n_max, the most tokens of a text, [CLS] and [SEP] included
     timesteps                T
-    decay                    dv of every LIF, 0 .. 4095: a membrane keeps (4096 - dv) / 4096 of itself each step
+    decay                    dv, 0 .. 4095: a membrane keeps (4096 - dv) / 4096 of itself each step. One number for all
+                             neurons, or a list: of the encoder (and of the layer that mixes spike-coded positions in),
+                             then of each block
+    reset                    of a membrane that fires: "zero", or "subtract": it loses its threshold and goes on with
+                             the rest
+    spike                    what neurons send: "binary" (0 or 1), "graded" (0 .. spike_cap, how many thresholds the
+                             membrane is above) or "ternary" (-1, 0, 1). The encoder, and those of query, key and value,
+                             of which attention counts matches, send binary ones whatever it is
+    spike_cap                the largest graded spike, 2 .. 255; 1 of others
     encoder                  "lif": a neuron turns (token + position) current into spikes over T steps;
                              "sign": constant spikes where the current is >= 0 (the paper's)
     positions                learned positions in the encoder's current
@@ -62,8 +73,8 @@ class SpikeBertConfig(PretrainedConfig):
     scalar_thresholds        with norm "none": in integer mode thresholds are folded into the weights, so that a layer
                              has one, as Lava and Loihi 2 want it; else each feature keeps its own
     readout                  "sum": the classifier's currents, every timestep alike; "membrane": they charge a membrane
-                             of each class that leaks as `decay` says and never fires, and is read at the end; "spikes":
-                             neurons of the classes fire, and their spikes are weighed and summed
+                             of each class that leaks as the last block's, never fires, and is read at the end;
+                             "spikes": neurons of the classes fire, and their spikes are weighed and summed
 
     Raises ValueError for a value outside its range.
     """
@@ -79,7 +90,7 @@ class SpikeBertConfig(PretrainedConfig):
         intermediate_size: int = 1536,
         max_position_embeddings: int = 64,
         timesteps: int = 4,
-        decay: int = 2048,
+        decay: int | list[int] = 2048,
         encoder: str = "lif",
         positions: bool = True,
         position_spikes: int = 0,
@@ -93,6 +104,9 @@ class SpikeBertConfig(PretrainedConfig):
         norm: str = "batch",
         scalar_thresholds: bool = False,
         readout: str = "sum",
+        reset: str = "zero",
+        spike: str = "binary",
+        spike_cap: int = 1,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -103,6 +117,9 @@ class SpikeBertConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.timesteps = timesteps
         self.decay = decay
+        self.reset = reset
+        self.spike = spike
+        self.spike_cap = spike_cap
         self.encoder = encoder
         self.positions = positions
         self.position_spikes = position_spikes
@@ -124,8 +141,15 @@ class SpikeBertConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self._check()
 
+    @property
+    def decays(self) -> list[int]:
+        """dv of the encoder, then of each block."""
+        return self.decay if isinstance(self.decay, list) else [self.decay] * (1 + self.num_hidden_layers)
+
     def _check(self) -> None:
         choices = {
+            "reset": RESETS,
+            "spike": SPIKES,
             "encoder": ENCODERS,
             "mode": MODES,
             "surrogate": SURROGATES,
@@ -146,7 +170,6 @@ class SpikeBertConfig(PretrainedConfig):
             "max_position_embeddings": (2, None),
             "timesteps": (1, None),
             "position_spikes": (0, None),
-            "decay": (0, 4095),
             "attention_threshold": (0, 65535),
             "weight_bits": (2, 8),
         }
@@ -154,6 +177,17 @@ class SpikeBertConfig(PretrainedConfig):
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
                 raise ValueError(f"{name} is {value}, it must be {low} .. {'' if high is None else high}")
+        least, most = (2, CAP_MAX) if self.spike == "graded" else (1, 1)
+        if not least <= self.spike_cap <= most:
+            raise ValueError(f"spike_cap is {self.spike_cap}, of {self.spike} spikes it must be {least} .. {most}")
+        for decay in self.decays:
+            if not 0 <= decay <= 4095:
+                raise ValueError(f"decay is {self.decay}, it must be 0 .. 4095")
+        if len(self.decays) != 1 + self.num_hidden_layers:
+            raise ValueError(
+                f"decay is {self.decay}, it must be one number, or {1 + self.num_hidden_layers}: "
+                f"of the encoder and of {self.num_hidden_layers} blocks"
+            )
         if self.scalar_thresholds and self.norm != "none":
             raise ValueError(f"scalar_thresholds with norm '{self.norm}': only norm 'none' learns thresholds")
         widest = max(self.hidden_size, self.intermediate_size)

@@ -42,7 +42,7 @@ class FusedLIF(torch.autograd.Function):
     def forward(ctx: Any, current: Tensor, rule: LIFRule) -> Tensor:
         current = current.detach().contiguous()
         spikes = torch.empty_like(current)
-        _kernels().forward(_flat(current), _flat(spikes), *_numbers(rule, current)[:5])
+        _kernels().forward(_flat(current), _flat(spikes), *_numbers(rule, current)[:6])
         ctx.save_for_backward(current)
         ctx.rule = rule
         return spikes
@@ -66,7 +66,7 @@ def _numbers(rule: LIFRule, current: Tensor) -> tuple:
     real = np.float32 if current.dtype == torch.float32 else np.float64
     return (
         real(rule.keep), rule.truncate, real(rule.input_gain), real(rule.limit), real(rule.threshold),
-        real(rule.unit), rule.surrogate == "sigmoid", real(rule.alpha),
+        rule.subtract, real(rule.unit), rule.surrogate == "sigmoid", real(rule.alpha),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from spikebert.fused_lif import PIECE
 @compiled(parallel=True)
 def forward(
     current: np.ndarray, spikes: np.ndarray, keep: float, truncate: bool, input_gain: float, limit: float,
-    threshold: float,
+    threshold: float, subtract: bool,
 ) -> None:  # fmt: skip
     """current, spikes: [T, neurons]"""
     steps, neurons = current.shape
@@ -31,14 +31,14 @@ def forward(
                 v = min(max(decayed + a[i] * input_gain, -limit), limit)
                 fires = v > threshold
                 s[i] = fires
-                membrane[i] = zero if fires else v
+                membrane[i] = (v - threshold if subtract else zero) if fires else v
 
 
 # Gradients may round otherwise than PyTorch's; the membranes computed again here are exact in integer mode.
 @compiled(parallel=True, fastmath={"arcp", "nsz"})
 def backward(
     current: np.ndarray, grad_spikes: np.ndarray, grad_current: np.ndarray, keep: float, truncate: bool,
-    input_gain: float, limit: float, threshold: float, unit: float, sigmoid: bool, alpha: float,
+    input_gain: float, limit: float, threshold: float, subtract: bool, unit: float, sigmoid: bool, alpha: float,
 ) -> None:  # fmt: skip
     """current, grad_spikes, grad_current: [T, neurons]"""
     steps, neurons = current.shape
@@ -58,7 +58,7 @@ def backward(
                     decayed = np.trunc(decayed)
                 row[i] = decayed + a[i] * input_gain
                 v = min(max(row[i], -limit), limit)
-                membrane[i] = zero if v > threshold else v
+                membrane[i] = (v - threshold if subtract else zero) if v > threshold else v
         grad_membrane = np.zeros(size, current.dtype)
         for t in range(steps - 1, -1, -1):
             row, grad_s = charged[t], grad_spikes[t, start : start + size]
@@ -72,7 +72,8 @@ def backward(
                 else:
                     x = half_pi_alpha * above
                     slope = half_alpha / (one + x * x)
-                grad = grad_s[i] * slope / unit + (zero if v > threshold else grad_membrane[i])
+                kept = subtract or v <= threshold  # the reset is detached
+                grad = grad_s[i] * slope / unit + (grad_membrane[i] if kept else zero)
                 if row[i] != v:  # was clipped
                     grad = zero
                 grad_a[i] = grad * input_gain

@@ -43,18 +43,18 @@ def checkpointed(
     if _open.get() is not None:
         raise RuntimeError(f"a checkpointed {type(layer).__name__} within a checkpointed layer: checkpoint one of them")
     packing, maximum, maker = x.packing, x.maximum, x.maker  # `run` is kept until backward, and must not keep x
-    before = x.forgotten_operations
-    notes = Notes()
-    kind: list[tuple[int, nn.Module | None]] = []
+    signed, before, notes = x.signed, x.forgotten_operations, Notes()
+    kind: list[tuple[int, nn.Module | None, bool]] = []
 
     def run(values: Tensor) -> tuple[Tensor, Tensor | None]:
         with notes.open():
-            result = layer(Spikes(values, packing, maximum, maker))
-        kind.append((result.maximum, result.maker))
+            result = layer(Spikes(values, packing, maximum, maker, signed=signed))
+        kind.append((result.maximum, result.maker, result.signed))
         return result.values, count(result) if count else None
 
     values, operations = checkpoint(run, x.values)
-    result = Spikes(values, packing, *kind[0])
+    own_maximum, own_maker, own_signed = kind[0]
+    result = Spikes(values, packing, own_maximum, own_maker, signed=own_signed)
     if operations is not None:
         result.forgotten_operations = operations if before is None else before + operations
     return result

@@ -19,7 +19,7 @@ from spikebert.rounding import ACCUMULATOR_MAX
 
 
 def integer_linear(x: Tensor, weight: Tensor, bias: Tensor, input_max: int) -> Tensor:
-    """`x W^T + b`: x [rows, in] of 0 .. input_max, weight [out, in] within +-127, bias [out] -> [rows, out].
+    """`x W^T + b`: x [rows, in] within +-input_max, weight [out, in] within +-127, bias [out] -> [rows, out].
 
     All hold integers in floats, and no row passes the accumulator (`round_weight`). Gradients are those of a linear
     layer; under mixed precision the fast products have theirs multiplied in its type, the result never is.

@@ -23,14 +23,14 @@ BatchNorm, and is silent because it is not there. Only attention unpacks, a few 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikebert.config import ENCODERS, NORMS, READOUT_KINDS, SIMILARITIES, SURROGATES
+from spikebert.config import CAP_MAX, ENCODERS, NORMS, READOUT_KINDS, RESETS, SIMILARITIES, SPIKES, SURROGATES
 from spikebert.exact_product import capabilities, exact_matmul, exact_product
 from spikebert.integer_linear import integer_linear
 from spikebert.integer_norm import NormIntegers, integer_norm, make_norm, norm_integers
@@ -55,19 +55,34 @@ class Neuron:
     decay            dv, 0 .. 4095: a membrane keeps (4096 - dv) / 4096 of itself each step
     surrogate        whose gradient stands in for that of the step: "atan" or "sigmoid" (SpikingJelly's)
     surrogate_alpha  its steepness
+    reset            of a membrane that fires: "zero", or "subtract": it loses its threshold and goes on with the rest
+    spike            what is sent: "binary", "graded" (how many thresholds it is above, at most `cap`) or "ternary"
+    cap              of graded spikes 2 .. 255; 1 of others
     """
 
     decay: int = 2048
     surrogate: str = "atan"
     surrogate_alpha: float = 2.0
+    reset: str = "zero"
+    spike: str = "binary"
+    cap: int = 1
 
     def __post_init__(self) -> None:
         require(0 <= self.decay <= 4095, f"decay is {self.decay}, it must be 0 .. 4095")
         require(self.surrogate in SURROGATES, f"surrogate is '{self.surrogate}', it must be one of {SURROGATES}")
+        require(self.reset in RESETS, f"reset is '{self.reset}', it must be one of {RESETS}")
+        require(self.spike in SPIKES, f"spike is '{self.spike}', it must be one of {SPIKES}")
+        least, most = (2, CAP_MAX) if self.spike == "graded" else (1, 1)
+        require(least <= self.cap <= most, f"cap is {self.cap}, of {self.spike} spikes it must be {least} .. {most}")
+
+    @property
+    def binary(self) -> Neuron:
+        """The same, but that it sends bits."""
+        return replace(self, spike="binary", cap=1)
 
     def make(self) -> LoihiLIF:
         """In float mode."""
-        return LoihiLIF(self.decay, False, self.surrogate, self.surrogate_alpha)
+        return LoihiLIF(self.decay, False, self.surrogate, self.surrogate_alpha, self.reset, self.spike, self.cap)
 
 
 DEFAULT_NEURON = Neuron()
@@ -118,6 +133,9 @@ class Encoder(SpikingLayer):
         for name, value in (("vocabulary", vocabulary), ("features", features), ("n_max", n_max), ("T", timesteps)):
             require(value >= 1, f"{name} is {value}, it must be 1 or more")
         require(code >= 0, f"code is {code}, it must be 0 or more features")
+        require(
+            neuron.spike == "binary", f"the neurons of an Encoder send '{neuron.spike}' spikes, they must be binary"
+        )
         self.n_max, self.timesteps, self.kind = n_max, timesteps, kind
         self.token = nn.Embedding(vocabulary, features)
         self.position = nn.Embedding(n_max, features) if positions else None
@@ -278,10 +296,11 @@ class SpikingLinear(SpikingLayer):
         if self.scalar_thresholds:
             self.log_threshold = None
 
-    def integers(self, input_max: int) -> tuple[Tensor, Tensor]:
-        """Integer mode: weight [out, in] and bias [out] for inputs 0 .. input_max, held in floats, with gradients."""
+    def integers(self, input_max: int, signed: bool = False) -> tuple[Tensor, Tensor]:
+        """Integer mode: weight [out, in] and bias [out] for inputs 0 .. input_max (`signed`: from -input_max), held in
+        floats, with gradients."""
         bias = round_bias(self.linear.bias, self.weight_units)
-        return round_weight(self.linear.weight, self.weight_units, self.weight_bits, input_max, bias), bias
+        return round_weight(self.linear.weight, self.weight_units, self.weight_bits, input_max, bias, signed), bias
 
     def norm_integers(self) -> NormIntegers | None:
         """Integer mode: those of a norm over features, None without one."""
@@ -293,11 +312,11 @@ class SpikingLinear(SpikingLayer):
         check_spikes((x,), "SpikingLinear", self.linear.in_features)
         rows, shape, normed = x.values.flatten(0, 1), x.values.shape[:2], None  # [T * R, in]
         if self.integer:
-            current = integer_linear(rows, *self.integers(x.maximum), x.maximum).unflatten(0, shape)
+            current = integer_linear(rows, *self.integers(x.maximum, x.signed), x.maximum).unflatten(0, shape)
             if isinstance(self.norm, (nn.LayerNorm, nn.RMSNorm)):
                 normed = integer_norm(current, self.norm, self.weight_units, self.threshold)
             spikes = self.lif(current if normed is None else normed, self.thresholds)
-            return Spikes(spikes, x.packing, 1, self, (x,), current, normed)
+            return _fired(spikes, x.packing, self, (x,), current, normed)
         current = linear_in_buckets(self.linear, rows)
         if self._normalises and self.norm is not None:
             normed = self.norm(current).unflatten(0, shape)
@@ -307,7 +326,20 @@ class SpikingLinear(SpikingLayer):
             current = current / self.log_threshold.exp()
         current = current.unflatten(0, shape)
         spikes = self.lif(current if normed is None else normed, self.threshold)
-        return Spikes(spikes, x.packing, 1, self, (x,), current, normed)
+        return _fired(spikes, x.packing, self, (x,), current, normed)
+
+
+def _fired(
+    values: Tensor,
+    packing: Packing,
+    maker: SpikingLinear | SpikingAttention,
+    inputs: tuple[Spikes, ...],
+    current: Tensor,
+    normed: Tensor | None = None,
+) -> Spikes:
+    """What the neurons of a layer sent."""
+    lif = maker.lif
+    return Spikes(values, packing, lif.cap, maker, inputs, current, normed, signed=lif.spike == "ternary")
 
 
 class SpikingAttention(SpikingLayer):
@@ -343,6 +375,11 @@ class SpikingAttention(SpikingLayer):
         packing = check_spikes((q, k, v), "SpikingAttention").packing
         if not all(isinstance(x.maker, (SpikingLinear, SpikingAttention)) for x in (q, k, v)):
             raise SpikeOperationError("q, k and v must each come straight from a SpikingLinear or a SpikingAttention")
+        if any(x.maximum > 1 or x.signed for x in (q, k, v)):
+            raise SpikeOperationError(
+                "q, k and v must be binary spikes, for attention counts matches: make their layers with "
+                'Neuron(spike="binary")'
+            )
         if q.features % self.heads:
             raise SpikeOperationError(f"{q.features} features do not divide into {self.heads} heads")
 
@@ -356,7 +393,7 @@ class SpikingAttention(SpikingLayer):
                 q_heads, k_heads, v_heads = map(group.unpack, qkv)  # [T * b * H, n, d] each
                 mixed.append(group.pack(self._mix(group, q_heads, k_heads, v_heads, exact), len(q.values)))
         current = torch.cat(mixed, 1).to(q.values.dtype)  # [T, R, D]
-        return Spikes(self.lif(current, self.threshold), packing, 1, self, (q, k, v), current)
+        return _fired(self.lif(current, self.threshold), packing, self, (q, k, v), current)
 
     def _mix(self, group: LengthGroup, q: Tensor, k: Tensor, v: Tensor, exact: Product | None) -> Tensor:
         """Scores times v, of q, k, v [T * b * H, n, d] each. What stands at padding then is left out by `group.pack`,
@@ -377,13 +414,15 @@ class SpikingAttention(SpikingLayer):
         65504. Here all are counts, sums of products of counts, and none is negative. So a result below 256 was made of
         exact numbers alone, in either order of the products, and one of 256 or more stays 256 or more however often
         it is rounded: it is above a threshold below 256, and the neuron fires and is reset either way. An integer model
-        keeps every number exact, and so does one with a position bias, which may be negative.
+        keeps every number exact, and so does one with a position bias, which may be negative, and one whose neurons
+        send or keep more where the current is larger.
         """
         device, given = q.values.device.type, q.values.dtype
         if (
             self.integer
             or self.threshold >= 256
             or self.position_bias is not None
+            or not self.lif.is_stock
             or not torch.is_autocast_enabled(device)
         ):
             return given
@@ -448,6 +487,7 @@ class Block(nn.Module):
 
     features D, inner the features between the two layers of the MLP, heads H; the attention's threshold, similarity and
     position_bias as of `SpikingAttention`
+    neuron of all layers; those of query, key and value send bits whatever it is, for attention counts matches
     norm, scalar_thresholds, spikes_in as `SpikingLinear` has them; spikes_in of the block's input
     """
 
@@ -466,12 +506,12 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
 
-        def layer(inputs: int, outputs: int, summed: int = 1) -> SpikingLinear:
+        def layer(inputs: int, outputs: int, summed: int = 1, neuron: Neuron = neuron) -> SpikingLinear:
             return SpikingLinear(inputs, outputs, neuron, norm, scalar_thresholds, summed)
 
-        self.query = layer(features, features, spikes_in)
-        self.key = layer(features, features, spikes_in)
-        self.value = layer(features, features, spikes_in)
+        self.query = layer(features, features, spikes_in, neuron.binary)
+        self.key = layer(features, features, spikes_in, neuron.binary)
+        self.value = layer(features, features, spikes_in, neuron.binary)
         self.attention = SpikingAttention(heads, attention_threshold, neuron, similarity, position_bias)
         self.out = layer(features, features)
         self.up = layer(features, inner, spikes_in + 1)
@@ -516,17 +556,18 @@ class Readout(SpikingLayer):
         nn.init.zeros_(self.linear.bias)
         self.register_buffer("steps", torch.tensor(1.0))  # integer mode: accumulator units per logit unit
 
-    def integers(self, input_max: int) -> tuple[Tensor, Tensor]:
+    def integers(self, input_max: int, signed: bool = False) -> tuple[Tensor, Tensor]:
         """As of SpikingLinear; weights have 8 bits."""
         bias = round_bias(self.linear.bias, self.steps)
-        return round_weight(self.linear.weight, self.steps, 8, input_max, bias), bias
+        return round_weight(self.linear.weight, self.steps, 8, input_max, bias, signed), bias
 
     def forward(self, x: Spikes) -> Logits:
         check_spikes((x,), "Readout", self.linear.in_features)
         with torch.autocast(x.values.device.type, enabled=False):
             if self.integer:
                 rows = x.values.flatten(0, 1)  # [T * R, in]
-                current = integer_linear(rows, *self.integers(x.maximum), x.maximum).unflatten(0, x.values.shape[:2])
+                integers = self.integers(x.maximum, x.signed)
+                current = integer_linear(rows, *integers, x.maximum).unflatten(0, x.values.shape[:2])
             else:
                 current = F.linear(x.values, self.linear.weight, self.linear.bias)
         if self.kind == "sum":

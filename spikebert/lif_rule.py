@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class LIFRule:
     """One step, in membrane units and in this order:
 
-        v = clip(decay(v) + input_gain * a, -limit, limit);     s = v > threshold;     v = 0 where s
+        v = clip(decay(v) + input_gain * a, -limit, limit);     s = v > threshold;     v = rest where s
 
     keep         decay(v) = v * keep, the share of the membrane that stays
     truncate     decay(v) is rounded toward zero (integer mode)
@@ -18,6 +18,7 @@ class LIFRule:
     threshold    strict
     unit         the surrogate gradient is taken at (v - threshold) / unit
     surrogate    "atan" or "sigmoid", of steepness alpha; the reset is detached
+    subtract     rest is v - threshold, else 0
     """
 
     keep: float
@@ -28,3 +29,4 @@ class LIFRule:
     unit: float
     surrogate: str
     alpha: float
+    subtract: bool = False

@@ -35,7 +35,7 @@ class SpikeBertOutput(ModelOutput):
     integer_logits  int64 [B, classes], integer mode only: the sums a chip's host makes
     hidden_states   encoder (mixed with its spike-coded positions, if it has some) and every block: mean over T of its
                     spikes, float [B, N, D], padding 0
-    firing_rates    node name -> spikes / (T * real tokens * features); of an Add its mean value
+    firing_rates    node name -> spikes / (T * real tokens * features), whatever their size; of an Add its mean value
     trace           node name -> value [T, B, N, D] of the nodes asked for, padding 0; names as in the graph
     operations      float [], synaptic operations of linear layers and readout, all tokens and timesteps together;
                     see `spikebert.operations`
@@ -61,11 +61,14 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: SpikeBertConfig) -> None:
         super().__init__(config)
-        neuron = Neuron(config.decay, config.surrogate, config.surrogate_alpha)
+        neuron, *neurons = (
+            Neuron(decay, config.surrogate, config.surrogate_alpha, config.reset, config.spike, config.spike_cap)
+            for decay in config.decays
+        )
         width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
         self.encoder = Encoder(
-            config.vocab_size, width, config.max_position_embeddings, config.timesteps, neuron, config.encoder,
-            config.positions, config.position_spikes,
+            config.vocab_size, width, config.max_position_embeddings, config.timesteps, neuron.binary,
+            config.encoder, config.positions, config.position_spikes,
         )  # fmt: skip
         norm, scalar = config.norm, config.scalar_thresholds
         first = 3 if config.encoder == "sign" else 1  # constant spikes, half of them 1, are about as many as three
@@ -79,21 +82,21 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
                 inner,
                 heads,
                 config.attention_threshold,
-                neuron,
+                own,
                 config.attention_similarity,
                 position_bias_of(config),
                 norm,
                 scalar,
                 spikes_in=first + 2 * number,
             )
-            for number in range(config.num_hidden_layers)
+            for number, own in enumerate(neurons)
         )
         classes, kind = config.num_labels, "membrane" if config.readout == "membrane" else "sum"
         self.head: SpikingLinear | None = None
         if config.readout == "spikes":
             spikes_in = first + 2 * config.num_hidden_layers
-            self.head = SpikingLinear(width, classes, neuron, norm, scalar, spikes_in)
-        self.readout = Readout(width if self.head is None else classes, classes, kind, config.decay)
+            self.head = SpikingLinear(width, classes, neurons[-1], norm, scalar, spikes_in)
+        self.readout = Readout(width if self.head is None else classes, classes, kind, config.decays[-1])
         if config.mode == "integer":
             for layer in self.modules():
                 if isinstance(layer, SpikingLayer):
@@ -195,8 +198,10 @@ def position_bias_of(config: SpikeBertConfig) -> PositionBias | None:
 
 
 def firing_rates(steps: tuple[Step, ...]) -> dict[str, Tensor]:
-    """The mean value of every spiking node: spikes / (T * real tokens * features)."""
-    return {step.output: step.spikes.values.detach().mean() for step in steps}
+    """Spikes / (T * real tokens * features) of all neurons, and the mean value of additions."""
+    values = {step: step.spikes.values.detach() for step in steps}
+    neurons = {step for step in steps if isinstance(step.layer, SpikingLayer)}
+    return {step.output: ((x != 0).to(x) if step in neurons else x).mean() for step, x in values.items()}
 
 
 AutoConfig.register(SpikeBertConfig.model_type, SpikeBertConfig)

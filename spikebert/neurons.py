@@ -1,6 +1,6 @@
 """The spiking neuron: Loihi's leaky integrate-and-fire on top of SpikingJelly's `BaseNode`.
 
-SpikingJelly gives the loop over time, the membrane as a memory, the hard reset and the surrogate
+SpikingJelly gives the loop over time, the membrane as a memory and the surrogate
 gradients. Two things differ from its own LIF, because the chip differs: the threshold is strict (`>`),
 and the membrane decays before the input is added, in integer mode rounding toward zero.
 """
@@ -60,12 +60,18 @@ class TruncatedDecay(torch.autograd.Function):
 class LoihiLIF(BaseNode):
     """Leaky integrate-and-fire over T timesteps: current [T, ...] in, spikes [T, ...] out.
 
-    float mode      v = v * (4096 - decay) / 4096 + a;          s = v > threshold;          v = 0 where s
-    integer mode    v = clip(trunc(v * (4096 - decay) / 4096) + a * 2^7, +-(2^23 - 1));
-                    s = v > threshold * 2^7;                                                v = 0 where s
+    float mode      v = v * (4096 - decay) / 4096 + a;                                      L = threshold
+    integer mode    v = clip(trunc(v * (4096 - decay) / 4096) + a * 2^7, +-(2^23 - 1));     L = threshold * 2^7
+
+    spike "binary"    s = v > L
+    spike "graded"    s = at how many of j = 1 .. cap  v > j L
+    spike "ternary"   s = (v > L) - (v < -L)
+    reset "zero"      v = 0 where s != 0
+    reset "subtract"  v = v - s L
 
     The integer mode computes with integers held exactly in floats: float32 for a decay of 0 or 2048,
-    float64 otherwise. The surrogate sees `v / threshold - 1` in both, so gradients have one scale.
+    float64 otherwise. The surrogate sees `v / threshold - 1` in both, so gradients have one scale; s is a sum of steps,
+    and its gradient the sum of theirs, each at its own level. The reset is detached.
 
     A threshold is one number, or a tensor [D] of one for each feature, which then learns too.
 
@@ -73,19 +79,29 @@ class LoihiLIF(BaseNode):
                     "fused": all steps in one pass, on the CPU (`fused_lif.py`)
                     "triton": all steps in one launch, on a GPU (`triton_lif.py`)
                     "auto": "triton" on a GPU, "fused" on the CPU, "plain" where those cannot take the current. They
-                    take one threshold.
+                    take one threshold, and "binary" spikes: others are made step by step, with `cap` times the memory
     """
 
     v: Tensor  # the membrane, a memory of BaseNode
     v_threshold: float | Tensor
     path: str = "auto"
 
-    def __init__(self, decay: int, integer: bool, surrogate_name: str = "atan", surrogate_alpha: float = 2.0) -> None:
+    def __init__(
+        self,
+        decay: int,
+        integer: bool,
+        surrogate_name: str = "atan",
+        surrogate_alpha: float = 2.0,
+        reset: str = "zero",
+        spike: str = "binary",
+        cap: int = 1,
+    ) -> None:
         function = _SURROGATES[surrogate_name](alpha=surrogate_alpha)
         super().__init__(surrogate_function=function, detach_reset=True, step_mode="m")
         self.surrogate_name = surrogate_name
         self.decay = decay
         self.integer = integer
+        self.resets_to, self.spike, self.cap = reset, spike, cap  # `reset` is a method of BaseNode
         self.keep = (DECAY_ONE - decay) / DECAY_ONE  # a multiple of 2^-12: exact
 
     def neuronal_charge(self, current: Tensor) -> None:
@@ -96,15 +112,31 @@ class LoihiLIF(BaseNode):
             self.v = self.v * self.keep + current  # two roundings: one fused operation would round but once
 
     def neuronal_fire(self) -> Tensor:
+        level = self.level
+        fired = self._step(self.v - level)  # exact in integer mode: both are integers below 2^24
+        if self.spike == "ternary":
+            return fired - self._step(-self.v - level)
+        for j in range(2, self.cap + 1):
+            fired = fired + self._step(self.v - j * level)
+        return fired
+
+    def _step(self, above: Tensor) -> Tensor:
+        """1 where a membrane is above some level; its surrogate gradient is taken in units of the threshold."""
         if isinstance(self.v_threshold, Tensor):
-            level = self.v_threshold * self.gain
-            above = (self.v - level) / level.detach().clamp(min=self.gain)
-            return StrictSpike.apply(above, self.surrogate_function)
-        rule = self.rule()
-        above = self.v - rule.threshold  # exact in integer mode: both are integers below 2^24
-        if rule.unit != 1.0:
-            above = above / rule.unit
+            above = above / (self.v_threshold.detach() * self.gain).clamp(min=self.gain)
+        elif (unit := self.rule().unit) != 1.0:
+            above = above / unit
         return StrictSpike.apply(above, self.surrogate_function)
+
+    @property
+    def level(self) -> float | Tensor:
+        """The threshold in membrane units."""
+        return self.v_threshold * self.gain if isinstance(self.v_threshold, Tensor) else self.rule().threshold
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether it resets to 0 and sends bits."""
+        return self.resets_to == "zero" and self.spike == "binary"
 
     @property
     def gain(self) -> float:
@@ -124,11 +156,18 @@ class LoihiLIF(BaseNode):
             unit=max(threshold, gain),  # a threshold of 0 has no scale of its own
             surrogate=self.surrogate_name,
             alpha=self.surrogate_function.alpha,
+            subtract=self.resets_to == "subtract",
         )
 
     def neuronal_reset(self, spike: Tensor) -> None:
+        fired = spike.detach()
+        if self.resets_to == "subtract":
+            self.v = self.v - fired * self.level
+            return
+        if self.spike != "binary":
+            fired = (fired != 0).to(fired.dtype)
         # BaseNode's hard reset, detached: v - v * spike, which is exactly 0 where it fired, in one pass
-        self.v = torch.addcmul(self.v, self.v, spike.detach(), value=-1)
+        self.v = torch.addcmul(self.v, self.v, fired, value=-1)
 
     def multi_step_forward(self, currents: Tensor) -> Tensor:
         # BaseNode indexes x[t], whose backward fills a zero tensor of all T steps for every step; unbind does not.
@@ -149,12 +188,14 @@ class LoihiLIF(BaseNode):
             raise ValueError("float16 ends at 65504 and cannot hold an integer membrane: use a current in float32")
         if isinstance(threshold, Tensor) and threshold.ndim:
             return self._forward_by_feature(current, threshold, real)
+        self._require_path(self.spike == "binary", f"'binary' spikes, and these neurons send '{self.spike}' ones", "")
         # of the same type, or half precision would be compared in one way on the CPU and in another on a GPU
         self.v_threshold = float(torch.as_tensor(threshold, dtype=real))
-        if self.path == "triton" or (self.path == "auto" and triton_lif.serves(current)):
+        chooses = self.path == "auto" and self.spike == "binary"
+        if self.path == "triton" or (chooses and triton_lif.serves(current)):
             return triton_lif.TritonLIF.apply(current, self.rule(), real)
         wide = current.to(real)
-        if self.path == "fused" or (self.path == "auto" and fused_lif.serves(wide)):
+        if self.path == "fused" or (chooses and fused_lif.serves(wide)):
             return fused_lif.FusedLIF.apply(wide, self.rule()).to(current.dtype)
         spikes = super().forward(wide).to(current.dtype)
         self.reset()
@@ -162,13 +203,16 @@ class LoihiLIF(BaseNode):
 
     def _forward_by_feature(self, current: Tensor, thresholds: Tensor, real: torch.dtype) -> Tensor:
         """With a threshold for each feature, [D]."""
-        if self.path in ("fused", "triton"):
-            raise UserError(
-                f"LoihiLIF.path is '{self.path}', which takes one threshold, and this layer has one for each feature: "
-                "set the path to 'auto' or 'plain', or quantise with scalar_thresholds"
-            )
+        self._require_path(
+            False, "one threshold, and this layer has one for each feature", ", or quantise with scalar_thresholds"
+        )
         self.v_threshold = thresholds.to(real)
         spikes = super().forward(current.to(real)).to(current.dtype)
         self.reset()
         self.v_threshold = 1.0  # a tensor with a history cannot be copied, as modules are
         return spikes
+
+    def _require_path(self, holds: bool, takes: str, remedy: str) -> None:
+        """Raises UserError where a path was chosen that all neurons cannot take, and this one does not."""
+        if self.path in ("fused", "triton") and not holds:
+            raise UserError(f"LoihiLIF.path is '{self.path}', which takes {takes}: set it to 'auto' or 'plain'{remedy}")

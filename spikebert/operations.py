@@ -40,7 +40,8 @@ def readout_operations(readout: Readout, x: Spikes) -> Tensor:
 
 def events(x: Spikes) -> Tensor:
     """float32 [], float64 of such spikes: how many of the values are not 0."""
-    values = x.values if x.maximum == 1 else x.values.clamp(max=1)
+    values = x.values.abs() if x.signed else x.values
+    values = values if x.maximum == 1 else values.clamp(max=1)
     return values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
 
 

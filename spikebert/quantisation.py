@@ -47,10 +47,11 @@ def _gain(norm: nn.BatchNorm1d) -> Tensor:
     return 1 / spread if norm.weight is None else norm.weight / spread
 
 
-def choose_units(weight: Tensor, bias: Tensor, bits: int, input_max: int) -> int:
-    """Accumulator units per float unit, 1 .. 65535: as fine as weight bits and accumulator allow."""
+def choose_units(weight: Tensor, bias: Tensor, bits: int, input_max: int, signed: bool = False) -> int:
+    """Accumulator units per float unit, 1 .. 65535: as fine as weight bits and accumulator allow for inputs of
+    0 .. input_max, or where `signed` from -input_max."""
     finest = largest_weight(bits) / max(float(weight.abs().max()), 1e-12)
-    reach = float((row_reach(weight) * input_max + bias.abs()).max())
+    reach = float((row_reach(weight, signed) * input_max + bias.abs()).max())
     rounding_slack = 1 - weight.shape[1] * input_max / ACCUMULATOR_MAX  # each weight may round up by a half
     roomy = ACCUMULATOR_MAX * max(rounding_slack, 0.5) / max(reach, 1e-12)
     unclipped = BIAS_MAX / max(float(bias.abs().max()), 1e-12)
@@ -95,8 +96,9 @@ def quantise(model: Model, weight_bits: int = 8) -> Model:
     twin = copy.deepcopy(model).eval()
     recording = record_one_token(twin)
     _check_float(recording)
+    signed = recording.signed_uses()
     for layer, input_max in recording.uses().items():
-        round_layer(layer, weight_bits, input_max)
+        round_layer(layer, weight_bits, input_max, layer in signed)
     encoder = recording.encoder
     encoder.use_integers(weight_bits)
     encoder.threshold.fill_(encoder_units(encoder.kind, encoder.token.weight))
@@ -109,15 +111,16 @@ def quantise(model: Model, weight_bits: int = 8) -> Model:
     return twin
 
 
-def round_layer(layer: SpikingLinear | Readout, weight_bits: int, input_max: int) -> None:
-    """Turn a layer to integers: fold what can be, choose its units. `input_max`: the largest value of its inputs."""
+def round_layer(layer: SpikingLinear | Readout, weight_bits: int, input_max: int, signed: bool = False) -> None:
+    """Turn a layer to integers: fold what can be, choose its units. `input_max`: the largest |value| of its inputs;
+    `signed`: they may be below 0."""
     if isinstance(layer, Readout):
         layer.use_integers(weight_bits)
-        layer.steps.fill_(choose_units(layer.linear.weight, layer.linear.bias, 8, input_max))
+        layer.steps.fill_(choose_units(layer.linear.weight, layer.linear.bias, 8, input_max, signed))
         return
     fold_norm(layer)
     layer.use_integers(weight_bits)
-    units = choose_units(layer.linear.weight, layer.linear.bias, weight_bits, input_max)
+    units = choose_units(layer.linear.weight, layer.linear.bias, weight_bits, input_max, signed)
     if layer.log_threshold is not None:
         highest = float(layer.log_threshold.exp().max())
         units = max(1, min(units, int(THRESHOLD_MAX / highest)))

@@ -49,7 +49,14 @@ class Student:
     intermediate_size: int = 1536
     n_max: int = 64
     timesteps: int = 4
-    decay: int = 2048
+    decay: int | list[int] = 2048
+    """of membranes: one number for all neurons, or a list: of the encoder, then of each layer (block)"""
+    reset: str = "zero"
+    """of a membrane that fires: "zero", or "subtract": it loses its threshold and goes on with the rest"""
+    spike: str = "binary"
+    """what neurons send: "binary", "graded" (0 .. spike_cap) or "ternary" (-1, 0, 1); see `SpikeBertConfig`"""
+    spike_cap: int = 1
+    """the largest graded spike, 2 .. 255; 1 of others"""
     encoder: str = "lif"
     positions: bool = True
     position_spikes: int = 0

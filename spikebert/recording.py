@@ -89,13 +89,20 @@ class Recording:
         return {name: self.packing.unpack(value) for name, value in self.packed().items()}
 
     def uses(self) -> dict[SpikingLinear | Readout, int]:
-        """Layer -> the largest value its inputs can have, over all its uses."""
+        """Layer -> the largest |value| its inputs can have, over all its uses."""
         maxima = {step.output: step.spikes.maximum for step in self.steps}
         found: dict[SpikingLinear | Readout, int] = {}
         for step in self.steps:
             if isinstance(step.layer, SpikingLinear):
                 found[step.layer] = max(found.get(step.layer, 1), maxima[step.inputs[0]])
         return found | {self.readout: maxima[self.readout_input]}
+
+    def signed_uses(self) -> frozenset[SpikingLinear | Readout]:
+        """The layers whose inputs may be below 0, in any use."""
+        signed = {step.output for step in self.steps if step.spikes.signed}
+        layers = (step.layer for step in self.steps if not signed.isdisjoint(step.inputs))
+        readout = {self.readout} if self.readout_input in signed else set()
+        return frozenset({layer for layer in layers if isinstance(layer, SpikingLinear)} | readout)
 
 
 def packed_values(steps: tuple[Step, ...]) -> dict[str, Tensor]:

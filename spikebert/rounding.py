@@ -43,8 +43,13 @@ def largest_weight(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def row_reach(weight: Tensor) -> Tensor:
-    """max(sum of positive w, sum of negative w) of each row, [out, in] -> [out]: the reach of spikes of 1."""
+def row_reach(weight: Tensor, signed: bool = False) -> Tensor:
+    """max(sum of positive w, sum of negative w) of each row, [out, in] -> [out]: the reach of spikes of 1.
+
+    signed  of spikes of -1 too: the sum of |w|
+    """
+    if signed:
+        return torch.linalg.vector_norm(weight, ord=1, dim=1)
     # with p the positive and n the negative sum, magnitude = p + n and total = p - n
     magnitude, total = torch.linalg.vector_norm(weight, ord=1, dim=1), weight.sum(1)
     return (magnitude + total.abs()) / 2
@@ -55,14 +60,16 @@ def round_bias(bias: Tensor, units: Tensor) -> Tensor:
     return round_straight_through(bias * units).clamp(-BIAS_MAX, BIAS_MAX)
 
 
-def round_weight(weight: Tensor, units: Tensor, bits: int, input_max: int, bias: Tensor) -> Tensor:
+def round_weight(
+    weight: Tensor, units: Tensor, bits: int, input_max: int, bias: Tensor, signed: bool = False
+) -> Tensor:
     """Integer weight [out, in] of `bits` bits whose rows provably stay within the accumulator.
 
-    For inputs 0 .. input_max: `reach(row) * input_max + |bias| <= 65535`. A row beyond that (rare, and
-    never right after `quantise`, which chooses `units` so) is shrunk toward zero until it fits, as
-    accumulator-aware quantisation does (A2Q, Colbert et al. 2023, arXiv 2308.13504).
+    For inputs 0 .. input_max (`signed`: from -input_max): `reach(row) * input_max + |bias| <= 65535`. A row
+    beyond that (rare, and never right after `quantise`, which chooses `units` so) is shrunk toward zero until
+    it fits, as accumulator-aware quantisation does (A2Q, Colbert et al. 2023, arXiv 2308.13504).
     """
-    return _RoundedWeight.apply(weight, units, largest_weight(bits), input_max, bias.detach())
+    return _RoundedWeight.apply(weight, units, largest_weight(bits), input_max, bias.detach(), signed)
 
 
 class _RoundedWeight(torch.autograd.Function):
@@ -70,19 +77,21 @@ class _RoundedWeight(torch.autograd.Function):
 
     # Each pass over the weights costs as much as some tokens do, so there are few of them.
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, units: Tensor, limit: int, input_max: int, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, units: Tensor, limit: int, input_max: int, bias: Tensor, signed: bool
+    ) -> Tensor:
         ctx.save_for_backward(weight, units)
         ctx.limit = limit
         rounded = (weight * units).round_().clamp_(-limit, limit)
         room = (ACCUMULATOR_MAX - bias.abs()) / input_max
-        factor = (room / row_reach(rounded).clamp_(min=1)).clamp_(max=1)
+        factor = (room / row_reach(rounded, signed).clamp_(min=1)).clamp_(max=1)
         beyond = factor < 1
         if rounded.is_cuda or bool(beyond.any()):  # asking a GPU would hold it up
             return torch.where(beyond[:, None], (rounded * factor[:, None]).trunc_(), rounded)
         return rounded
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         weight, units = ctx.saved_tensors
         within = (weight * units).abs_() <= ctx.limit
-        return within.mul(grad).mul_(units), None, None, None, None
+        return within.mul(grad).mul_(units), None, None, None, None, None

@@ -30,9 +30,10 @@ class SpikeOperationError(TypeError, AttributeError):
 class Spikes:
     """Spikes of the real tokens of a batch over T timesteps, and how they came about.
 
-    values   float [T, R, D]: 0 and 1, or small sums of them; R the real tokens of the batch, side by side
+    values   float [T, R, D]: small integers, and sums of them; R the real tokens of the batch, side by side
     packing  where these tokens stand in the batch
-    maximum  the largest value there can be: 1 from a neuron, after an addition the sum of its inputs' maxima
+    maximum  the largest |value| there can be: 1 from a binary neuron, after an addition the sum of its inputs' maxima
+    signed   whether there may be values below 0: ternary neurons', and sums of them
     maker    the layer that made them, None for a plain `+`
     inputs   what went into that layer
     current  float [T, R, D], what the layer made of its inputs; None for an encoder and an addition
@@ -53,9 +54,11 @@ class Spikes:
         inputs: tuple[Spikes, ...] = (),
         current: Tensor | None = None,
         normed: Tensor | None = None,
+        signed: bool = False,
     ) -> None:
         self.values, self.packing, self.maximum = values, packing, maximum
         self.maker, self.inputs, self.current, self.normed = maker, inputs, current, normed
+        self.signed = signed
         self.serial = next(_serial)
 
     @property
@@ -64,7 +67,7 @@ class Spikes:
 
     def without_history(self) -> Spikes:
         """The same spikes, but what went into them is forgotten, so that it need not be kept. `record` needs it."""
-        return Spikes(self.values, self.packing, self.maximum, self.maker)
+        return Spikes(self.values, self.packing, self.maximum, self.maker, signed=self.signed)
 
     def __repr__(self) -> str:
         return f"Spikes(T, tokens, features = {tuple(self.values.shape)}, maximum = {self.maximum})"
@@ -96,7 +99,9 @@ class Spikes:
         if not training or p == 0:
             return self
         values = F.dropout(self.values, p, training=True)
-        return Spikes(values, self.packing, self.maximum, self.maker, self.inputs, self.current, self.normed)
+        return Spikes(
+            values, self.packing, self.maximum, self.maker, self.inputs, self.current, self.normed, self.signed
+        )
 
     def __getattr__(self, name: str) -> NoReturn:  # asked only for what is not there
         if hasattr(Tensor, name) and not name.startswith("__"):
@@ -131,7 +136,8 @@ def add(inputs: Sequence[Spikes], maker: nn.Module | None = None) -> Spikes:
     if len(inputs) < 2:
         raise SpikeOperationError("an addition of one input: give it two or more")
     values = sum((x.values for x in inputs[1:]), first.values)
-    return Spikes(values, first.packing, sum(x.maximum for x in inputs), maker, tuple(inputs))
+    signed = any(x.signed for x in inputs)
+    return Spikes(values, first.packing, sum(x.maximum for x in inputs), maker, tuple(inputs), signed=signed)
 
 
 def check_spikes(inputs: Sequence[object], who: str, features: int | None = None) -> Spikes:

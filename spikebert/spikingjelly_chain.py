@@ -8,7 +8,8 @@
 The chain sees one token at a time: its input at every one of T timesteps is a token's id, its output one value for
 each class, summed over timesteps and tokens. Whether its modules are single-step or multi-step changes nothing.
 
-SpikingJelly's neurons charge, fire at `v >= v_threshold`, and are reset to `v_reset`. With `u = v - v_reset`:
+SpikingJelly's neurons charge, fire at `v >= v_threshold`, and are reset to `v_reset`; where that is None, what fires
+loses `v_threshold` (a soft reset, here reset "subtract"), and `v_reset` below is 0. With `u = v - v_reset`:
 
     IFNode                        u = u + x                              fires at u >= v_threshold - v_reset
     LIFNode, decay_input=False    u = (1 - 1/tau) u + x                  fires at u >= v_threshold - v_reset
@@ -23,10 +24,11 @@ weight bits) and whose membrane stays within 65535: the two membranes differ aft
 
     error = keep * error_before + (sum(x) + 1) / 2 + |membrane_before| / 4096 + 1 / 128
 
-(rounded weights and bias; rounded decay; membranes truncated to 1/128; none after a reset of both), and no spike
+(rounded weights and bias; rounded decay; membranes truncated to 1/128; none after a hard reset of both), and no spike
 differs before the original's membrane is within `error` of its threshold. The strict threshold (`>`) matters only where
 an integer threshold is met exactly. Where membranes are whole units (an IFNode, or a single timestep) `>= U` is
-`> U - 1`, which is used: then a chain of weights that are integers in these units is reproduced exactly.
+`> U - 1`, which is used: then a chain of weights that are integers in these units is reproduced exactly. Not so with a
+soft reset and several timesteps, for it takes off the same number that is compared with.
 
 The token table is int8. An encoder's current is the same at every timestep, so a current above the threshold fires at
 each of them, one below 0 at none: what int8 cuts is never missed.
@@ -73,20 +75,27 @@ ACCEPTED = (
 class Dynamics:
     """A SpikingJelly neuron as one of ours: `level` is its threshold where inputs are added undiminished.
 
-    whole  its membrane is a sum of currents: whole accumulator units
+    whole  `>= U` may be `> U - 1`: its membrane is a sum of currents, whole accumulator units, and its reset a hard one
     """
 
     level: float
     decay: int
     whole: bool
+    reset: str
 
     @classmethod
     def of(cls, node: nn.Module, timesteps: int) -> Dynamics:
-        rise = node.v_threshold - node.v_reset
+        soft = node.v_reset is None
+        rise = node.v_threshold if soft else node.v_threshold - node.v_reset
+        reset = "subtract" if soft else "zero"
         if isinstance(node, sj_neuron.IFNode):
-            return cls(rise, 0, True)
+            return cls(rise, 0, not soft or timesteps == 1, reset)
         tau = _tau(node)
-        return cls(rise * tau if node.decay_input else rise, min(round(4096 / tau), 4095), timesteps == 1)
+        return cls(rise * tau if node.decay_input else rise, min(round(4096 / tau), 4095), timesteps == 1, reset)
+
+    @property
+    def neuron(self) -> Neuron:
+        return Neuron(self.decay, reset=self.reset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,10 +153,9 @@ def _problems(module: nn.Module) -> Iterator[str]:
     if kind is None and type(module) not in PASSED_OVER:
         yield "no such module is taken"
     if kind == "neuron":
-        if module.v_reset is None:
-            yield "a soft reset (v_reset=None) is not taken: give v_reset=0.0, a hard reset, and train so"
-        elif not module.v_threshold > module.v_reset:
-            yield f"v_threshold {module.v_threshold} is not above v_reset {module.v_reset}: it must be"
+        rest = module.v_reset or 0.0  # None is a soft reset
+        if not module.v_threshold > rest:
+            yield f"v_threshold {module.v_threshold} is not above v_reset {rest}: it must be"
     if kind == "BatchNorm1d" and (module.running_mean is None or module.running_var is None):
         yield "it has no running statistics: make it with track_running_stats=True and train so"
     if kind == "Embedding" and module.max_norm is not None:
@@ -200,7 +208,7 @@ def _encoder(embedding: nn.Embedding, stage: Stage, timesteps: int, n_max: int) 
     finest = 127 / max(float(table.max()), 1e-12)
     units = int(min(max(finest, 126), THRESHOLD_MAX))  # from 126 on a current of 127 is above the threshold
     vocabulary, features = table.shape
-    encoder = Encoder(vocabulary, features, n_max, timesteps, Neuron(dynamics.decay), positions=False).to(table)
+    encoder = Encoder(vocabulary, features, n_max, timesteps, dynamics.neuron, positions=False).to(table)
     encoder.use_integers(8)
     encoder.threshold.fill_(_threshold(units, dynamics))
     encoder.token.weight.copy_((table * units).round().clamp(-127, 127) / encoder.threshold)
@@ -214,7 +222,7 @@ def _layer(stage: Stage, timesteps: int, weight_bits: int) -> SpikingLinear:
     scale = torch.tensor(float(units)).to(weight)
     whole_bias = round_bias(bias, scale)
     whole_weight = round_weight(weight, scale, weight_bits, 1, whole_bias)
-    layer = SpikingLinear(weight.shape[1], weight.shape[0], Neuron(dynamics.decay)).to(weight)
+    layer = SpikingLinear(weight.shape[1], weight.shape[0], dynamics.neuron).to(weight)
     layer.use_integers(weight_bits)
     layer.threshold.fill_(_threshold(units, dynamics))
     layer.linear.weight.copy_(whole_weight / layer.threshold)  # what the layer makes integers of again

@@ -64,7 +64,7 @@ class TritonLIF(torch.autograd.Function):
         chunks = _chunks(current.shape[0])
         starts = current.new_empty(chunks if chunks > 1 else 0, *current.shape[1:], dtype=_wide(real))
         spikes = torch.empty_like(current, memory_format=torch.contiguous_format)
-        _launch("forward", current, (spikes, starts), _numbers(rule)[:4], real, TRUNCATE=rule.truncate)
+        _launch("forward", current, (spikes, starts), _numbers(rule)[:4], real, **_kinds(rule))
         ctx.save_for_backward(current, starts)
         ctx.rule, ctx.real = rule, real
         return spikes
@@ -77,7 +77,7 @@ class TritonLIF(torch.autograd.Function):
         grad_current = torch.empty_like(current, memory_format=torch.contiguous_format)
         _launch(
             "backward", current, (grad_spikes.contiguous(), grad_current, starts), _numbers(rule), ctx.real,
-            TRUNCATE=rule.truncate, SIGMOID=rule.surrogate == "sigmoid",
+            **_kinds(rule), SIGMOID=rule.surrogate == "sigmoid",
             GRAD=_in_triton(torch.float64 if current.dtype == torch.float64 else torch.float32),
         )  # fmt: skip
         return grad_current, None, None
@@ -117,6 +117,10 @@ def _numbers(rule: LIFRule) -> tuple[float, ...]:
     else:
         peak, steepness = rule.alpha / 2, math.pi / 2 * rule.alpha
     return rule.keep, rule.input_gain, rule.limit, rule.threshold, rule.unit, peak, steepness
+
+
+def _kinds(rule: LIFRule) -> dict[str, bool]:
+    return {"TRUNCATE": rule.truncate, "SUBTRACT": rule.subtract}
 
 
 def _wide(real: torch.dtype) -> torch.dtype:

@@ -59,6 +59,15 @@ def fires(v, threshold):
 
 
 @triton.jit
+def rest(v, spike, threshold, SUBTRACT: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr):
+    """The membrane after the reset."""
+    left = tl.zeros_like(v)
+    if SUBTRACT:
+        left = rounded(v - threshold, REAL, WIDE)
+    return tl.where(spike, left, v)
+
+
+@triton.jit
 def surrogate_slope(x, SIGMOID: tl.constexpr):
     """Of steepness 1, with a peak of 1 (atan) or 1/4 (sigmoid)."""
     if SIGMOID:
@@ -73,7 +82,7 @@ def surrogate_slope(x, SIGMOID: tl.constexpr):
 def forward(
     current, spikes, starts, neurons, current_stride, keep: "fp64", input_gain: "fp64", limit: "fp64",
     threshold: "fp64", TIMESTEPS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, TRUNCATE: tl.constexpr,
-    REAL: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    SUBTRACT: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """current [T, neurons], `current_stride` numbers from step to step; spikes [T, neurons], contiguous."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -92,15 +101,15 @@ def forward(
             v = clip(charge(membrane, a, keep, input_gain, TRUNCATE, REAL, WIDE), limit)
             spike = fires(v, threshold)
             tl.store(spikes + t * neurons + place, tl.where(spike, 1.0, 0.0), mask=mask)
-            membrane = tl.where(spike, 0.0, v)
+            membrane = rest(v, spike, threshold, SUBTRACT, REAL, WIDE)
 
 
 @triton.jit
 def backward(
     current, grad_spikes, grad_current, starts, neurons, current_stride, keep: "fp64", input_gain: "fp64",
     limit: "fp64", threshold: "fp64", unit: "fp64", peak: "fp64", steepness: "fp64", TIMESTEPS: tl.constexpr,
-    CHUNKS: tl.constexpr, STEPS: tl.constexpr, TRUNCATE: tl.constexpr, SIGMOID: tl.constexpr, REAL: tl.constexpr,
-    WIDE: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr, STEPS: tl.constexpr, TRUNCATE: tl.constexpr, SUBTRACT: tl.constexpr, SIGMOID: tl.constexpr,
+    REAL: tl.constexpr, WIDE: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """As `forward`; grad_spikes and grad_current [T, neurons], contiguous.
 
@@ -126,7 +135,7 @@ def backward(
             a = tl.load(current + t * current_stride + place, mask=mask, other=0.0).to(WIDE)
             charged = charge(membrane, a, keep, input_gain, TRUNCATE, REAL, WIDE)
             v = clip(charged, limit)
-            membrane = tl.where(fires(v, threshold), 0.0, v)
+            membrane = rest(v, fires(v, threshold), threshold, SUBTRACT, REAL, WIDE)
             history = history + (charged,)  # noqa: RUF005, Triton knows no (*history, charged)
         for steps_after in tl.static_range(STEPS):
             t = chunk * STEPS + STEPS - 1 - steps_after
@@ -136,7 +145,10 @@ def backward(
             above = rounded(v - threshold, REAL, WIDE).to(GRAD) / unit
             grad = tl.load(grad_spikes + t * neurons + place, mask=mask, other=0.0).to(GRAD)
             grad = grad * (peak * surrogate_slope(steepness * above, SIGMOID)) / unit
-            grad += tl.where(fires(v, threshold), 0.0, grad_membrane)  # the reset is detached
+            if SUBTRACT:  # the reset is detached
+                grad += grad_membrane
+            else:
+                grad += tl.where(fires(v, threshold), 0.0, grad_membrane)
             grad = tl.where(tl.abs(charged) > limit, 0.0, grad)  # nothing passes a clip
             tl.store(grad_current + t * neurons + place, grad * input_gain.to(GRAD), mask=mask)
             grad_membrane = grad * keep.to(GRAD)

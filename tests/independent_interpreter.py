@@ -54,6 +54,11 @@ def golden(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, 
     for node in graph["nodes"]:
         if node["op"] not in ("source", "lif"):
             continue
+        if node.get("spike", "binary") != "binary":
+            values = np.zeros((graph["T"], *ids.shape, node["features"]), np.int64)
+            values[:, mask == 1] = recorded[f"spikes.{node['name']}"].reshape(graph["T"], -1, node["features"])
+            spikes[node["name"]] = values
+            continue
         bits = iter("".join(f"{byte:08b}" for byte in recorded[f"spikes.{node['name']}"]))
         values = np.zeros((graph["T"], *ids.shape, node["features"]), np.int64)
         for t, sample, token in np.ndindex(values.shape[:3]):
@@ -142,8 +147,12 @@ def neuron(name, a, threshold, node, membranes) -> np.ndarray:
     kept = (np.abs(v) * (4096 - node["dv"])) >> 12
     v = np.where(v < 0, -kept, kept) + a * 2 ** node["shift"]
     v = np.minimum(np.maximum(v, -LIMIT), LIMIT)
-    spikes = np.where(v > threshold * 2 ** node["shift"], 1, 0)
-    membranes[name] = v * (1 - spikes)
+    level = threshold * 2 ** node["shift"]
+    spikes = sum(np.where(v > j * level, 1, 0) for j in range(1, node.get("cap", 1) + 1))
+    if node.get("spike") == "ternary":
+        spikes = spikes - np.where(v < -level, 1, 0)
+    soft = node.get("reset") == "subtract"
+    membranes[name] = v - spikes * level if soft else v * (spikes == 0)
     return spikes
 
 

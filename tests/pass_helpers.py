@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from random_graphs import DECAYS, random_batch, random_dag, random_graph, random_machine_dag
+from random_graphs import DECAYS, RULES, random_batch, random_dag, random_graph, random_machine_dag
 
 from converters.execution import Execution, TokenBatch
 from converters.graph import LIF, Add, Attention, Graph, Node, Readout, Source, Synapses
@@ -149,6 +149,7 @@ def trials(draw: Callable, make: Callable[..., Graph] | None = None, attention: 
         firing=draw(st.sampled_from([0.003, 0.3, 0.7])),
         attention=draw(st.sampled_from(["plain", attention])),
         norms=draw(st.sampled_from([0.0, 0.5])),
+        neurons=draw(st.sampled_from(RULES)),
     )
     if draw(st.booleans()):
         graph = with_twins(rng, graph)

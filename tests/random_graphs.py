@@ -18,7 +18,10 @@ from converters.graph import (
     LIF,
     NORM_KINDS,
     NORMED_FRACTION,
+    RESETS,
+    SHIFT,
     SIMILARITIES,
+    SPIKES,
     Add,
     Attention,
     Coincidence,
@@ -42,6 +45,7 @@ CLASSES = 3
 REACH = 60_000  # accumulators stay below this; a graph allows 65535
 WIDEST = 1200  # features of a node of `random_machine_dag`
 ATTENTIONS = ("plain", "unbiased", "any")  # similarity "and" without a bias; any without one; any with any or none
+RULES = ("stock", "soft", "any")  # neurons: reset "zero" that send bits; bits and any reset; any reset and any spikes
 MACHINE_KINDS = ("slice", "concat", "valid_lane", "coincidence", "relay", "product")
 
 
@@ -67,6 +71,7 @@ def random_graph(
     attention: str = "plain",
     code_features: int = 0,
     norms: float = 0.0,
+    neurons: str = "stock",
 ) -> Graph:
     """A random spiking transformer.
 
@@ -76,14 +81,16 @@ def random_graph(
     attention     which kinds are drawn: one of ATTENTIONS
     code_features P of spike-coded positions
     norms         the share of layers that have a norm
+    neurons       of RULES
     """
     builder = _Builder(
-        rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention, norms
-    )
+        rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention, norms,
+        neurons,
+    )  # fmt: skip
     x = builder.source(hidden, source_kind, code_features)
     for index in range(blocks):
         name = f"block{index}"
-        q, k, v = (builder.layer(f"{name}.{part}", x, hidden) for part in "qkv")
+        q, k, v = (builder.layer(f"{name}.{part}", x, hidden, bits=True) for part in "qkv")
         attended = builder.neuron(f"{name}.attention_lif", builder.attention(f"{name}.attention", (q, k, v), heads))
         x = builder.add(f"{name}.add1", (x, builder.layer(f"{name}.out", attended, hidden)))
         widened = builder.layer(f"{name}.fc1", x, 2 * hidden)
@@ -105,25 +112,27 @@ def random_dag(
     firing: float = 0.3,
     attention: str = "plain",
     norms: float = 0.0,
+    neurons: str = "stock",
 ) -> Graph:
     """Layers, adds of two to four (a node may stand in one twice) and attentions, wired at random; any legal shape."""
     builder = _Builder(
-        rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention, norms
-    )
-    spiking, neurons = [builder.source(hidden, source_kind)], []
+        rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention, norms,
+        neurons,
+    )  # fmt: skip
+    spiking, firing_bits = [builder.source(hidden, source_kind)], []
     for index in range(nodes):
-        kind = rng.choice(["layer", "add", "attention"] if neurons else ["layer", "add"])
+        kind = rng.choice(["layer", "add", "attention"] if firing_bits else ["layer", "add"])
         if kind == "layer":
             spiking.append(builder.layer(f"n{index}", str(rng.choice(spiking)), hidden))
-            neurons.append(spiking[-1])
+            firing_bits += filter(builder.fires, spiking[-1:])
         elif kind == "add":
             inputs = tuple(str(name) for name in rng.choice(spiking, size=rng.integers(2, 5)))
             spiking.append(builder.add(f"n{index}", inputs))
         else:
-            inputs = tuple(str(name) for name in rng.choice(neurons, size=3))
+            inputs = tuple(str(name) for name in rng.choice(firing_bits, size=3))
             heads = int(rng.choice([h for h in range(1, hidden + 1) if hidden % h == 0]))
             spiking.append(builder.neuron(f"n{index}.lif", builder.attention(f"n{index}", inputs, heads)))
-            neurons.append(spiking[-1])
+            firing_bits += filter(builder.fires, spiking[-1:])
     return builder.graph(spiking[-1])
 
 
@@ -141,6 +150,7 @@ def random_machine_dag(
     firing: float = 0.3,
     attention: str = "plain",
     norms: float = 0.0,
+    neurons: str = "stock",
 ) -> Graph:
     """Every kind of node that only passes make at least once, in random order, and `nodes` more of any kind.
 
@@ -149,10 +159,11 @@ def random_machine_dag(
     The readout reads the last nodes side by side.
     """
     builder = _Builder(
-        rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention, norms
-    )
+        rng, n_max, timesteps, np.atleast_1d(dv), weight_bits, bias_max, vocabulary, firing, attention, norms,
+        neurons,
+    )  # fmt: skip
     source = builder.source(hidden, source_kind)
-    builder.layer("first", source, hidden)
+    builder.layer("first", source, hidden, bits=True)
     kinds = [*rng.permutation(MACHINE_KINDS), *rng.choice([*MACHINE_KINDS, "layer", "add", "attention"], nodes)]
     for index, kind in enumerate(kinds):
         getattr(_Wiring(builder, hidden), str(kind))(f"n{index}")
@@ -167,6 +178,7 @@ class _Wiring:
         self.builder, self.hidden, self.rng = builder, hidden, builder.rng
         self.spiking = [node.name for node in builder.nodes if not isinstance(node, CURRENTS)]
         self.firing = [name for name in self.spiking if builder.fires(name)]
+        self.counts = [name for name in self.spiking if name not in builder.signed]
 
     def layer(self, name: str) -> None:
         lane = self._any(self.firing) if self.builder.norms and self.firing and self.rng.random() < 0.5 else None
@@ -200,15 +212,15 @@ class _Wiring:
             self.builder.relay(name, f"{name}.attention")
         else:
             width = int(self.rng.integers(1, self.hidden + 1))
-            self.builder.relayed(name, self._any(self.spiking), width)
+            self.builder.relayed(name, self._any(self.counts), width)
 
     def product(self, name: str) -> None:
         v = self._any(self._short())
         heads = self._heads(v)
         width = self.builder.n_max * heads
-        scores = [each for each in self.spiking if self.builder.width(each) == width]
+        scores = [each for each in self.counts if self.builder.width(each) == width]
         if not scores or self.rng.random() < 0.5:
-            scores = [self.builder.relayed(f"{name}.scores", self._any(self.spiking), width)]
+            scores = [self.builder.relayed(f"{name}.scores", self._any(self.counts), width)]
         self.builder.product(name, (self._any(scores), v), heads)
 
     def attention(self, name: str) -> None:
@@ -251,36 +263,41 @@ class _Builder:
         firing: float,
         attention: str = "plain",
         norms: float = 0.0,
+        neurons: str = "stock",
     ) -> None:
-        assert attention in ATTENTIONS
-        self.attentions = attention
-        [self.scoring_rng] = rng.spawn(1)  # of its own: all else is drawn as it would be without
+        assert attention in ATTENTIONS and neurons in RULES
+        self.attentions, self.neurons = attention, neurons
+        self.scoring_rng, self.rule_rng = rng.spawn(2)  # of their own: all else is drawn as it would be without
         self.rng, self.n_max, self.timesteps, self.decays = rng, n_max, timesteps, decays
         self.weight_bits, self.bias_max, self.vocabulary, self.firing = weight_bits, bias_max, vocabulary, firing
         self.norms = norms
         self.batch = _draw_batch(rng, vocabulary, 4, n_max)
         self.nodes: list[Node] = []
         self.values: dict[str, np.ndarray] = {}
+        self.signed: set[str] = set()  # nodes whose values may be below 0
 
     def source(self, hidden: int, kind: str, code_features: int = 0) -> str:
         """The source; with spike-coded positions a layer behind it, which brings it back to `hidden` features."""
         table = self.rng.integers(-60, 60, (self.vocabulary, hidden))
         position = self.rng.integers(-30, 30, (self.n_max, hidden))
-        dv = int(self.rng.choice(self.decays))
+        dv, reset = int(self.rng.choice(self.decays)), self._rule(bits=True)[0]
         if not code_features:
-            return self._append(Source("source", table, position, kind, threshold=20, dv=dv))
+            return self._append(Source("source", table, position, kind, threshold=20, dv=dv, reset=reset))
         code = self.rng.integers(0, 2, (self.timesteps, self.n_max, code_features))
         return self.layer(
-            "mix", self._append(Source("source", table, position, kind, threshold=20, dv=dv, code=code)), hidden
+            "mix",
+            self._append(Source("source", table, position, kind, threshold=20, dv=dv, code=code, reset=reset)),
+            hidden,
         )
 
-    def layer(self, name: str, producer: str, width: int, lane: str | None = None) -> str:
-        """Synapses, perhaps a norm, and their LIF; the name of the LIF. lane: the valid lane of a norm."""
+    def layer(self, name: str, producer: str, width: int, lane: str | None = None, bits: bool = False) -> str:
+        """Synapses, perhaps a norm, and their LIF; the name of the LIF. lane: the valid lane of a norm; bits: the LIF
+        sends nothing else."""
         weight, bias = self._linear(producer, width)
         current = self._append(Synapses(f"{name}.synapses", (producer,), weight, bias, self.weight_bits))
         if self.norms and self.rng.random() < self.norms:
             current = self.norm(f"{name}.norm", current, lane)
-        return self.neuron(name, current)
+        return self.neuron(name, current, bits)
 
     def norm(self, name: str, current: str, lane: str | None = None) -> str:
         """With a gamma as large as the accumulator allows, or smaller."""
@@ -292,10 +309,22 @@ class _Builder:
         inputs = (current,) if lane is None else (current, lane)
         return self._append(Norm(name, inputs, self.rng.integers(-most, most + 1, width), beta, eps, kind))
 
-    def neuron(self, name: str, current: str) -> str:
+    def neuron(self, name: str, current: str, bits: bool = False) -> str:
+        reset, spike, cap = self._rule(bits)
         valid = self.values[current][:, self.batch.mask == 1]
         level = np.quantile(valid, 1 - self.firing, method="nearest")
-        return self._append(LIF(name, (current,), max(int(level), 0), int(self.rng.choice(self.decays))))
+        if spike == "graded":  # so that more than one level is passed
+            level //= int(self.rule_rng.integers(1, 4))
+        dv = int(self.rng.choice(self.decays))
+        return self._append(LIF(name, (current,), max(int(level), 0), dv, SHIFT, reset, spike, cap))
+
+    def _rule(self, bits: bool) -> tuple[str, str, int]:
+        """reset, spike and cap of a LIF."""
+        if self.neurons == "stock":
+            return "zero", "binary", 1
+        reset = str(self.rule_rng.choice(RESETS))
+        spike = "binary" if bits or self.neurons == "soft" else str(self.rule_rng.choice(SPIKES))
+        return reset, spike, int(self.rule_rng.choice([2, 3, 15])) if spike == "graded" else 1
 
     def attention(self, name: str, inputs: tuple[str, ...], heads: int, excites: bool = False) -> str:
         """`excites`: its current is never negative."""
@@ -348,7 +377,9 @@ class _Builder:
     def fires(self, name: str) -> bool:
         """Whether it is made of the spikes of LIF nodes alone: it may be q, k or v."""
         node = next(node for node in self.nodes if node.name == name)
-        return isinstance(node, LIF) or (isinstance(node, (Slice, Concat)) and all(map(self.fires, node.inputs)))
+        if isinstance(node, LIF):
+            return node.spike == "binary"
+        return isinstance(node, (Slice, Concat)) and all(map(self.fires, node.inputs))
 
     def graph(self, producer: str) -> Graph:
         weight, bias = self._linear(producer, CLASSES)
@@ -374,6 +405,9 @@ class _Builder:
 
     def _append(self, node: Node) -> str:
         self.nodes.append(node)
+        passes_on = isinstance(node, (Add, Slice, Concat)) and not self.signed.isdisjoint(node.inputs)
+        if passes_on or (isinstance(node, LIF) and node.spike == "ternary"):
+            self.signed.add(node.name)
         inputs = [self.values[name] for name in node.inputs]
         self.values[node.name] = evaluate(node, inputs, self.batch, self.timesteps, self.n_max)
         return node.name

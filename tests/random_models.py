@@ -59,6 +59,9 @@ OPTIONS: dict[str, tuple] = {
     "seed": tuple(range(1000)),
     "similarity": ("and", "xnor"),
     "position": ("none", "log", "gray", "learned"),
+    "reset": ("zero", "subtract"),
+    "spike": ("binary", "binary", "graded", "ternary"),
+    "cap": (2, 3, 15),
 }
 
 
@@ -66,7 +69,8 @@ OPTIONS: dict[str, tuple] = {
 class Shape:
     """What a random model is like; `OPTIONS` holds the values. `seed` decides weights and wiring.
 
-    norm "scalar" is "none" with scalar_thresholds; chains have BatchNorm whatever it is
+    norm "scalar" is "none" with scalar_thresholds; chains have BatchNorm whatever it is, and binary spikes
+    cap  of graded spikes
     """
 
     kind: str
@@ -86,6 +90,9 @@ class Shape:
     seed: int
     similarity: str
     position: str
+    reset: str
+    spike: str
+    cap: int
 
     @property
     def width(self) -> int:
@@ -101,6 +108,19 @@ class Shape:
         if self.position == "none":
             return None
         return PositionBias(self.position, self.n_max, self.heads, self.features_of_head)
+
+    @property
+    def decays(self) -> list[int]:
+        """Of the encoder and of each block of a SpikeBERT: all `decay`, or for every third seed others too."""
+        rng = np.random.default_rng(self.seed)
+        others = rng.choice(OPTIONS["decay"], self.depth).tolist()
+        return [self.decay, *(others if self.seed % 3 == 0 else [self.decay] * self.depth)]
+
+    @property
+    def neurons(self) -> dict[str, Any]:
+        """As Neuron takes it."""
+        cap = self.cap if self.spike == "graded" else 1
+        return {"reset": self.reset, "spike": self.spike, "cap": cap}
 
     @property
     def norms(self) -> dict[str, Any]:
@@ -177,7 +197,10 @@ def make_spikebert(shape: Shape) -> SpikeBertForSequenceClassification:
             intermediate_size=shape.width + shape.seed % 7,
             max_position_embeddings=max(shape.n_max, 2),  # [CLS] and [SEP]
             timesteps=shape.timesteps,
-            decay=shape.decay,
+            decay=shape.decays,
+            reset=shape.reset,
+            spike=shape.spike,
+            spike_cap=shape.neurons["cap"],
             encoder=shape.encoder,
             positions=shape.positions,
             position_spikes=shape.position_spikes,
@@ -196,14 +219,14 @@ class OwnModel(nn.Module):
 
     def __init__(self, shape: Shape, rng: np.random.Generator) -> None:
         super().__init__()
-        neuron = Neuron(shape.decay, shape.surrogate)
+        neuron = Neuron(shape.decay, shape.surrogate, **shape.neurons)
         other = Neuron(int(rng.choice(OPTIONS["decay"])))  # not all layers alike
         self.encoder = Encoder(
             VOCABULARY,
             shape.width,
             shape.n_max,
             shape.timesteps,
-            neuron,
+            neuron.binary,
             shape.encoder,
             shape.positions,
             shape.position_spikes,
@@ -213,7 +236,7 @@ class OwnModel(nn.Module):
         widths, neurons = (
             [shape.width + shape.position_spikes],
             [False],
-        )  # of every value so far; whether it comes from a LIF
+        )  # of every value so far; whether it comes from a LIF that sends bits
 
         def step(name: str, layer: nn.Module | None, inputs: list[int], width: int, fires: bool) -> None:
             if layer is not None:
@@ -242,12 +265,13 @@ class OwnModel(nn.Module):
             fitting = [name for name in earlier if self.layers[name].linear.in_features == widths[-1]]
             if kind == "again" and fitting:
                 name = str(rng.choice(fitting))
-                step(name, None, [len(widths) - 1], self.layers[name].linear.out_features, True)
+                layer = self.layers[name]
+                step(name, None, [len(widths) - 1], layer.linear.out_features, layer.lif.spike == "binary")
                 continue
             width = int(rng.choice([shape.width, shape.width, rng.integers(1, 2 * shape.width + 1)]))
             place = len(widths) - 1 if kind == "linear" else int(rng.choice(alike))
             layer = SpikingLinear(widths[place], width, [neuron, other][rng.integers(2)], **shape.norms)
-            step(f"linear{index}", layer, [place], width, True)
+            step(f"linear{index}", layer, [place], width, layer.lif.spike == "binary")
         self.readout = Readout(widths[-1], CLASSES)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Logits:
@@ -290,7 +314,8 @@ def make_chain(shape: Shape, rng: np.random.Generator) -> nn.Sequential:
 
 def make_node(shape: Shape, rng: np.random.Generator) -> nn.Module:
     """A random SpikingJelly neuron; `decay` 0 asks for an IFNode."""
-    v_reset = float(rng.choice([0.0, 0.0, -0.5]))
+    hard = float(rng.choice([0.0, 0.0, -0.5]))
+    v_reset = None if shape.reset == "subtract" else hard
     common = {"v_threshold": float(rng.uniform(0.5, 2.0)), "v_reset": v_reset, "step_mode": "s"}
     decay_input = bool(rng.integers(2))
     if shape.decay == 0:
@@ -307,4 +332,4 @@ def _level(node: nn.Module) -> float:
     tau = 1.0
     if getattr(node, "decay_input", False):
         tau = node.tau if isinstance(node, sj_neuron.LIFNode) else 1.0 / float(node.w.detach().sigmoid())
-    return (node.v_threshold - node.v_reset) * min(tau, 3.0)
+    return (node.v_threshold - (node.v_reset or 0.0)) * min(tau, 3.0)

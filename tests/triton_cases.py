@@ -30,6 +30,7 @@ class Case:
     alpha: float = 2.0
     layout: str = "contiguous"
     wrong: str = ""
+    reset: str = "zero"
 
 
 class Result(NamedTuple):
@@ -48,7 +49,7 @@ def both(case: Case, device: str) -> tuple[Result, Result]:
 
 
 def _run(case: Case, path: str, device: str) -> Result:
-    lif = LoihiLIF(case.decay, case.integer, case.surrogate, case.alpha)
+    lif = LoihiLIF(case.decay, case.integer, case.surrogate, case.alpha, case.reset)
     lif.path = path
     leaf = torch.from_numpy(case.current).to(device, getattr(torch, case.dtype))
     if case.layout == "expanded":
@@ -85,6 +86,11 @@ def charge(membrane, a, keep, input_gain, TRUNCATE: tl.constexpr, REAL: tl.const
 @triton.jit
 def clip(v, limit):
     return v
+
+
+@triton.jit
+def rest(v, spike, threshold, SUBTRACT: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr):
+    return tl.where(spike, 0.0, v)
 
 
 @triton.jit

@@ -126,7 +126,8 @@ class _Layout:
         if isinstance(node, LIF):
             layer = self.graph[node.inputs[0]]
             wider = isinstance(layer, Synapses) and all(isinstance(other, LIF) for other in self.readers[layer.name])
-            if wider and int(np.max(node.threshold)) < ACCUMULATOR_MAX:
+            # a lane is 0 or 1: of a graded neuron it would be more, and of a ternary one that is not proven
+            if wider and node.spike == "binary" and int(np.max(node.threshold)) < ACCUMULATOR_MAX:
                 return node.name
         return node.name if isinstance(node, Add) else self.carriers[node.inputs[0]]
 

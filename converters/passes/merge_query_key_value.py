@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,9 +21,9 @@ class MergeQueryKeyValue:
     The identity: `[W1; W2; W3] x` is `W1 x`, `W2 x` and `W3 x` one above the other, and neurons do not know of each
     other. Input spikes are then scanned once, and one process or core takes the place of three.
 
-    It is done where the layers read the same input, decay alike, and nobody else reads their currents. Thresholds
-    that differ become a vector, unless `scalar_thresholds`: Lava's stock LIF has one threshold, so there such layers
-    stay apart.
+    It is done where the layers read the same input, decay and reset alike, and nobody else reads their currents.
+    Thresholds that differ become a vector, unless `scalar_thresholds`: Lava's stock LIF has one threshold, so there
+    such layers stay apart.
     """
 
     scalar_thresholds: bool = False
@@ -56,7 +56,7 @@ class MergeQueryKeyValue:
             if len(readers[layer.name]) > 1 or node.name in done:
                 return []
             found.append((layer, node))
-        alike = len({(layer.inputs, neuron.dv) for layer, neuron in found}) == 1
+        alike = len({(layer.inputs, neuron.dv, neuron.reset) for layer, neuron in found}) == 1
         levels = np.unique(np.concatenate([np.atleast_1d(neuron.threshold) for _, neuron in found]))
         return found if len(found) > 1 and alike and (len(levels) == 1 or not self.scalar_thresholds) else []
 
@@ -76,7 +76,8 @@ def _merge(graph: Graph, attention: Attention, pairs: Sequence[Pair]) -> dict[st
         np.concatenate([layer.bias for layer in layers]),
         max(layer.weight_bits for layer in layers),
     )
-    neuron = LIF(lif_name, (name,), int(levels[0]) if len(levels) == 1 else thresholds, neurons[0].dv)
+    threshold = int(levels[0]) if len(levels) == 1 else thresholds
+    neuron = replace(neurons[0], name=lif_name, inputs=(name,), threshold=threshold)
     ends = np.cumsum(widths).tolist()
     slices = [Slice(old.name, (lif_name,), end - width, end) for old, end, width in zip(neurons, ends, widths)]
     old_nodes: list[Node] = [*layers, *neurons]

@@ -121,7 +121,7 @@ def _neurons(node: Node, proven: Range, seen: Observed) -> Neurons | None:
         rate=int(seen.nonzero.sum()) / (seen.sites * len(seen.nonzero)),
         silent_proven=int(proven.silent.sum()),
         silent_observed=int((seen.nonzero == 0).sum()),
-        always_proven=int((proven.low > 0).sum()),
+        always_proven=int(((proven.low > 0) | (proven.high < 0)).sum()),
         always_observed=int((seen.nonzero == seen.sites).sum()),
     )
 

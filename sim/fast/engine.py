@@ -23,8 +23,8 @@ from sim.fast.plan import (
     AddStep,
     AttentionStep,
     EncodeStep,
+    GradedLIFStep,
     LIFStep,
-    Neurons,
     NormStep,
     ReadoutStep,
     Step,
@@ -38,6 +38,7 @@ from sim.fast.plan import (
     nodes_of,
     planes_of,
     sums_of,
+    words_of,
 )
 from sim.fast.vectors import BLOCK, aligned
 from spikebert.commands import note, processors
@@ -87,7 +88,7 @@ class Counters:
         self._timesteps, self._names = graph.timesteps, tuple(node.name for node in graph)
         row = {name: number for number, name in enumerate(self._names)}
         senders = [(*neurons_of(step), *sums_of(step)) for step in steps]
-        widths = [[blocks_of(graph.features[node.name]) * BLOCK for node in each] for each in senders]
+        widths = [[words_of(graph, node.name) * BLOCK for node in each] for each in senders]
         ends = np.cumsum([0, *(width for step in widths for width in step)])
         self._starts, self._fired = ends[:-1], np.zeros(ends[-1], np.int64)
         self._cuts = np.zeros(ends[-1] // BLOCK, np.int64)
@@ -281,6 +282,8 @@ class _Worker:
                 calls += self._encode(number, step, share)
             elif isinstance(step, LIFStep):
                 calls += self._lif(number, step, share)
+            elif isinstance(step, GradedLIFStep):
+                calls += self._graded_lif(number, step, share)
             elif isinstance(step, NormStep):
                 calls += self._norm(number, step, share)
             elif isinstance(step, ReadoutStep):
@@ -296,15 +299,15 @@ class _Worker:
         if name in share.currents:
             share.values[name] = share.currents[name][..., :width].copy()
         else:
-            share.values[name] = _plain(share.spikes[name].planes, width)
+            share.values[name] = _plain(share.spikes[name].planes, width, name in self.graph.signed)
 
     def _encode(self, number: int, step: EncodeStep, share: Share) -> Iterator[Call]:
         planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
         code = np.ascontiguousarray(step.code[:, share.first : share.first + share.timesteps])
         yield partial(
             kernels.encode, share.ids, share.places, step.table, step.position, code, step.node.kind == "sign",
-            neurons.free, neurons.level, neurons.keep, planes[0], fired, self.counters.cuts[number],
-            *self._carried(number, neurons, share),
+            neurons.free, neurons.subtract, neurons.level, neurons.keep, planes[0], fired,
+            self.counters.cuts[number], *self._carried(number, neurons.level, share),
         )  # fmt: skip
         share.spikes[step.node.name] = Spikes(planes, fired, fired)
 
@@ -324,10 +327,20 @@ class _Worker:
         currents = share.currents[step.node.inputs[0]]
         cuts = self.counters.cuts[number]
         yield partial(
-            kernels.lif, currents, neurons.free, neurons.level, neurons.keep, planes[0], fired, cuts,
-            *self._carried(number, neurons, share),
+            kernels.lif, currents, neurons.free, neurons.subtract, neurons.level, neurons.keep, planes[0], fired, cuts,
+            *self._carried(number, neurons.level, share),
         )  # fmt: skip
         share.spikes[step.node.name] = Spikes(planes, fired, fired)
+
+    def _graded_lif(self, number: int, step: GradedLIFStep, share: Share) -> Iterator[Call]:
+        node, planes, fired = step.node, self._planes(number, share, step.node.name), self.counters.fired[number]
+        payload = np.empty_like(fired)
+        yield partial(
+            kernels.graded_lif, share.currents[node.inputs[0]], step.level, step.keep, node.reset == "subtract",
+            node.spike == "ternary", node.cap, planes, payload, fired, self.counters.cuts[number],
+            *self._carried(number, step.level, share),
+        )  # fmt: skip
+        share.spikes[node.name] = Spikes(planes, payload, fired)
 
     def _synapses(self, number: int, step: SynapsesStep, share: Share) -> Iterator[Call]:
         x, neurons, timesteps = share.spikes[step.layers[0].inputs[0]], step.neurons, share.timesteps
@@ -346,8 +359,8 @@ class _Worker:
         fired = self.counters.fired[number]
         yield partial(
             kernels.synapses, x.planes, step.weight, step.group, step.bias, step.wide, bool(step.lifs), neurons.free,
-            neurons.level, neurons.keep, step.places, spikes, currents, index, lists, fired, self.counters.cuts[number],
-            *self._carried(number, neurons, share),
+            neurons.subtract, neurons.level, neurons.keep, step.places, spikes, currents, index, lists, fired,
+            self.counters.cuts[number], *self._carried(number, neurons.level, share),
         )  # fmt: skip
         yield partial(kernels.count_operations, x.payload, x.events, step.fan_out, self.counters.operations[number])
         first = 0
@@ -377,9 +390,9 @@ class _Worker:
         fired = self.counters.fired[number]
         yield partial(
             kernels.attention, q, k, v, lane, share.starts, width, node.heads, node.similarity == "xnor", step.bias,
-            np.empty(longest, step.sums), step.lif is not None, neurons.free, neurons.level, neurons.keep, planes[0],
-            currents, cells, self.counters.operations[number][0], fired, self.counters.cuts[number],
-            *self._carried(number, neurons, share),
+            np.empty(longest, step.sums), step.lif is not None, neurons.free, neurons.subtract, neurons.level,
+            neurons.keep, planes[0], currents, cells, self.counters.operations[number][0], fired,
+            self.counters.cuts[number], *self._carried(number, neurons.level, share),
         )  # fmt: skip
         if kept:
             share.currents[node.name] = currents
@@ -388,6 +401,9 @@ class _Worker:
 
     def _add(self, number: int, step: AddStep, share: Share) -> Iterator[Call]:
         """The counts of a sum follow from those of its inputs, but for how many sums are not 0."""
+        if step.node.name in self.graph.signed:
+            yield from self._add_signed(number, step, share)
+            return
         first, *others = (share.spikes[name] for name in step.node.inputs)
         total, events = self._planes(number, share, step.node.name), self.counters.fired[number]
         payload = first.payload.copy()
@@ -399,6 +415,17 @@ class _Worker:
             yield partial(np.add, payload, x.payload, payload)
         yield partial(kernels.count_sums, total, self.scratch.array(total.shape[1:], np.uint64), events)
         share.spikes[step.node.name] = Spikes(total, payload, events)
+
+    def _add_signed(self, number: int, step: AddStep, share: Share) -> Iterator[Call]:
+        """Parts above 0 and parts below are added by themselves, then held against each other."""
+        total = self._planes(number, share, step.node.name)
+        spikes = Spikes(total, np.zeros(total.shape[-1] * BLOCK, np.int64), self.counters.fired[number])
+        yield partial(total.fill, 0)
+        for name in step.node.inputs:
+            yield partial(kernels.add_signed, share.spikes[name].planes, total)
+        yield partial(kernels.cancel, total)
+        yield partial(self._count, spikes)
+        share.spikes[step.node.name] = spikes
 
     def _wire(self, number: int, step: WiringStep, share: Share) -> Iterator[Call]:
         node, planes = step.node, self._planes(number, share, step.node.name)
@@ -419,14 +446,21 @@ class _Worker:
         share.spikes[node.name] = spikes
 
     def _gather(self, node: Slice | Concat, out: Spikes, share: Share) -> None:
-        out.planes[:], at = 0, 0
+        out.planes[:], out.payload[:], out.events[:], at = 0, 0, 0, 0
         for name in node.inputs:
             x, width = share.spikes[name], self.graph.features[name]
             start, stop = (node.start, node.stop) if isinstance(node, Slice) else (0, width)
-            end = at + stop - start
-            wiring.copy_features(x.planes, start, stop - start, out.planes, at)
-            out.payload[at:end], out.events[at:end] = x.payload[start:stop], x.events[start:stop]
-            at = end
+            count = stop - start
+            below = {name, node.name} <= self.graph.signed
+            for half in range(1 + below):  # values above 0, and those below
+                of = start + half * blocks_of(width) * BLOCK
+                to = at + half * blocks_of(self.graph.features[node.name]) * BLOCK
+                wiring.copy_features(x.planes, of, count, out.planes, to)
+                out.payload[to : to + count], out.events[to : to + count] = (
+                    x.payload[of:][:count],
+                    x.events[of:][:count],
+                )
+            at += count
 
     def _valid_lane(self, node: ValidLane, out: Spikes) -> None:
         """Only real tokens are here."""
@@ -489,13 +523,13 @@ class _Worker:
 
     def _planes(self, number: int, share: Share, name: str) -> np.ndarray:
         """Room for the spikes of a node, or for sums of them."""
-        planes, words = planes_of(self.graph, name), blocks_of(self.graph.features[name])
+        planes, words = planes_of(self.graph, name), words_of(self.graph, name)
         return self.rooms[number].array((planes, len(share.ids), share.timesteps, words), np.uint64)
 
-    def _carried(self, number: int, neurons: Neurons, share: Share) -> tuple[np.ndarray, np.ndarray, bool]:
+    def _carried(self, number: int, level: np.ndarray, share: Share) -> tuple[np.ndarray, np.ndarray, bool]:
         """The membranes of a step's neurons, the rows of a share's tokens in them, and whether they begin at 0."""
-        shape = share.kept_rows, len(neurons.level)
-        return self.membranes[number].array(shape, neurons.level.dtype.type), share.rows, share.first == 0
+        shape = share.kept_rows, len(level)
+        return self.membranes[number].array(shape, level.dtype.type), share.rows, share.first == 0
 
 
 def open_fast(graph: Graph, options: EngineOptions) -> FastEngine:
@@ -503,8 +537,11 @@ def open_fast(graph: Graph, options: EngineOptions) -> FastEngine:
     return FastEngine(graph, options.threads, options.early_exit)
 
 
-def _plain(planes: np.ndarray, width: int) -> np.ndarray:
+def _plain(planes: np.ndarray, width: int, signed: bool = False) -> np.ndarray:
     """Planes [P, R, T, W] -> the values [R, T, D], integers of their own."""
+    if signed:
+        above, below = np.split(planes, 2, axis=-1)
+        return _plain(above, width) - _plain(below, width)
     bits = np.unpackbits(planes.astype("<u8").view(np.uint8), axis=-1, count=width, bitorder="little")
     values: np.ndarray = (bits.astype(np.int32) << np.arange(len(bits))[:, None, None, None]).sum(0, dtype=np.int32)
     return values

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from converters.graph import GAMMA_FRACTION, NORMED_FRACTION, RECIPROCAL_BITS, ROOT_BITS
+from converters.graph import (
+    DECAY_BITS,
+    GAMMA_FRACTION,
+    MEMBRANE_MAX,
+    NORMED_FRACTION,
+    RECIPROCAL_BITS,
+    ROOT_BITS,
+    SHIFT,
+)
 from sim.fast.vectors import (
     BIT_PLACES,
     BLOCK,
@@ -21,6 +29,8 @@ from sim.fast.vectors import (
     fill_cells,
     fire,
     fire_free,
+    fire_free_subtract,
+    fire_subtract,
     list_bits,
     lowest_bit,
     popcount,
@@ -65,14 +75,24 @@ def attention_cells(tokens: int, timesteps: int, width: int, heads: int) -> int:
 
 @compiled(nogil=True, inline="always")
 def _fire(
-    cells: np.ndarray, at: int, stride: int, steps: int, free: bool, level: np.ndarray, level_at: int, keep: float,
-    words: np.ndarray, word_at: int, word_stride: int, cuts: np.ndarray, cuts_at: int, state: np.ndarray,
+    cells: np.ndarray, at: int, stride: int, steps: int, free: bool, subtract: bool, level: np.ndarray, level_at: int,
+    keep: float, words: np.ndarray, word_at: int, word_stride: int, cuts: np.ndarray, cuts_at: int, state: np.ndarray,
     rows: np.ndarray, row: int, fresh: bool,
 ) -> None:  # fmt: skip
     """The LIF of a block of neurons of token `row`; the membranes of `level_at` on are those of state [rows[row]]."""
     state_at = rows[row] * level.shape[0] + level_at if rows.shape[0] > 0 else -1
-    if free:
+    if free and subtract:
+        fire_free_subtract(
+            cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at, state,
+            state_at, fresh,
+        )  # fmt: skip
+    elif free:
         fire_free(
+            cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at, state,
+            state_at, fresh,
+        )  # fmt: skip
+    elif subtract:
+        fire_subtract(
             cells, at, stride, steps, level, level_at, keep, words, word_at, word_stride, cuts, cuts_at, state,
             state_at, fresh,
         )  # fmt: skip
@@ -240,8 +260,9 @@ def _add_rows(
 @compiled(nogil=True)
 def synapses(
     x: np.ndarray, weight: np.ndarray, group: int, bias: np.ndarray, wide: bool, fires: bool, free: bool,
-    level: np.ndarray, keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray, index: np.ndarray,
-    lists: np.ndarray, fired: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool,
+    subtract: bool, level: np.ndarray, keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray,
+    index: np.ndarray, lists: np.ndarray, fired: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray,
+    fresh: bool,
 ) -> None:  # fmt: skip
     """`a = W x + b` of every token and timestep, then a LIF where `fires`, for layers that read the same x.
 
@@ -287,8 +308,8 @@ def synapses(
                         _copy_cell(cells, t * BLOCK, wide, flat_currents, ((at + t) * blocks + block) * BLOCK)
                 if fires:
                     _fire(
-                        cells, 0, BLOCK, steps, free, level, block * BLOCK, keep, spikes, place + at * stride, stride,
-                        cuts, block, state, rows, first + r, fresh,
+                        cells, 0, BLOCK, steps, free, subtract, level, block * BLOCK, keep, spikes,
+                        place + at * stride, stride, cuts, block, state, rows, first + r, fresh,
                     )  # fmt: skip
     if fires:
         first = 0
@@ -314,8 +335,8 @@ def _copy_cell(cells: np.ndarray, at: int, wide: bool, out: np.ndarray, to: int)
 @compiled(nogil=True)
 def encode(
     ids: np.ndarray, places: np.ndarray, table: np.ndarray, position: np.ndarray, code: np.ndarray, sign: bool,
-    free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
-    state: np.ndarray, rows: np.ndarray, fresh: bool,
+    free: bool, subtract: bool, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray,
+    cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool,
 ) -> None:  # fmt: skip
     """The source: a constant current for each token, then a LIF, or `>= 0` where `sign`; and the code of its place.
 
@@ -340,8 +361,8 @@ def encode(
         for w in range(words):
             if not sign:
                 _fire(
-                    current, w * BLOCK, 0, steps, free, level, w * BLOCK, keep, out, r * steps * words + w, words,
-                    cuts, w, state, rows, r, fresh,
+                    current, w * BLOCK, 0, steps, free, subtract, level, w * BLOCK, keep, out, r * steps * words + w,
+                    words, cuts, w, state, rows, r, fresh,
                 )  # fmt: skip
                 continue
             word = np.uint64(0)
@@ -358,8 +379,8 @@ def encode(
 
 @compiled(nogil=True)
 def lif(
-    currents: np.ndarray, free: bool, level: np.ndarray, keep: float, spikes: np.ndarray, fired: np.ndarray,
-    cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool,
+    currents: np.ndarray, free: bool, subtract: bool, level: np.ndarray, keep: float, spikes: np.ndarray,
+    fired: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool,
 ) -> None:  # fmt: skip
     """A LIF on stored currents int32 [R, T, W * 64] -> spikes uint64 [R, T, W], and how many: fired int64 [W * 64], and
     cuts int64 [W]. state, rows, fresh: the membranes that are carried, see above."""
@@ -370,10 +391,57 @@ def lif(
         for w in range(words):
             place = r * steps * words + w
             _fire(
-                flat, place * BLOCK, words * BLOCK, steps, free, level, w * BLOCK, keep, out, place, words, cuts, w,
-                state, rows, r, fresh,
+                flat, place * BLOCK, words * BLOCK, steps, free, subtract, level, w * BLOCK, keep, out, place, words,
+                cuts, w, state, rows, r, fresh,
             )  # fmt: skip
     count_bits(spikes.reshape(tokens * steps, words), fired)
+
+
+@compiled(nogil=True)
+def graded_lif(
+    currents: np.ndarray, level: np.ndarray, keep: int, subtract: bool, ternary: bool, cap: int, spikes: np.ndarray,
+    payload: np.ndarray, fired: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool,
+) -> None:  # fmt: skip
+    """A LIF that sends more than bits, on stored currents, neuron by neuron as `converters.graph.LIF` has it.
+
+    currents int32 [R, T, at least D]; level int64 [D], membrane units; keep: 4096 - dv
+    spikes   uint64 [P, R, T, W] set, or [1, R, T, 2 W] where `ternary`: those below 0 in words of their own behind
+    payload, fired int64 [a bit of `spikes` each], set: the sum of the sizes of what a neuron sent, and how often
+    cuts     int64 [at least W], set: how often membranes of each word of neurons were cut
+    state    int64 [rows kept, D]; rows, fresh: the membranes that are carried, see above
+    """
+    for counts in (payload, fired, cuts):
+        counts[:] = 0
+    spikes[:] = 0
+    below = spikes.shape[3] // 2  # words, where those below 0 begin
+    limit, most = np.int64(MEMBRANE_MAX), np.int64(cap)
+    for r in range(spikes.shape[1]):
+        for j in range(level.shape[0]):
+            w, bit, at = j // BLOCK, np.uint64(j % BLOCK), level[j]
+            v = np.int64(0)
+            if rows.shape[0] > 0 and not fresh:
+                v = state[rows[r], j]
+            for t in range(spikes.shape[2]):
+                kept = (abs(v) * keep) >> DECAY_BITS
+                charged = (kept if v >= 0 else -kept) + (np.int64(currents[r, t, j]) << SHIFT)
+                v = min(max(charged, -limit), limit)
+                cuts[w] += v != charged
+                sent, word = np.int64(0), w
+                if v > at:
+                    sent = min(most, (v - 1) // at) if at > 0 else most
+                elif ternary and v < -at:
+                    sent, word = np.int64(-1), below + w
+                if sent != 0:
+                    v = v - sent * at if subtract else np.int64(0)
+                    size, p = abs(sent), 0
+                    payload[word * BLOCK + j % BLOCK] += size
+                    fired[word * BLOCK + j % BLOCK] += 1
+                    while size > 0:
+                        spikes[p, r, t, word] |= np.uint64(size & 1) << bit
+                        size >>= 1
+                        p += 1
+            if rows.shape[0] > 0:
+                state[rows[r], j] = v
 
 
 @compiled(nogil=True)
@@ -466,10 +534,9 @@ def _score(
 @compiled(nogil=True)
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, lane: np.ndarray, starts: np.ndarray, width: int, heads: int,
-    equal: bool, bias: np.ndarray, scores: np.ndarray, fires: bool, free: bool, level: np.ndarray, keep: float,
-    spikes: np.ndarray,
-    currents: np.ndarray, cells: np.ndarray, operations: np.ndarray, fired: np.ndarray, cuts: np.ndarray,
-    state: np.ndarray, rows: np.ndarray, fresh: bool,
+    equal: bool, bias: np.ndarray, scores: np.ndarray, fires: bool, free: bool, subtract: bool, level: np.ndarray,
+    keep: float, spikes: np.ndarray, currents: np.ndarray, cells: np.ndarray, operations: np.ndarray,
+    fired: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool,
 ) -> None:  # fmt: skip
     """`a = (q k^T) v` for each head of each sample, then a LIF where `fires`. Scores may be of "xnor", or have a bias.
 
@@ -552,8 +619,8 @@ def attention(
             if fires:
                 for w in range(words):
                     _fire(
-                        cells, n * steps * stride + w * BLOCK, stride, steps, free, level, w * BLOCK, keep, out,
-                        r * steps * words + w, words, cuts, w, state, rows, r, fresh,
+                        cells, n * steps * stride + w * BLOCK, stride, steps, free, subtract, level, w * BLOCK, keep,
+                        out, r * steps * words + w, words, cuts, w, state, rows, r, fresh,
                     )  # fmt: skip
     operations[0], operations[1] = plain, weighted
     if fires:
@@ -573,6 +640,45 @@ def add(x: np.ndarray, out: np.ndarray) -> None:
                 words[plane, i] = before ^ carry
                 carry &= before
                 plane += 1
+
+
+@compiled(nogil=True)
+def add_signed(x: np.ndarray, out: np.ndarray) -> None:
+    """As `add`, where x [P, R, T, W or 2 W] may have fewer words than out [P', R, T, 2 W]: none below 0."""
+    for p in range(x.shape[0]):
+        for r in range(x.shape[1]):
+            for t in range(x.shape[2]):
+                for w in range(x.shape[3]):
+                    carry, plane = x[p, r, t, w], p
+                    while carry != 0:
+                        before = out[plane, r, t, w]
+                        out[plane, r, t, w] = before ^ carry
+                        carry &= before
+                        plane += 1
+
+
+@compiled(nogil=True)
+def cancel(out: np.ndarray) -> None:
+    """Where a value has a part above 0 and one below, what is left of them: out [P, R, T, 2 W], changed.
+
+    64 differences at a time, plane by plane with borrows; where the last one borrows it is below 0, and is negated.
+    """
+    planes, words = out.shape[0], out.shape[3] // 2
+    difference = np.empty(planes, np.uint64)
+    for r in range(out.shape[1]):
+        for t in range(out.shape[2]):
+            for w in range(words):
+                borrow = np.uint64(0)
+                for p in range(planes):
+                    a, b = out[p, r, t, w], out[p, r, t, words + w]
+                    difference[p] = a ^ b ^ borrow
+                    borrow = (~a & b) | (~(a ^ b) & borrow)
+                below, carry = borrow, borrow
+                for p in range(planes):
+                    out[p, r, t, w] = difference[p] & ~below
+                    negated = ~difference[p] & below
+                    out[p, r, t, words + w] = negated ^ carry
+                    carry &= negated
 
 
 @compiled(nogil=True)

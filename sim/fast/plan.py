@@ -1,8 +1,8 @@
 """Which nodes of a graph run together, and the arrays their kernels take. Made once for a graph.
 
-Layers of synapses that read the same spikes and decay alike become one step: their input is scanned once. A LIF
-that alone reads a layer of synapses, or an attention, runs in the same step, so its current is never stored unless
-somebody asks for it.
+Layers of synapses that read the same spikes and whose neurons decay and reset alike become one step: their input is
+scanned once. A LIF that alone reads a layer of synapses, or an attention, runs in the same step, so its current is
+never stored unless somebody asks for it; but one that sends more than bits runs alone.
 """
 
 from __future__ import annotations
@@ -47,15 +47,18 @@ class Neurons:
     level [blocks * 64]; a neuron that is only padding never reaches its own
     keep  the share of the membrane that stays, of the type of `level`: float32 where that is exact, else float64
     free  rounding and saturation are proven never to happen; level is in accumulator units, else in membrane units
+    subtract what fires loses its level, else all
     """
 
     level: np.ndarray
     keep: np.floating
     free: bool
+    subtract: bool = False
 
     @classmethod
     def of(cls, nodes: Sequence[Source | LIF], widths: Sequence[int], bound: int, timesteps: int) -> Neurons:
-        """Neurons side by side, each layer in blocks of its own; their `dv` is one, their |current| at most `bound`."""
+        """Neurons side by side, each layer in blocks of its own; their `dv` and reset are one, their |current| at most
+        `bound`."""
         dv = nodes[0].dv
         halves = dv == 2 ** (DECAY_BITS - 1)
         real = np.float32 if dv == 0 or halves else np.float64
@@ -67,7 +70,7 @@ class Neurons:
         for node, width in zip(nodes, widths):
             level[start : start + width] = np.asarray(node.threshold, np.int64) << (0 if free else SHIFT)
             start += BLOCK * blocks_of(width)
-        return cls(level, real((2**DECAY_BITS - dv) / 2**DECAY_BITS), free)
+        return cls(level, real((2**DECAY_BITS - dv) / 2**DECAY_BITS), free, nodes[0].reset == "subtract")
 
 
 NO_BIAS = np.zeros((0, 0, 0), np.int32)
@@ -134,6 +137,15 @@ class LIFStep:
 
 
 @dataclass(frozen=True, eq=False)
+class GradedLIFStep:
+    """A LIF that sends more than bits. level int64 [D], membrane units; keep: 4096 - dv"""
+
+    node: LIF
+    level: np.ndarray
+    keep: int
+
+
+@dataclass(frozen=True, eq=False)
 class AddStep:
     node: Add
 
@@ -155,7 +167,9 @@ class WiringStep:
     node: Slice | Concat | ValidLane | Coincidence | Relay | Product
 
 
-Step = Union[EncodeStep, SynapsesStep, NormStep, AttentionStep, LIFStep, AddStep, ReadoutStep, WiringStep]
+Step = Union[
+    EncodeStep, SynapsesStep, NormStep, AttentionStep, LIFStep, GradedLIFStep, AddStep, ReadoutStep, WiringStep
+]  # fmt: skip
 
 
 def make_plan(graph: Graph) -> tuple[Step, ...]:
@@ -189,6 +203,11 @@ def blocks_of(width: int) -> int:
     return -(-width // BLOCK)
 
 
+def words_of(graph: Graph, name: str) -> int:
+    """How many words hold the spikes of a node: twice as many where they may be below 0."""
+    return blocks_of(graph.features[name]) * (2 if name in graph.signed else 1)
+
+
 def planes_of(graph: Graph, name: str) -> int:
     """How many planes of bits hold the spikes of a node, or sums of them."""
     return int(graph.value_max[name]).bit_length()
@@ -216,7 +235,7 @@ def neurons_of(step: Step) -> tuple[Source | LIF | Coincidence, ...]:
         return (step.lif,) if step.lif else ()
     if isinstance(step, WiringStep):
         return (step.node,) if isinstance(step.node, Coincidence) else ()
-    return (step.node,) if isinstance(step, (EncodeStep, LIFStep)) else ()
+    return (step.node,) if isinstance(step, (EncodeStep, LIFStep, GradedLIFStep)) else ()
 
 
 def sums_of(step: Step) -> tuple[Add | Relay | Product, ...]:
@@ -255,14 +274,28 @@ def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
         return AttentionStep(node, bias, lif, neurons, np.int16 if bound <= INT16_MAX else np.int32)
     if isinstance(node, Norm):
         return NormStep(node, node.gamma.astype(np.int64), node.beta.astype(np.int64))
+    if isinstance(node, LIF) and node.spike != "binary":
+        level = np.broadcast_to(np.asarray(node.threshold, np.int64) << node.shift, width)
+        return GradedLIFStep(node, np.ascontiguousarray(level), 2**DECAY_BITS - node.dv)
     if isinstance(node, LIF):
         return LIFStep(node, Neurons.of([node], [width], graph.value_max[node.inputs[0]], graph.timesteps))
     if isinstance(node, Add):
         return AddStep(node)
     if not isinstance(node, Readout):
         return WiringStep(node)
-    fan_out = np.count_nonzero(node.weight, axis=0, keepdims=True).astype(np.int64)
-    return ReadoutStep(node, np.ascontiguousarray(node.weight.T.astype(np.int64)), node.bias.astype(np.int64), fan_out)
+    weight = _weight(graph, node)
+    fan_out = np.count_nonzero(weight, axis=0, keepdims=True).astype(np.int64)
+    return ReadoutStep(node, np.ascontiguousarray(weight.T), node.bias.astype(np.int64), fan_out)
+
+
+def _weight(graph: Graph, node: Synapses | Readout) -> np.ndarray:
+    """int64 [out, inputs]. Of inputs that may be below 0 those above and those below are inputs of their own, each in
+    whole words, and the second ones are negated."""
+    weight = node.weight.astype(np.int64)
+    if node.inputs[0] not in graph.signed:
+        return weight
+    padded = _padded(weight.T).T
+    return np.concatenate([padded, -padded], axis=1)
 
 
 def _synapses(graph: Graph, node: Synapses, readers: dict[str, list[Node]]) -> SynapsesStep:
@@ -271,14 +304,15 @@ def _synapses(graph: Graph, node: Synapses, readers: dict[str, list[Node]]) -> S
     if lif:
         for other in readers[node.inputs[0]]:
             its = _only_lif(other, readers) if isinstance(other, Synapses) and other is not node else None
-            if its and its.dv == lif.dv and isinstance(other, Synapses):
+            if its and (its.dv, its.reset) == (lif.dv, lif.reset) and isinstance(other, Synapses):
                 layers.append(other)
                 lifs.append(its)
     widths = [layer.weight.shape[0] for layer in layers]
     bound = max(graph.value_max[layer.name] for layer in layers)
     wide = bound > INT16_MAX
     bias = np.concatenate([_padded(layer.bias) for layer in layers])
-    weight = np.concatenate([_padded(layer.weight) for layer in layers]).T
+    weights = [_weight(graph, layer).astype(np.int8) for layer in layers]
+    weight = np.concatenate([_padded(each) for each in weights]).T
     group = group_of(weight)
     return SynapsesStep(
         tuple(layers),
@@ -289,7 +323,7 @@ def _synapses(graph: Graph, node: Synapses, readers: dict[str, list[Node]]) -> S
         bias if wide else pack_cells(bias),
         wide,
         _places(widths),
-        np.stack([np.count_nonzero(layer.weight, axis=0) for layer in layers]).astype(np.int64),
+        np.stack([np.count_nonzero(each, axis=0) for each in weights]).astype(np.int64),
     )
 
 
@@ -320,6 +354,6 @@ def _code_words(graph: Graph, node: Source) -> np.ndarray:
 
 
 def _only_lif(node: Node, readers: dict[str, list[Node]]) -> LIF | None:
-    """The LIF that reads a current, if nothing else does."""
+    """The LIF that reads a current and sends bits, if nothing else does."""
     found = readers[node.name]
-    return found[0] if len(found) == 1 and isinstance(found[0], LIF) else None
+    return found[0] if len(found) == 1 and isinstance(found[0], LIF) and found[0].spike == "binary" else None

@@ -338,8 +338,8 @@ def add_scored(_: Any, masks: Any, at: Any, index: Any, scores: Any, count: Any,
     return types.void(masks, number, index, scores, number, out, number), codegen
 
 
-def _fire(free: bool) -> Any:
-    """Makes `fire` or `fire_free`."""
+def _fire(free: bool, subtract: bool) -> Any:
+    """Makes `fire`, `fire_free`, or what resets by subtraction."""
 
     def fire(
         _: Any, cells: Any, at: Any, stride: Any, steps: Any, level: Any, level_at: Any, keep: Any, words: Any,
@@ -391,7 +391,8 @@ def _fire(free: bool) -> Any:
                         v, cut = saturate(v, counted[half], cut)
                     fired = builder.fcmp_ordered(">", v, thresholds[half])
                     bits.append(builder.zext(builder.bitcast(fired, I32), I64))
-                    after.append(builder.select(fired, ir.Constant(real, None), v))
+                    left = builder.fsub(v, thresholds[half]) if subtract else ir.Constant(real, None)
+                    after.append(builder.select(fired, left, v))
                 both = builder.or_(bits[0], builder.shl(bits[1], code.number(HALF)))
                 code.store(both, spikes, builder.add(word, builder.mul(t, next_word)), align=8)
                 return [*after, cut]
@@ -431,5 +432,7 @@ def _fire(free: bool) -> Any:
 # state   of the type of `level`: membranes, from element `state_at`; they begin as they are there, or at 0 where
 #         `fresh`, and are left there. Where `state_at` is negative they begin at 0 and are forgotten
 # `fire` is the rule as it stands, in membrane units. `fire_free` leaves out what is proven never to happen, rounding
-# and saturation (`Neurons.free`), and counts membranes and levels in accumulator units.
-fire, fire_free = _fire(free=False), _fire(free=True)
+# and saturation (`Neurons.free`), and counts membranes and levels in accumulator units. A membrane that fires is reset
+# to 0, or loses its level.
+fire, fire_free = _fire(free=False, subtract=False), _fire(free=True, subtract=False)
+fire_subtract, fire_free_subtract = _fire(free=False, subtract=True), _fire(free=True, subtract=True)

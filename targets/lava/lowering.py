@@ -95,7 +95,9 @@ class SynapsesSpec:
 
 @dataclass(frozen=True)
 class NeuronSpec:
-    """A LIF. Its process: stock `LIFReset` with `du = 4095`. `vth` in doubled accumulator units."""
+    """A LIF. Its process: stock `LIFReset` with `du = 4095`, or where it does not reset to 0 or sends other spikes than
+    bits `targets.lava.processes.neuron.RuleNeuron`. `vth` in doubled accumulator units; reset, spike and cap as
+    `converters.graph.LIF` has them."""
 
     name: str
     inputs: tuple[str, ...]
@@ -104,6 +106,14 @@ class NeuronSpec:
     dv: int
     reset_interval: int
     reset_offset: int
+    reset: str = "zero"
+    spike: str = "binary"
+    cap: int = 1
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether a LIFReset does it."""
+        return self.reset == "zero" and self.spike == "binary"
 
 
 @dataclass(frozen=True)
@@ -277,9 +287,9 @@ def scalar_threshold(node: LIF) -> int:
     return int(levels[0])
 
 
-def message_bits(value_max: int) -> int:
-    """0 where the value is 0 or 1 (Lava then sends one bit), else the bits of the largest payload."""
-    return 0 if value_max <= 1 else value_max.bit_length()
+def message_bits(value_max: int, signed: bool = False) -> int:
+    """0 where the value is 0 or 1 (Lava then sends one bit), else the bits of the largest payload, with its sign."""
+    return 0 if value_max <= 1 and not signed else value_max.bit_length() + signed
 
 
 def route_name(consumer: str, slot: int) -> str:
@@ -353,6 +363,7 @@ class _Lowering:
     homes    node -> where its value stands
     channels process -> how many a token has
     largest  process -> the largest value it sends
+    signed   processes that send values below 0 too, as spikes
     widened  add -> the concat that its process carries
     """
 
@@ -362,6 +373,7 @@ class _Lowering:
         self.homes: dict[str, Home] = {}
         self.channels: dict[str, int] = {}
         self.largest: dict[str, int] = {}
+        self.signed: set[str] = set()
         valid = sum(node.lanes for node in graph if isinstance(node, ValidLane))
         self.lanes: dict[str, int] = {graph.source.name: valid}
         self.lanes |= {name: count for name, count in added.items() if isinstance(graph[name], LIF)}
@@ -413,11 +425,16 @@ class _Lowering:
             self.homes[name] = tuple(self._process(part, width, DOUBLING * largest) for part in names)
         else:
             factor = DOUBLING if isinstance(node, (Attention, Norm, Relay)) else 1
-            self.homes[name] = (self._process(name, width, factor * largest),)
+            self.homes[name] = (self._process(name, width, factor * largest, name in self.graph.signed),)
 
-    def _process(self, name: str, channels: int, largest: int) -> Segment:
+    def _process(self, name: str, channels: int, largest: int, signed: bool = False) -> Segment:
         self.channels[name], self.largest[name] = channels, largest
+        if signed:
+            self.signed.add(name)
         return Segment(name, 0, channels)
+
+    def _message_bits(self, process: str) -> int:
+        return message_bits(self.largest[process], process in self.signed)
 
     def _concat_home(self, node: Concat) -> Home:
         first = node.inputs[0]
@@ -457,7 +474,7 @@ class _Lowering:
             filled[segment.process] += segment.width
             segments.append(Segment(routes[segment.process], start, start + segment.width))
         for process, name in routes.items():
-            self._process(name, filled[process], self.largest[process])
+            self._process(name, filled[process], self.largest[process], process in self.signed)
         return tuple(segments)
 
     def _wait_routes(self, node: Node, slot: int, wait: int) -> Iterator[RouteSpec]:
@@ -466,7 +483,7 @@ class _Lowering:
         for process, name in self._routes(node, slot).items() if wait else ():
             own = tuple(segment for segment in home if segment.process == process)
             weight = selection(own, process, self.channels[process])
-            yield RouteSpec(name, (process,), weight, wait - 1, message_bits(self.largest[process]))
+            yield RouteSpec(name, (process,), weight, wait - 1, self._message_bits(process))
 
     # Processes
 
@@ -481,7 +498,8 @@ class _Lowering:
         elif isinstance(node, LIF):
             reset = self.schedule.resets[name]
             inputs, vth = processes_of(self.homes[node.inputs[0]]), DOUBLING * scalar_threshold(node)
-            self.specs.append(NeuronSpec(name, inputs, width, vth, node.dv, reset.interval_steps, reset.offset_steps))
+            times = reset.interval_steps, reset.offset_steps
+            self.specs.append(NeuronSpec(name, inputs, width, vth, node.dv, *times, node.reset, node.spike, node.cap))
         elif isinstance(node, Add):
             self.specs += self._add(node)
         elif isinstance(node, Norm):
@@ -510,7 +528,7 @@ class _Lowering:
         home = self.homes[node.inputs[0]]
         for own, process in zip(self.homes[node.name], processes_of(home)):
             weight = DOUBLING * spread(node.weight, home, process, self.channels[process])
-            yield SynapsesSpec(own.process, (process,), weight, message_bits(self.largest[process]))
+            yield SynapsesSpec(own.process, (process,), weight, self._message_bits(process))
 
     def _add(self, node: Add) -> Iterator[Spec]:
         """Routes bring the inputs, and what the process carries beside the sum, all at the same step."""
@@ -535,7 +553,7 @@ class _Lowering:
         for (slot, process, delay), weight in routes.items():
             taken = route_name(node.name, slot) in names
             names.append(route_name(node.name, slot) + (f"#{process}" if taken else ""))
-            yield RouteSpec(names[-1], (process,), weight, delay, message_bits(self.largest[process]))
+            yield RouteSpec(names[-1], (process,), weight, delay, self._message_bits(process))
         yield AdderSpec(node.name, tuple(names), channels)
 
     def _attention(self, node: Attention) -> Iterator[Spec]:
@@ -585,7 +603,7 @@ class _Lowering:
             name = route_name(node.name, slot) + ("" if number == 0 else f"#{number}")
             yield FanSpec(
                 name, (segment.process,), kind, self.graph.n_max, width, heads, weight, first, segment.start,
-                segment.width, self.channels[segment.process], wait, message_bits(self.largest[segment.process]),
+                segment.width, self.channels[segment.process], wait, self._message_bits(segment.process),
             )  # fmt: skip
             first += segment.width
 

@@ -306,7 +306,7 @@ class Fan:
 
 
 class Membrane:
-    """A LIFReset with `du = 4095`: the current has no memory, so it never wraps (|a| < 2^17 is a rule)."""
+    """A LIFReset with `du = 4095`, or a RuleNeuron. Currents have no memory and never wrap: |a| < 2^17 is a rule."""
 
     def __init__(self, spec: NeuronSpec, tokens: int) -> None:
         self.spec = spec
@@ -317,7 +317,13 @@ class Membrane:
             self.voltage[:] = 0
         current = added(inputs)
         spikes = np.empty_like(self.voltage)
-        fire(self.voltage.ravel(), current.ravel(), self.spec.dv, self.spec.vth << SHIFT, spikes.ravel())
+        voltage, charge, sent = self.voltage.ravel(), current.ravel(), spikes.ravel()
+        dv, level = self.spec.dv, self.spec.vth << SHIFT
+        if self.spec.is_stock:
+            fire(voltage, charge, dv, level, sent)
+        else:
+            ternary, subtract = self.spec.spike == "ternary", self.spec.reset == "subtract"
+            fire_by_rule(voltage, charge, dv, level, self.spec.cap, ternary, subtract, sent)
         return spikes
 
 
@@ -338,10 +344,33 @@ def fire(voltage: np.ndarray, current: np.ndarray, dv: int, threshold: int, spik
         voltage[i] = 0 if fires else v
 
 
+@compiled(nogil=True)
+def fire_by_rule(
+    voltage: np.ndarray, current: np.ndarray, dv: int, threshold: int, cap: int, ternary: bool, subtract: bool,
+    spikes: np.ndarray,
+) -> None:  # fmt: skip
+    """As `fire`, for every reset and every kind of spike that `converters.graph.LIF` has."""
+    keep = np.int64(4096 - dv)
+    for i in range(voltage.size):
+        v = np.int64(voltage[i])
+        decayed = (abs(v) * keep) >> 12
+        v = (decayed if v >= 0 else -decayed) + (np.int64(current[i]) << SHIFT)
+        v = min(max(v, np.int64(-VOLTAGE_MAX)), np.int64(VOLTAGE_MAX))
+        sent = np.int64(0)
+        while sent < cap and v > (sent + 1) * threshold:
+            sent += 1
+        if ternary and v < -threshold:
+            sent = np.int64(-1)
+        if sent != 0:
+            v = v - sent * threshold if subtract else np.int64(0)
+        spikes[i], voltage[i] = sent, v
+
+
 def compile_once() -> None:
     """Have numba compile now, or load what it compiled before, so that processes forked later need not."""
     one = np.zeros(1, np.int32)
     fire(one, one, 0, 0, one.copy())
+    fire_by_rule(one, one, 0, 0, 1, False, False, one.copy())
     row = np.zeros((1, 1), np.int32)
     normalise(row, one, True, 1, _read_only(one), _read_only(one), row.copy())
 

@@ -54,7 +54,7 @@ bounded_delays = delay_rule(limits.DELAY, LATENCIES)
 def bounded_messages(graph: Graph) -> Iterator[tuple[str, int]]:
     """A graded spike is sent as one message, whose payload has 24 bits."""
     for name in graph.spiking:
-        yield name, graph.value_max[name].bit_length()
+        yield name, graph.value_max[name].bit_length() + (name in graph.signed)
 
 
 @rule("bounded-weight", limits.WEIGHT, "quantise to -127 .. 127")

@@ -26,6 +26,7 @@ from targets.lava.lowering import (
     fan_entries,
 )
 from targets.lava.processes.attention import SpikingAttention, attention_port
+from targets.lava.processes.neuron import RuleNeuron
 from targets.lava.processes.norm import TokenNorm
 
 DU = limits.DECAY.value  # a current that forgets everything at each step
@@ -40,6 +41,8 @@ def make_process(spec: Spec, tokens: int) -> AbstractProcess:
             num_message_bits=spec.message_bits,
             name=spec.name,
         )
+    if isinstance(spec, NeuronSpec) and not spec.is_stock:
+        return RuleNeuron(spec=spec, tokens=tokens)
     if isinstance(spec, NeuronSpec):
         return LIFReset(
             shape=(tokens, 1, spec.channels),

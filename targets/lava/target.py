@@ -68,6 +68,8 @@ def _describe_process(spec: Spec) -> dict:
         entry["exp"] = spec.exp
     if isinstance(spec, (RouteSpec, FanSpec, SynapsesSpec)):
         entry["message_bits"] = spec.message_bits
+    if isinstance(spec, NeuronSpec) and not spec.is_stock:
+        entry |= {"process": "RuleNeuron", "reset": spec.reset, "spike": spec.spike, "cap": spec.cap}
     if isinstance(spec, NeuronSpec):
         entry["reset_interval_steps"] = spec.reset_interval
         entry["reset_offset_steps"] = spec.reset_offset

@@ -47,6 +47,13 @@ NORMS = Limit(
     "(Lava) targets/lava/processes/norm.py: TokenNorm has a ProcessModel for a CPU only; proc/graded/models.py: "
     "InvSqrt holds 24 bits, fewer than a sum of squares has",
 )
+NEURON_RULES = Limit(
+    "neurons of another rule",
+    0,
+    "neurons of ours",
+    "(Lava) proc/lif/process.py: LIF and LIFReset reset to 0 and send bits; targets/lava/processes/neuron.py: "
+    "RuleNeuron has a ProcessModel for a CPU only. The chip runs microcode of a neuron, whose compiler is not public",
+)
 FAN_IN = Limit(
     "fan-in",
     4096,
@@ -81,6 +88,7 @@ LIMITS = (
     ATTENTIONS,
     POSITION_BIASES,
     NORMS,
+    NEURON_RULES,
     THRESHOLDS,
     FAN_IN,
     DELAY,

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from converters.graph import Attention, Graph, Norm, Readout, Synapses
+from converters.graph import LIF, Attention, Graph, Norm, Readout, Synapses
 from converters.schedule import LatencyTable
 from targets.lava import rules as lava
 from targets.legality import Rule, rule
@@ -69,6 +69,18 @@ def no_norm_process(graph: Graph) -> Iterator[tuple[str, int]]:
 
 
 @rule(
+    "stock-neuron",
+    limits.NEURON_RULES,
+    "train with reset zero and spike binary, or export it for the target lava",
+)
+def stock_neurons(graph: Graph) -> Iterator[tuple[str, int]]:
+    """Soft reset, graded and ternary spikes need microcode of their own; stock neurons reset to 0 and send bits."""
+    for node in graph:
+        if isinstance(node, LIF):
+            yield node.name, int(not node.is_stock)
+
+
+@rule(
     "bounded-fan-in",
     limits.FAN_IN,
     "make the layer before it narrower, or its weights sparser; with expanded attention, use fewer tokens",
@@ -93,6 +105,7 @@ RULES: tuple[Rule, ...] = (
     no_attention_process,
     no_position_bias,
     no_norm_process,
+    stock_neurons,
     scalar_thresholds,
     bounded_messages,
     bounded_weights,

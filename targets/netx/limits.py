@@ -28,6 +28,13 @@ READOUTS = Limit(
     "lava-dl 0.6.0, netx/hdf5.py, Network.get_neuron_params: with `sigma_output` `neuron_process = Sigma`, the sum of "
     "all steps",
 )
+NEURON_RULES = Limit(
+    "neurons of another rule",
+    0,
+    "neurons",
+    "lava-dl 0.6.0, netx/hdf5.py, Network.get_neuron_params: a neuron is Lava's LIF or LIFReset, which reset to 0 and "
+    "send bits",
+)
 ADDS = Limit(
     "residuals",
     0,
@@ -74,4 +81,16 @@ LOST_WEIGHTS = Limit(
     "lava-nc 0.10.0, utils/weightutils.py, clip_weights cuts to -255",
 )
 
-LIMITS = (PRODUCTS, NORMS, ADDS, CONCATS, READERS, DEAD_ENDS, READOUTS, LANE_THRESHOLD, EMPTY_MATRICES, LOST_WEIGHTS)
+LIMITS = (
+    PRODUCTS,
+    NORMS,
+    NEURON_RULES,
+    ADDS,
+    CONCATS,
+    READERS,
+    DEAD_ENDS,
+    READOUTS,
+    LANE_THRESHOLD,
+    EMPTY_MATRICES,
+    LOST_WEIGHTS,
+)

@@ -49,6 +49,18 @@ def no_norms(graph: Graph) -> Iterator[tuple[str, int]]:
             yield node.name, 1
 
 
+@rule(
+    "stock-neuron",
+    limits.NEURON_RULES,
+    "train with reset zero and spike binary, or export it for the target lava",
+)
+def stock_neurons(graph: Graph) -> Iterator[tuple[str, int]]:
+    """Neurons of netx reset to 0 and send bits."""
+    for node in graph:
+        if isinstance(node, LIF):
+            yield node.name, int(not node.is_stock)
+
+
 @rule("no-residual", limits.ADDS, "leave residuals out of the model, or export it for the target lava")
 def no_residuals(graph: Graph) -> Iterator[tuple[str, int]]:
     """A layer of netx reads one layer, so nothing can be added up on the way."""
@@ -117,6 +129,7 @@ def weights_are_held(laid: Graph) -> Iterator[tuple[str, int]]:
 RULES: tuple[Rule, ...] = (
     no_attention,
     no_norms,
+    stock_neurons,
     no_residuals,
     no_concats,
     one_reader,

@@ -26,6 +26,12 @@ READOUTS = Limit(
     "membranes",
     "nir 1.0.8, ir/neuron.py, LI: real numbers, while the readout's membrane rounds to 1/128 at every step",
 )
+NEURON_RULES = Limit(
+    "neurons of another rule",
+    0,
+    "neurons",
+    "nir 1.0.8, ir/neuron.py, IF and LIF: z is 0 or 1, and v is v_reset where z = 1",
+)
 TOKENS = Limit(
     "tokens read",
     1,
@@ -57,4 +63,4 @@ NAMES = Limit(
     "nirtorch 2.6, utils.py, sanitize_name: `.` in a name becomes `_`, and the later node replaces the earlier",
 )
 
-LIMITS: tuple[Limit, ...] = (SIGNALS, NORMS, READOUTS, TOKENS, FRACTION, MEMBRANE, FLOAT32, NAMES)
+LIMITS: tuple[Limit, ...] = (SIGNALS, NORMS, NEURON_RULES, READOUTS, TOKENS, FRACTION, MEMBRANE, FLOAT32, NAMES)

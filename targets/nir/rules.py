@@ -39,6 +39,14 @@ def readouts_are_sums(graph: Graph) -> Iterator[tuple[str, int]]:
     yield graph.output, int(graph.readout.kind == "membrane")
 
 
+@rule("stock-neuron", limits.NEURON_RULES, "train with reset zero and spike binary, or export it for the target lava")
+def stock_neurons(graph: Graph) -> Iterator[tuple[str, int]]:
+    """NIR's neurons are set to one value where they fire, and send 1. None takes its threshold off, none sends more."""
+    for node in graph:
+        if isinstance(node, LIF):
+            yield node.name, int(not node.is_stock)
+
+
 @rule("one-token", limits.TOKENS, "let each token go through the network by itself: only the readout's sum is of all")
 def read_tokens(graph: Graph) -> Iterator[tuple[str, int]]:
     """A token's value may depend on that token alone, since the file is the network of one."""
@@ -110,6 +118,7 @@ RULES: tuple[Rule, ...] = (
     multiplied_signals,
     norms,
     readouts_are_sums,
+    stock_neurons,
     read_tokens,
     fractions,
     membranes,

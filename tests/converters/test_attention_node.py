@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from importlib import resources
 
 import fastjsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from json_schema import json_schema
 from pass_helpers import attention_graph, changed, with_after
 
 from converters.graph import (
@@ -164,7 +164,7 @@ def test_what_is_damaged_is_refused(plain: PlainGraph, message: str) -> None:
 
 def test_an_older_schema_has_no_such_fields() -> None:
     plain = written()
-    valid = fastjsonschema.compile(json.loads((resources.files("converters") / "graph.schema.json").read_text()))
+    valid = json_schema()
     valid(plain.structure)
     for structure in (plain.structure | {"schema": 3}, graph_to_plain(graph_with()).structure | {"schema": 4}):
         with pytest.raises(fastjsonschema.JsonSchemaException):

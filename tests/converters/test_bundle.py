@@ -92,7 +92,7 @@ def coded_graph(rng, **sizes):
     ("make", "schema"),
     [
         (random_graph, 1), (random_graph, 2), (random_dag, 1), (random_dag, 2), (random_machine_dag, 3),
-        (random_graph, 4), (random_machine_dag, 4), (coded_graph, 4),
+        (random_graph, 4), (random_machine_dag, 4), (coded_graph, 4), (random_graph, 5), (random_machine_dag, 5),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("seed", range(4))
@@ -106,6 +106,7 @@ def test_an_interpreter_written_from_the_documentation_agrees(tmp_path, make, se
     }
     options = {"heads": 3} if make in (random_graph, coded_graph) else {}
     options |= {"attention": "any", "norms": 1.0} if schema == 4 else {}
+    options |= {"neurons": "any"} if schema == 5 else {}
     bundle = small_bundle(tmp_path / "bundle", make(rng, **sizes, **options))
     if schema == 1:
         bundle = rewrite_as_schema_1(bundle)

@@ -43,7 +43,13 @@ def test_every_value_is_equal(decay: int, timesteps: int) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"encoder": "sign"}, {"positions": False}, {"attention_threshold": 0}, {"attention_threshold": 5}],
+    [
+        {"decay": [0, 410, 4095]},
+        {"encoder": "sign"},
+        {"positions": False},
+        {"attention_threshold": 0},
+        {"attention_threshold": 5},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("weight_bits", [2, 4, 8])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machine_graphs import machine_graph
-from random_graphs import random_batch, random_dag, random_graph, random_machine_dag
+from random_graphs import RULES, random_batch, random_dag, random_graph, random_machine_dag
 
 from converters.execution import TokenBatch
 from converters.graph import (
@@ -35,7 +35,9 @@ def membranes(current: np.ndarray, node: LIF) -> np.ndarray:
         v = np.sign(v) * ((np.abs(v) * (4096 - node.dv)) >> 12) + a * 128
         charged.append(v)
         v = np.clip(v, -(2**23 - 1), 2**23 - 1)
-        v = np.where(v > level, 0, v)
+        sent = sum((v > j * level).astype(int) for j in range(1, node.cap + 1))
+        sent = sent - (v < -level) if node.spike == "ternary" else sent
+        v = np.where(sent != 0, v - sent * level if node.reset == "subtract" else 0, v)
     return np.stack(charged)
 
 
@@ -48,10 +50,11 @@ def membranes(current: np.ndarray, node: LIF) -> np.ndarray:
     firing=st.sampled_from([0.02, 0.3, 0.95]),
     make=st.sampled_from([random_graph, random_dag, random_machine_dag]),
     attention=st.sampled_from(["plain", "any"]),
+    neurons=st.sampled_from(RULES),
 )
-def test_nothing_lies_outside(seed, timesteps, dv, kind, firing, make, attention) -> None:
+def test_nothing_lies_outside(seed, timesteps, dv, kind, firing, make, attention, neurons) -> None:
     rng = np.random.default_rng(seed)
-    graph = make(rng, timesteps=timesteps, dv=dv, source_kind=kind, firing=firing, attention=attention)
+    graph = make(rng, timesteps=timesteps, dv=dv, source_kind=kind, firing=firing, attention=attention, neurons=neurons)
     batch = random_batch(rng, graph, 6)
     done = ReferenceEngine(graph).run(batch, [node.name for node in graph])
     ranges, real = prove_ranges(graph), batch.mask.astype(bool)

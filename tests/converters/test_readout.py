@@ -6,10 +6,10 @@ from dataclasses import replace
 import fastjsonschema
 import numpy as np
 import pytest
-from graph_schema import json_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from independent_interpreter import interpret
+from json_schema import json_schema
 from random_graphs import DECAYS, random_batch, random_graph
 from readout_cases import with_membrane
 from small_bundles import small_bundle

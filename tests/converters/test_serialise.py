@@ -6,9 +6,9 @@ import json
 import fastjsonschema
 import numpy as np
 import pytest
-from graph_schema import json_schema
 from hypothesis import given
 from hypothesis import strategies as st
+from json_schema import json_schema
 from machine_graphs import machine_graph
 from norm_cases import norm_graph
 from random_graphs import MACHINE_KINDS, random_dag, random_graph, random_machine_dag
@@ -38,9 +38,9 @@ def assert_same(one: PlainGraph, other: PlainGraph) -> None:
 @pytest.mark.parametrize("change", [lambda graph: graph, with_vector_thresholds])
 @pytest.mark.parametrize("norms", [0.0, 0.5])
 @pytest.mark.parametrize("make", [random_graph, random_dag, random_machine_dag])
-@pytest.mark.parametrize("attention", ["plain", "any"])
-def test_round_trip(make, norms, change, seed, attention):
-    graph = change(make(np.random.default_rng(seed), norms=norms, attention=attention))
+@pytest.mark.parametrize(("attention", "neurons"), [("plain", "stock"), ("any", "stock"), ("plain", "any")])
+def test_round_trip(make, norms, change, seed, attention, neurons):
+    graph = change(make(np.random.default_rng(seed), norms=norms, attention=attention, neurons=neurons))
     plain = graph_to_plain(graph)
     through_json = PlainGraph(json.loads(json.dumps(plain.structure)), plain.weights, plain.encoder)
     json_schema()(through_json.structure)
@@ -208,8 +208,13 @@ def coded_graph(rng):
     return random_graph(rng, blocks=1, code_features=3)
 
 
+def graph_of_any_neurons(rng):
+    return random_graph(rng, neurons="any")
+
+
 @pytest.mark.parametrize(
-    ("make", "schema"), [(random_graph, 2), (random_dag, 2), (random_machine_dag, 3), (coded_graph, 4)]
+    ("make", "schema"),
+    [(random_graph, 2), (random_dag, 2), (random_machine_dag, 3), (coded_graph, 4), (graph_of_any_neurons, 5)],
 )
 def test_the_oldest_schema_that_can_say_it_is_written(make, schema):
     for seed in range(3):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from neuron_cases import KINDS, Kind, rule_graph
 from random_graphs import random_batch, random_dag, random_graph, random_machine_dag
 from small_bundles import small_bundle
 
@@ -93,6 +94,15 @@ def test_random_wirings(seed: int, timesteps: int, machine: bool) -> None:
     graph = make(rng, nodes=5, timesteps=timesteps)
     batch = random_batch(rng, graph, 3)
     assert_stops_exactly(graph, batch, EarlyExit(middle_margin(graph, batch)))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("after", [None, (1, 3)])
+def test_every_kind_of_neuron_goes_on_from_its_membrane(kind: Kind, after: tuple[int, ...] | None) -> None:
+    graph = rule_graph(kind, timesteps=6, n_max=5)
+    batch = random_batch(np.random.default_rng(0), graph, 6)
+    stops = assert_stops_exactly(graph, batch, EarlyExit(middle_margin(graph, batch), after))
+    assert stops.max() > 1
 
 
 def test_samples_stop_at_every_timestep() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machine_graphs import BATCH as MACHINE_BATCH
 from machine_graphs import machine_graph
-from random_graphs import random_batch, random_dag, random_graph, random_machine_dag
+from random_graphs import RULES, random_batch, random_dag, random_graph, random_machine_dag
 
 from converters.execution import TokenBatch
 from converters.graph import LIF, Add, Attention, Concat, Graph, Readout, Relay, Slice, Source, Synapses
@@ -58,14 +58,15 @@ BATCH = TokenBatch(np.array([[1, 2], [3, 0]]), np.array([[1, 1], [1, 0]]))
     threads=st.integers(1, 4),
     attention=st.sampled_from(["plain", "any"]),
     norms=st.sampled_from([0.0, 0.5]),
+    neurons=st.sampled_from(RULES),
 )
 def test_random_transformers(
-    seed, blocks, heads, n_max, timesteps, dv, bits, kind, firing, code, samples, threads, attention, norms
+    seed, blocks, heads, n_max, timesteps, dv, bits, kind, firing, code, samples, threads, attention, norms, neurons
 ) -> None:
     rng = np.random.default_rng(seed)
     graph = random_graph(
         rng, blocks=blocks, hidden=8, heads=heads, n_max=n_max, timesteps=timesteps, dv=dv, weight_bits=bits,
-        source_kind=kind, firing=firing, code_features=code, attention=attention, norms=norms,
+        source_kind=kind, firing=firing, code_features=code, attention=attention, norms=norms, neurons=neurons,
     )  # fmt: skip
     assert_equal(graph, random_batch(rng, graph, samples), threads)
 
@@ -73,12 +74,12 @@ def test_random_transformers(
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10**6), nodes=st.integers(1, 9), timesteps=st.sampled_from([1, 4]),
-    norms=st.sampled_from([0.0, 0.5]),
+    norms=st.sampled_from([0.0, 0.5]), neurons=st.sampled_from(RULES),
 )  # fmt: skip
-def test_random_wirings(seed: int, nodes: int, timesteps: int, norms: float) -> None:
+def test_random_wirings(seed: int, nodes: int, timesteps: int, norms: float, neurons: str) -> None:
     """Currents that two neurons read, currents that none reads, adds of adds, attention of one node to itself."""
     rng = np.random.default_rng(seed)
-    graph = random_dag(rng, nodes=nodes, timesteps=timesteps, attention="any", norms=norms)
+    graph = random_dag(rng, nodes=nodes, timesteps=timesteps, attention="any", norms=norms, neurons=neurons)
     assert_equal(graph, random_batch(rng, graph, 3))
 
 
@@ -140,14 +141,16 @@ def test_currents_that_a_relay_and_a_neuron_read() -> None:
     tokens=st.integers(1, 9),
     threads=st.integers(1, 3),
     norms=st.sampled_from([0.0, 0.5]),
+    neurons=st.sampled_from(RULES),
 )
 def test_random_wirings_of_what_passes_make(
-    seed, nodes, hidden, n_max, timesteps, firing, kind, samples, tokens, threads, norms
+    seed, nodes, hidden, n_max, timesteps, firing, kind, samples, tokens, threads, norms, neurons
 ) -> None:
     """Nodes of all kinds, of any width, and batches of fewer tokens than n_max."""
     rng = np.random.default_rng(seed)
     graph = random_machine_dag(
-        rng, nodes=nodes, hidden=hidden, n_max=n_max, timesteps=timesteps, source_kind=kind, firing=firing, norms=norms
+        rng, nodes=nodes, hidden=hidden, n_max=n_max, timesteps=timesteps, source_kind=kind, firing=firing, norms=norms,
+        neurons=neurons,
     )  # fmt: skip
     assert_equal(graph, random_batch(rng, graph, samples, min(tokens, n_max)), threads)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from independent_interpreter import interpret
 from machine_graphs import BATCH, LOGITS, VALUES, machine_graph
-from random_graphs import MACHINE_KINDS, random_batch, random_dag, random_graph, random_machine_dag
+from random_graphs import MACHINE_KINDS, RULES, random_batch, random_dag, random_graph, random_machine_dag
 
 from converters.encoder import decay, encode, lif
 from converters.execution import TokenBatch
@@ -232,11 +232,11 @@ def test_of_equal_logits_the_lowest_class_wins():
 @settings(deadline=None, max_examples=30)
 @given(
     st.integers(0, 10**6), st.sampled_from(TIMESTEPS), st.sampled_from(DECAYS), st.sampled_from(["lif", "sign"]),
-    st.sampled_from([random_graph, random_machine_dag]), st.sampled_from([0.0, 0.5]),
+    st.sampled_from([random_graph, random_machine_dag]), st.sampled_from([0.0, 0.5]), st.sampled_from(RULES),
 )  # fmt: skip
-def test_padding_changes_nothing_and_is_silent(seed, timesteps, dv, kind, make, norms):
+def test_padding_changes_nothing_and_is_silent(seed, timesteps, dv, kind, make, norms, neurons):
     rng = np.random.default_rng(seed)
-    graph = make(rng, n_max=6, timesteps=timesteps, dv=dv, source_kind=kind, norms=norms)
+    graph = make(rng, n_max=6, timesteps=timesteps, dv=dv, source_kind=kind, norms=norms, neurons=neurons)
     short = random_batch(rng, graph, 3, tokens=3)
     padding = rng.integers(0, len(graph.source.table), (3, 3))
     long = TokenBatch(np.concatenate([short.ids, padding], axis=1), np.pad(short.mask, ((0, 0), (0, 3))))

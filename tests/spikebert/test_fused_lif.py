@@ -18,13 +18,19 @@ from spikebert.neurons import LoihiLIF
 
 
 def both(
-    current: torch.Tensor, threshold: float, dv: int, integer: bool, surrogate: str = "atan", alpha: float = 2.0
+    current: torch.Tensor,
+    threshold: float,
+    dv: int,
+    integer: bool,
+    surrogate: str = "atan",
+    alpha: float = 2.0,
+    reset: str = "zero",
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(spikes, gradient of the current) of the plain and of the fused path."""
     results = []
     weights = torch.randn(current.shape, generator=torch.Generator().manual_seed(1)).to(current.dtype)
     for path in ("plain", "fused"):
-        lif = LoihiLIF(dv, integer, surrogate, alpha)
+        lif = LoihiLIF(dv, integer, surrogate, alpha, reset)
         lif.path = path
         x = current.clone().requires_grad_()
         spikes = lif(x, threshold)
@@ -59,6 +65,19 @@ def test_integer_mode(steps: int, dv: int, surrogate: str) -> None:
     current = (torch.randn(steps, 3, 33, generator=torch.Generator().manual_seed(steps)) * 200 + 50).round()
     for threshold in (0, 1, 150):
         assert_same(both(current, threshold, dv, True, surrogate))
+
+
+@pytest.mark.parametrize("surrogate", ["atan", "sigmoid"])
+@pytest.mark.parametrize("dv", [0, 410, 2048, 4095])
+@pytest.mark.parametrize("steps", [1, 4, 16])
+def test_a_soft_reset(steps: int, dv: int, surrogate: str) -> None:
+    current = torch.randn(steps, 3, 33, generator=torch.Generator().manual_seed(steps)) + 0.6
+    for dtype in (torch.float32, torch.float64):
+        assert_same(both(current.to(dtype), 1.0, dv, False, surrogate, 3.0, "subtract"))
+    for threshold in (0, 1, 50):
+        assert_same(both((current * 100).round(), threshold, dv, True, surrogate, 2.0, "subtract"))
+    hard, soft = (both(current, 0.4, dv, False, surrogate, 2.0, reset)[1] for reset in ("zero", "subtract"))
+    assert steps == 1 or dv == 4095 or not torch.equal(hard[0], soft[0])
 
 
 def test_a_membrane_that_saturates() -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from spikebert.layers import SpikingAttention, SpikingLinear
 from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.neurons import LoihiLIF
 from spikebert.packing import Packing
 from spikebert.quantisation import quantise
 from spikebert.spikes import Spikes
@@ -118,6 +119,8 @@ def test_save_and_load_round_trip_without_pickle(tmp_path) -> None:
     ("changes", "message"),
     [
         ({"decay": 4096}, "decay is 4096"),
+        ({"decay": [0, 410, 4096]}, r"decay is \[0, 410, 4096\], it must be 0 .. 4095"),
+        ({"decay": [0, 410]}, r"decay is \[0, 410\], it must be one number, or 3: of the encoder and of 2 blocks"),
         ({"hidden_size": 8192, "num_attention_heads": 1}, "attention may count to 73728"),
         ({"timesteps": 0}, "timesteps is 0"),
         ({"hidden_size": 10, "num_attention_heads": 4}, "does not divide into 4 heads"),
@@ -129,6 +132,17 @@ def test_save_and_load_round_trip_without_pickle(tmp_path) -> None:
 def test_a_wrong_configuration_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_config(**changes)
+
+
+def test_a_decay_for_each_block_reaches_its_neurons(tmp_path) -> None:
+    model = small_model(decay=[0, 410, 4095], position_spikes=3)
+    decays = {name: module.decay for name, module in model.named_modules() if isinstance(module, LoihiLIF)}
+    assert (decays.pop("encoder.lif"), decays.pop("mix.lif")) == (0, 0)
+    assert {decays[name] for name in decays if name.startswith("blocks.0.")} == {410}
+    assert {decays[name] for name in decays if name.startswith("blocks.1.")} == {4095}
+    quantise(model).save_pretrained(tmp_path)
+    again = SpikeBertForSequenceClassification.from_pretrained(tmp_path)
+    assert again.config.decay == [0, 410, 4095] and again.blocks[1].up.lif.decay == 4095
 
 
 def test_too_long_and_empty_texts_are_refused() -> None:

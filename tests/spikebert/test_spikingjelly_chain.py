@@ -75,6 +75,7 @@ def layer_of(inputs: int, outputs: int) -> nn.Linear:
         (lambda level: sj_neuron.IFNode(v_threshold=level - 2, v_reset=-2.0), 8),
         (lambda level: sj_neuron.LIFNode(tau=2.0, v_threshold=level / 2), 1),
         (lambda level: sj_neuron.LIFNode(tau=4.0, decay_input=False, v_threshold=level), 1),
+        (lambda level: sj_neuron.IFNode(v_threshold=level, v_reset=None), 1),
     ],
 )
 def test_whole_numbers_are_reproduced_exactly(node, timesteps: int) -> None:
@@ -117,6 +118,7 @@ def test_the_first_difference_of_a_neuron_lies_within_the_stated_bound(shape: Sh
     dynamics = Dynamics.of(node, shape.timesteps)
     threshold, keep = float(twin.threshold), (4096 - dynamics.decay) / 4096
     units = threshold + 1 if dynamics.whole else threshold
+    assert dynamics.reset == shape.reset
     exact_keep = 1.0 if isinstance(node, sj_neuron.IFNode) else 1.0 - 1.0 / tau_of(node)
     # in accumulator units: the original's membrane, ours, and how far apart they may be
     theirs, ours, error = (torch.zeros(40, 9, dtype=torch.double) for _ in range(3))
@@ -131,7 +133,10 @@ def test_the_first_difference_of_a_neuron_lies_within_the_stated_bound(shape: Sh
         differs = same & (fired != (ours > threshold))
         assert bool(((theirs - units).abs() <= error + slack)[differs].all())
         same &= ~differs
-        theirs, ours, error = (torch.where(fired, 0.0, value) for value in (theirs, ours, error))
+        if dynamics.reset == "subtract":
+            theirs, ours = theirs - fired * units, ours - fired * threshold
+        else:
+            theirs, ours, error = (torch.where(fired, 0.0, value) for value in (theirs, ours, error))
     assert same.any()
 
 
@@ -199,7 +204,7 @@ def refused(*modules: nn.Module) -> str:
 def test_every_module_that_cannot_be_taken_is_named_at_once() -> None:
     message = refused(
         nn.Embedding(5, 8, max_norm=1.0),
-        sj_neuron.LIFNode(v_reset=None),
+        sj_neuron.LIFNode(v_threshold=-0.5, v_reset=None),
         nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, track_running_stats=False)),
         sj_neuron.KLIFNode(),
         nn.Conv1d(8, 8, 3),
@@ -210,7 +215,7 @@ def test_every_module_that_cannot_be_taken_is_named_at_once() -> None:
     )
     for said in (
         "'0' (Embedding): max_norm changes rows",
-        "'1' (LIFNode): a soft reset (v_reset=None) is not taken: give v_reset=0.0",
+        "'1' (LIFNode): v_threshold -0.5 is not above v_reset 0.0",
         "'2.1' (BatchNorm1d): it has no running statistics: make it with track_running_stats=True",
         "'3' (KLIFNode): no such module is taken",
         "'4' (Conv1d): no such module is taken",

@@ -18,7 +18,7 @@ from command_output import one_error
 from safetensors.torch import load_file
 from small_teachers import recipe_arguments
 
-from spikebert.train_command import main, recipe_path
+from spikebert.train_command import main, make_parser, parse, recipe_path
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("teacher", "stage1", "stage2", "integer")
@@ -39,6 +39,11 @@ def test_a_folder_named_like_a_recipe_does_not_hide_it(tmp_path: Path, monkeypat
     (tmp_path / "reviews").mkdir()
     monkeypatch.chdir(tmp_path)
     assert recipe_path("reviews").name == "reviews.yaml"
+
+
+@pytest.mark.parametrize(("flag", "decay"), [("410", 410), ("[0, 410, 2048]", [0, 410, 2048])])
+def test_a_decay_is_one_number_or_a_list(flag: str, decay: int | list[int]) -> None:
+    assert parse(make_parser(), ["--recipe=reviews", "--out=x", f"--student.decay={flag}"]).student.decay == decay
 
 
 @pytest.mark.parametrize(

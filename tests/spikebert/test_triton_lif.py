@@ -93,6 +93,15 @@ def test_timesteps(run: Run, steps: int) -> None:
     check(run, Case(integers(steps, 7), 150, 410, integer=True))
 
 
+@pytest.mark.parametrize("dv", [0, 410])
+@pytest.mark.parametrize("steps", [1, 4, 17])
+def test_a_soft_reset(run: Run, steps: int, dv: int) -> None:
+    for surrogate in ("atan", "sigmoid"):
+        check(run, Case(floats(steps, 33), 1.0, dv, surrogate=surrogate, reset="subtract"))
+        check(run, Case(integers(steps, 33), 50, dv, integer=True, surrogate=surrogate, reset="subtract"))
+    check(run, Case(floats(steps, 33), 0.3, dv, dtype="bfloat16", reset="subtract"))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("dv", "surrogate"), [(410, "atan"), (2048, "sigmoid")])
 def test_half_precision(run: Run, dtype: str, dv: int, surrogate: str) -> None:
@@ -190,6 +199,7 @@ def test_a_membrane_is_rounded_twice(run: Run) -> None:
         ("fires", Case(np.array([[1.0], [0.5]]))),  # >= in place of >
         ("charge", one_rounding_too_few()),
         ("rounded", Case(floats(4, 1000), decay=410, dtype="bfloat16")),
+        ("rest", Case(np.array([[2.5], [1.0]]), reset="subtract")),
         ("clip", Case(np.array([[-65535.0], [-65535.0], [65535.0], [2.0]]), 0, 0, integer=True)),
     ],
 )

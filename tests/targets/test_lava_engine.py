@@ -15,7 +15,7 @@ pytest.importorskip("lava.magma")
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_graphs import random_batch, random_dag, random_graph
+from random_graphs import RULES, random_batch, random_dag, random_graph
 
 from converters.execution import EngineOptions, Execution, TokenBatch
 from converters.graph import LIF, Attention, Graph, Readout, Source, Synapses
@@ -185,6 +185,7 @@ def test_the_runtime_for_other_lengths(timesteps: int, dv: int) -> None:
     source_kind=st.sampled_from(["lif", "sign"]),
     attention=st.sampled_from(["plain", "any"]),
     norms=st.sampled_from([0.0, 0.5]),
+    neurons=st.sampled_from(RULES),
 )
 def test_inline_on_graphs_of_any_shape(seed: int, **options: object) -> None:
     rng = np.random.default_rng(seed)

@@ -37,7 +37,7 @@ from targets.netx.network_file import write_network
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "netx.md"
-SHAPE = {"n_max": 12, "depth": 2, "timesteps": 4, "decay": 410, "weight_bits": 8}
+SHAPE = {"n_max": 12, "depth": 2, "timesteps": 4, "decay": 410, "weight_bits": 8, "reset": "zero", "spike": "binary"}
 
 
 class Tagger(nn.Module):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from machine_graphs import machine_graph
+from neuron_cases import with_options
 from norm_cases import norm_graph
 from random_graphs import random_dag, random_graph, random_machine_dag
 from readout_cases import with_membrane
@@ -50,6 +51,7 @@ CASES: dict[str, tuple[Graph, Graph, dict[str, int]]] = {
     "no-product": (chain(), attended(tokens=1), {"attention": 3}),
     "no-norm": (chain(), norm_graph(), {"up.norm": 1, "down.norm": 1}),
     "sum-readout": (chain(), with_membrane(chain(), 0), {"readout": 1}),
+    "stock-neuron": (chain(), with_options(chain(), reset="subtract"), {"neuron": 1}),
     "one-token": (attended(tokens=1), attended(tokens=2), {"attention": 2}),
     "exact-decay": (chain(timesteps=8), chain(timesteps=9), {"neuron": 8}),
     "no-saturation": (
