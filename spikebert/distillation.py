@@ -84,18 +84,16 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
 
 
 def operations_loss(operations: Tensor, tokens: int, free: float) -> Tensor:
-    """ln(operations per token / free) where it is above 0, else 0: one per cent less is worth as much at any number.
+    """operations per token / free - 1 where it is above 0, else 0: the farther from what is free, the harder it pulls.
 
     operations  float [], the synaptic operations of this process's texts, which have so many real tokens
     free        operations per token that cost nothing
 
-    It is the same in every process, and its gradient this process's part (`mean_over_processes`).
+    This process's part of it, see `mean_over_processes`.
     """
     own = mean_over_processes(operations / tokens, tokens)
     mean = summed(own) / process_count()
-    if mean <= free:
-        return 0 * own
-    return torch.log(mean / free) + (own - own.detach()) / mean  # the gradient of a logarithm
+    return own / free - 1 if mean > free else 0 * own
 
 
 def distillation_loss(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import log, sqrt
+from math import sqrt
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ def validation(
         if weights is None or not weights.operations:
             return Score(right, figures, text)
         operations = operations_per_token(model, texts, pad_id, device)
-        excess = weights.operations * max(0.0, log(max(operations, 1.0) / weights.operations_per_token))
+        excess = weights.operations * max(0.0, operations / weights.operations_per_token - 1)
         figures["operations_per_token"] = operations
         return Score(right - excess, figures, f"{text}, {operations:,.0f} synaptic operations a token")
 

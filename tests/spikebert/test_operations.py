@@ -80,7 +80,7 @@ def test_a_model_is_chosen_by_accuracy_less_what_its_operations_cost() -> None:
         score = validation(model, texts, 0, torch.device("cpu"), weights)()
         needed = score.figures["operations_per_token"]
         assert needed > 100 and f"{needed:,.0f} synaptic operations a token" in score.text
-        expected = plain.value - (0.5 * np.log(needed / 10) if free == 10 else 0)
+        expected = plain.value - (0.5 * (needed / 10 - 1) if free == 10 else 0)
         assert score.value == pytest.approx(expected)
 
 
