@@ -63,4 +63,4 @@ NAMES = Limit(
     "nirtorch 2.6, utils.py, sanitize_name: `.` in a name becomes `_`, and the later node replaces the earlier",
 )
 
-LIMITS: tuple[Limit, ...] = (SIGNALS, NORMS, NEURON_RULES, READOUTS, TOKENS, FRACTION, MEMBRANE, FLOAT32, NAMES)
+LIMITS: tuple[Limit, ...] = (SIGNALS, NORMS, READOUTS, NEURON_RULES, TOKENS, FRACTION, MEMBRANE, FLOAT32, NAMES)

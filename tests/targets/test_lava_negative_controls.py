@@ -223,9 +223,10 @@ def test_a_lane_that_is_too_weak_is_noticed() -> None:
 
 
 def wrong_lif(shift: int, floor: bool, fires_at: bool) -> Callable[..., np.ndarray]:
-    """`converters.encoder.lif`, with mistakes."""
+    """`converters.encoder.lif` of a stock neuron, with mistakes."""
 
-    def rule(current: np.ndarray, threshold: int, dv: int, _: int) -> np.ndarray:
+    def rule(current: np.ndarray, threshold: int, dv: int, _: int, *kind: object) -> np.ndarray:
+        assert kind == ("zero", "binary", 1)
         membrane = np.zeros(current.shape[1:], dtype=np.int64)
         level, spikes = int(threshold) << shift, np.empty(current.shape, dtype=np.int64)
         for t, a in enumerate(current):
