@@ -91,7 +91,7 @@ def train(
     if checkpointing:
         pupil.student.gradient_checkpointing_enable()
     weights = LossWeights(
-        label=1.0, logits=0.7, hidden=0.3, embedding=0.2, temperature=2.0, operations=0.2, operations_per_token=100.0
+        label=1.0, logits=0.7, hidden=0.3, embedding=0.2, temperature=2.0, operations=0.01, operations_per_token=100.0
     )
     steps: list[dict] = []
     packing: list[Packing] = []  # of the present step
