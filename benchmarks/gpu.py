@@ -1,6 +1,6 @@
 """Everything about training that only a GPU can tell, in one command: for a machine that is lent for minutes.
 
-    python -m benchmarks.gpu OUT              on the GPU, about 10 minutes
+    python -m benchmarks.gpu OUT              on the GPU, 18 minutes at most: each program has a limit
     python -m benchmarks.gpu OUT --rehearse   the same programs on a CPU, as small as they get: does all of it run?
 
 Each program runs by itself, in turn, and what it printed stands in OUT/NAME.txt as soon as it ends. One that fails or

@@ -99,9 +99,11 @@ class Spikes:
         if not training or p == 0:
             return self
         values = F.dropout(self.values, p, training=True)
-        return Spikes(
+        dropped = Spikes(
             values, self.packing, self.maximum, self.maker, self.inputs, self.current, self.normed, self.signed
         )
+        dropped.forgotten_operations = self.forgotten_operations
+        return dropped
 
     def __getattr__(self, name: str) -> NoReturn:  # asked only for what is not there
         if hasattr(Tensor, name) and not name.startswith("__"):

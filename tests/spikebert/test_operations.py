@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from small_models import small_batch, small_model
 from small_teachers import recipe_arguments
+from torch import nn
 
 from converters.execution import TokenBatch
 from converters.from_torch import graph_from_model
@@ -22,6 +23,7 @@ from spikebert.data import TokenisedTexts
 from spikebert.distillation import LossWeights
 from spikebert.evaluation import validation
 from spikebert.layers import SpikingLayer
+from spikebert.operations import forget, operations_to
 from spikebert.quantisation import quantise
 from spikebert.train_command import main
 
@@ -69,6 +71,14 @@ def test_they_are_the_same_however_a_step_keeps_its_activations(integer: bool, p
         assert other.keys() == first.keys()
         for name, value in first.items():
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-3, msg=name)
+
+
+def test_dropout_forgets_nothing() -> None:
+    """In a model of one's own it may stand behind a block whose history is forgotten."""
+    model = small_model().train()
+    x = forget(model.blocks[0](model.encoder(**small_batch())), counts=True)
+    dropped = nn.Dropout(0.5)(x)
+    assert operations_to(dropped) == operations_to(x) > 0
 
 
 def test_a_model_is_chosen_by_accuracy_less_what_its_operations_cost() -> None:
