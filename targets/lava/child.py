@@ -8,6 +8,7 @@ first actor that fails, or ends, and then ends this process; the kernel ends the
 from __future__ import annotations
 
 import _multiprocessing
+import contextlib
 import json
 import multiprocessing.synchronize
 import os
@@ -31,7 +32,7 @@ from targets.lava.semaphores import UnnamedSemaphores
 
 CAUSE_CHARACTERS = 1500  # of a traceback's end: a report stays below PIPE_BUF, so that one write is never torn
 LOOK_SECONDS = 0.1  # between looks for actors that are new, while the network starts
-REPORT_SECONDS = 1.0  # in which an actor's own report comes, where Lava noticed its failure first
+REPORT_SECONDS = 3.0  # in which an actor's own report comes, where Lava noticed its failure first
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +115,9 @@ def main(control_fd: int, job_fd: int) -> NoReturn:
             program.run(owner.receive())
             owner.send(Done())
     except Exception as error:
-        if program is not None:
-            time.sleep(REPORT_SECONDS)  # the watching thread ends this process meanwhile if an actor is to blame
-        owner.send_last(Failed("Lava's runtime", cause_of(error)))
+        # an actor may be to blame, which tells it itself; of one that cannot, the watching thread tells meanwhile
+        told = program.report(REPORT_SECONDS) if program is not None else None
+        owner.send_last(told or Failed("Lava's runtime", cause_of(error)))
 
 
 def cause_of(error: Exception) -> str:
@@ -189,15 +190,37 @@ class _RuntimeProgram:
         return {actor.sentinel: (actor, name) for actor, name in zip(started, self._names.values())}
 
     def _failure(self, actors: Mapping[int, tuple[multiprocessing.Process, str]]) -> Failed:
-        if wait([self._reports], timeout=0):
-            report = json.loads(os.read(self._reports, 1 << 16).splitlines()[0])
-            return Failed(report["process"], report["cause"])
-        actor, name = next(actors[sentinel] for sentinel in actors if wait([sentinel], timeout=0))
+        """Who is to blame. An actor that ended well was told to by Lava, because another had failed: that one's own
+        report may come later than this."""
+        deadline = time.monotonic() + REPORT_SECONDS
+        running, well = dict(actors), None
+        while ready := wait([self._reports, *running], timeout=max(0.0, deadline - time.monotonic())):
+            if told := self.report(0):
+                return told
+            actor, name = running.pop(next(sentinel for sentinel in running if sentinel in ready))
+            code = _exit_code(actor)
+            if code is not None and code < 0:
+                return Failed(name, f"it was killed by {signal_text(-code)}")
+            if code != 0:
+                return Failed(name, f"it ended by itself, with exit code {code}")
+            well = well or Failed(name, "it ended by itself, with exit code 0")
+        assert well is not None  # the caller saw one of them ready
+        return well
+
+    def report(self, seconds: float) -> Failed | None:
+        """What an actor told of its own failure; None where none has within so long."""
+        if not wait([self._reports], timeout=seconds):
+            return None
+        report = json.loads(os.read(self._reports, 1 << 16).splitlines()[0])
+        return Failed(report["process"], report["cause"])
+
+
+def _exit_code(actor: multiprocessing.Process) -> int | None:
+    """Of an actor that has ended, negative where a signal killed it. 0 where Lava's own `join` has let go of it."""
+    with contextlib.suppress(ValueError):  # it is closed
         multiprocessing.Process.join(actor, timeout=REPORT_SECONDS)  # its sentinel comes a moment before its exit code
-        code = actor.exitcode
-        if code is not None and code < 0:
-            return Failed(name, f"it was killed by {signal_text(-code)}")
-        return Failed(name, f"it ended by itself, with exit code {code}")
+        return actor.exitcode
+    return 0
 
 
 def _reporting(target: Callable, names: Mapping[int, str], report_fd: int) -> Callable:

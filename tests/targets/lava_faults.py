@@ -54,6 +54,21 @@ class RaisesAfterSending(FastConvModel):
             raise ArithmeticError("a fault put here by a test, after sending")
 
 
+class SlowToTell(ArithmeticError):
+    """Takes its time for its text, so that Lava has ended other actors before this one's failure is known."""
+
+    def __str__(self) -> str:
+        time.sleep(0.5)
+        return super().__str__()
+
+
+class RaisesAndTellsLate(FastConvModel):
+    def run_spk(self) -> None:
+        super().run_spk()
+        if self.time_step == 3:
+            raise SlowToTell("a fault put here by a test, told late")
+
+
 class RaisesWhenMade(FastConvModel):
     def __init__(self, proc_params: object) -> None:
         raise ArithmeticError("a fault put here by a test, while building")

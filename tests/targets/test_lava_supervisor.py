@@ -81,6 +81,7 @@ def nothing_is_left() -> bool:
     [
         ("RaisesBeforeSending", "a fault put here by a test, before sending"),
         ("RaisesAfterSending", "a fault put here by a test, after sending"),
+        ("RaisesAndTellsLate", "a fault put here by a test, told late"),
         ("RaisesWhenMade", "a fault put here by a test, while building"),
         ("StartsADaemon", "a fault put here by a test, after a daemon was started"),
     ],
@@ -90,7 +91,7 @@ def test_a_traceback_reaches_the_caller(small: tuple[Graph, TokenBatch], fault: 
     engine = LavaEngine(graph, faulty(fault))
     with pytest.raises(LavaRuntimeError) as raised:
         engine.run(batch)
-    assert f"ArithmeticError: {text}" in str(raised.value) and "lava_faults.py" in str(raised.value)
+    assert f": {text}" in str(raised.value) and "lava_faults.py" in str(raised.value)
     assert nothing_is_left()
     engine.close()
 
