@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +15,11 @@ from threading import Timer
 import numpy as np
 
 from converters.early_exit import EarlyExit
-from converters.execution import COUNTS, Activity, EngineOptions, Execution, TokenBatch, check_observed
-from converters.graph import Coincidence, Concat, Graph, Norm, Product, Relay, Slice, ValidLane
+from converters.execution import Activity, EngineOptions, Execution, TokenBatch, check_observed
+from converters.graph import Coincidence, Concat, Graph, Product, Relay, Slice, ValidLane
 from converters.readout import integrate, unit_of
 from sim.fast import kernels, wiring
+from sim.fast.counters import Counters
 from sim.fast.plan import (
     AddStep,
     AttentionStep,
@@ -32,12 +33,9 @@ from sim.fast.plan import (
     WiringStep,
     assign_rooms,
     blocks_of,
-    layers_of,
     make_plan,
-    neurons_of,
     nodes_of,
     planes_of,
-    sums_of,
     words_of,
 )
 from sim.fast.vectors import BLOCK, aligned
@@ -49,10 +47,6 @@ NO_CURRENTS = np.zeros((0, 0, 0), np.int32)
 NO_LANE = np.zeros((0, 0, 0), np.uint64)
 NO_ROWS = np.zeros(0, np.int64)
 NO_SPIKES = np.zeros((1, 0, 0, 0), np.uint64)
-SPIKES, SITES, CUTS, MESSAGES, NORMALISED = map(
-    COUNTS.index, ("spikes", "sites", "saturations", "messages", "normalised_values")
-)
-OPERATIONS = slice(COUNTS.index("synaptic_operations"), COUNTS.index("weighted_operations") + 1)
 COMPILING_IS_SLOW = 2.0  # seconds until it is said
 
 
@@ -75,58 +69,12 @@ class Room:
         return array
 
 
-class Counters:
-    """What the kernels count, in arrays that are written anew in every run.
-
-    fired      for each step int64 [neurons of all its layers, in whole words]: how often each fired; of a node that
-               sends sums, how many were not 0
-    operations for each step int64 [its layers, 2]: synaptic operations, plain and weighted
-    cuts       for each step int64 [words of all its neurons]: how often membranes were cut
-    """
-
-    def __init__(self, graph: Graph, steps: Sequence[Step]) -> None:
-        self._timesteps, self._names = graph.timesteps, tuple(node.name for node in graph)
-        row = {name: number for number, name in enumerate(self._names)}
-        senders = [(*neurons_of(step), *sums_of(step)) for step in steps]
-        widths = [[words_of(graph, node.name) * BLOCK for node in each] for each in senders]
-        ends = np.cumsum([0, *(width for step in widths for width in step)])
-        self._starts, self._fired = ends[:-1], np.zeros(ends[-1], np.int64)
-        self._cuts = np.zeros(ends[-1] // BLOCK, np.int64)
-        step_ends = np.cumsum([0, *map(sum, widths)])
-        self.fired = [self._fired[low:high] for low, high in pairwise(step_ends)]
-        self.cuts = [self._cuts[low // BLOCK : high // BLOCK] for low, high in pairwise(step_ends)]
-        layers = [layers_of(step) for step in steps]
-        layer_ends = np.cumsum([0, *map(len, layers)])
-        self._operations = np.zeros((layer_ends[-1], 2), np.int64)
-        self.operations = [self._operations[low:high] for low, high in pairwise(layer_ends)]
-        neurons = {node.name for step in steps for node in neurons_of(step)}
-        self._senders = np.array([row[node.name] for each in senders for node in each])
-        self._layers = np.array([row[name] for each in layers for name in each])
-        self._are_neurons = np.array([node.name in neurons for each in senders for node in each])
-        self._per_site = np.zeros((len(row), len(COUNTS)), np.int64)
-        for node in graph:
-            if node.name in neurons:
-                self._per_site[row[node.name], SITES] = graph.features[node.name]
-            elif isinstance(node, Norm):
-                self._per_site[row[node.name], NORMALISED] = graph.features[node.name]
-
-    def activity(self, share: Share) -> Activity:
-        """The counts of a share that was run, by node."""
-        counts = self._per_site * (share.timesteps * len(share.ids))
-        messages = np.add.reduceat(self._fired, self._starts)
-        counts[self._senders, MESSAGES] = messages
-        counts[self._senders, SPIKES] = messages * self._are_neurons
-        counts[self._senders, CUTS] = np.add.reduceat(self._cuts, self._starts // BLOCK)
-        counts[self._layers, OPERATIONS] = self._operations
-        return Activity(self._timesteps, self._names, counts)
-
-
 @dataclass(frozen=True, eq=False)
 class Spikes:
     """Spikes of a node, or sums of them.
 
     planes  uint64 [P, R, T, W], as in `kernels`
-    payload int64 [W * 64], for each neuron the sum of its values over tokens and timesteps
+    payload int64 [W * 64], for each neuron the sum of its values over tokens and timesteps; see `Counters`
     events  int64 [W * 64], how many of them are not 0
     """
 
@@ -267,7 +215,7 @@ class _Worker:
             self._bound[key] = share, calls
         for call in calls:
             call()
-        return share, self.counters.activity(share)
+        return share, self.counters.activity(share.timesteps * tokens)
 
     def _bind(self, share: Share) -> list[Call]:
         calls: list[Call] = []
@@ -302,14 +250,13 @@ class _Worker:
             share.values[name] = _plain(share.spikes[name].planes, width, name in self.graph.signed)
 
     def _encode(self, number: int, step: EncodeStep, share: Share) -> Iterator[Call]:
-        planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
+        out, neurons = self._spikes(number, share, step.node.name), step.neurons
         code = np.ascontiguousarray(step.code[:, share.first : share.first + share.timesteps])
         yield partial(
             kernels.encode, share.ids, share.places, step.table, step.position, code, step.node.kind == "sign",
-            neurons.free, neurons.subtract, neurons.level, neurons.keep, planes[0], fired,
+            neurons.free, neurons.subtract, neurons.level, neurons.keep, out.planes[0], out.events,
             self.counters.cuts[number], *self._carried(number, neurons.level, share),
         )  # fmt: skip
-        share.spikes[step.node.name] = Spikes(planes, fired, fired)
 
     def _norm(self, number: int, step: NormStep, share: Share) -> Iterator[Call]:
         node = step.node
@@ -323,24 +270,20 @@ class _Worker:
         share.currents[node.name] = out
 
     def _lif(self, number: int, step: LIFStep, share: Share) -> Iterator[Call]:
-        planes, fired, neurons = self._planes(number, share, step.node.name), self.counters.fired[number], step.neurons
-        currents = share.currents[step.node.inputs[0]]
-        cuts = self.counters.cuts[number]
+        out, neurons = self._spikes(number, share, step.node.name), step.neurons
         yield partial(
-            kernels.lif, currents, neurons.free, neurons.subtract, neurons.level, neurons.keep, planes[0], fired, cuts,
+            kernels.lif, share.currents[step.node.inputs[0]], neurons.free, neurons.subtract, neurons.level,
+            neurons.keep, out.planes[0], out.events, self.counters.cuts[number],
             *self._carried(number, neurons.level, share),
         )  # fmt: skip
-        share.spikes[step.node.name] = Spikes(planes, fired, fired)
 
     def _graded_lif(self, number: int, step: GradedLIFStep, share: Share) -> Iterator[Call]:
-        node, planes, fired = step.node, self._planes(number, share, step.node.name), self.counters.fired[number]
-        payload = np.empty_like(fired)
+        node, out = step.node, self._spikes(number, share, step.node.name)
         yield partial(
             kernels.graded_lif, share.currents[node.inputs[0]], step.level, step.keep, node.reset == "subtract",
-            node.spike == "ternary", node.cap, planes, payload, fired, self.counters.cuts[number],
+            node.spike == "ternary", node.cap, out.planes, out.payload, out.events, self.counters.cuts[number],
             *self._carried(number, step.level, share),
         )  # fmt: skip
-        share.spikes[node.name] = Spikes(planes, payload, fired)
 
     def _synapses(self, number: int, step: SynapsesStep, share: Share) -> Iterator[Call]:
         x, neurons, timesteps = share.spikes[step.layers[0].inputs[0]], step.neurons, share.timesteps
@@ -362,7 +305,6 @@ class _Worker:
             neurons.subtract, neurons.level, neurons.keep, step.places, spikes, currents, index, lists, fired,
             self.counters.cuts[number], *self._carried(number, neurons.level, share),
         )  # fmt: skip
-        yield partial(kernels.count_operations, x.payload, x.events, step.fan_out, self.counters.operations[number])
         first = 0
         for place, layer in enumerate(step.layers):
             words = blocks_of(layer.weight.shape[0])
@@ -370,8 +312,7 @@ class _Worker:
                 share.currents[layer.name] = currents[..., first * BLOCK :]
             if step.lifs:
                 own = spikes[sites * first : sites * (first + words)].reshape(1, tokens, timesteps, words)
-                counts = fired[first * BLOCK : (first + words) * BLOCK]
-                share.spikes[step.lifs[place].name] = Spikes(own, counts, counts)
+                self._send(step.lifs[place].name, own, share)
             first += words
 
     def _attention(self, number: int, step: AttentionStep, share: Share) -> Iterator[Call]:
@@ -384,66 +325,53 @@ class _Worker:
         if step.lif is None:
             currents = self.rooms[number].array(shape, np.int32)
         else:
-            planes = self._planes(number, share, step.lif.name)
+            planes = self._spikes(number, share, step.lif.name).planes
             currents = np.empty(shape, np.int32) if kept else NO_CURRENTS
         cells = self.scratch.array((kernels.attention_cells(longest, timesteps, width, node.heads),), np.int32)
-        fired = self.counters.fired[number]
         yield partial(
             kernels.attention, q, k, v, lane, share.starts, width, node.heads, node.similarity == "xnor", step.bias,
             np.empty(longest, step.sums), step.lif is not None, neurons.free, neurons.subtract, neurons.level,
-            neurons.keep, planes[0], currents, cells, self.counters.operations[number][0], fired,
-            self.counters.cuts[number], *self._carried(number, neurons.level, share),
+            neurons.keep, planes[0], currents, cells, self.counters.operations[number][0],
+            self.counters.fired[number], self.counters.cuts[number], *self._carried(number, neurons.level, share),
         )  # fmt: skip
         if kept:
             share.currents[node.name] = currents
-        if step.lif:
-            share.spikes[step.lif.name] = Spikes(planes, fired, fired)
 
     def _add(self, number: int, step: AddStep, share: Share) -> Iterator[Call]:
         """The counts of a sum follow from those of its inputs, but for how many sums are not 0."""
         if step.node.name in self.graph.signed:
             yield from self._add_signed(number, step, share)
             return
-        first, *others = (share.spikes[name] for name in step.node.inputs)
-        total, events = self._planes(number, share, step.node.name), self.counters.fired[number]
-        payload = first.payload.copy()
-        yield partial(np.copyto, total[: len(first.planes)], first.planes)
-        yield partial(total[len(first.planes) :].fill, 0)
-        yield partial(np.copyto, payload, first.payload)
+        total, *others = (share.spikes[name] for name in step.node.inputs)
+        out = self._spikes(number, share, step.node.name)
         for x in others:
-            yield partial(kernels.add, x.planes, total)
-            yield partial(np.add, payload, x.payload, payload)
-        yield partial(kernels.count_sums, total, self.scratch.array(total.shape[1:], np.uint64), events)
-        share.spikes[step.node.name] = Spikes(total, payload, events)
+            yield partial(
+                kernels.add, total.planes, x.planes, out.planes, total.payload, x.payload, out.payload, out.events
+            )
+            total = out
 
     def _add_signed(self, number: int, step: AddStep, share: Share) -> Iterator[Call]:
         """Parts above 0 and parts below are added by themselves, then held against each other."""
-        total = self._planes(number, share, step.node.name)
-        spikes = Spikes(total, np.zeros(total.shape[-1] * BLOCK, np.int64), self.counters.fired[number])
-        yield partial(total.fill, 0)
+        out = self._spikes(number, share, step.node.name)
+        yield partial(out.planes.fill, 0)
         for name in step.node.inputs:
-            yield partial(kernels.add_signed, share.spikes[name].planes, total)
-        yield partial(kernels.cancel, total)
-        yield partial(self._count, spikes)
-        share.spikes[step.node.name] = spikes
+            yield partial(kernels.add_signed, share.spikes[name].planes, out.planes)
+        yield partial(kernels.cancel, out.planes)
+        yield partial(self._count, out)
 
     def _wire(self, number: int, step: WiringStep, share: Share) -> Iterator[Call]:
-        node, planes = step.node, self._planes(number, share, step.node.name)
-        payload, events = np.zeros((2, planes.shape[-1] * BLOCK), np.int64)
-        spikes = Spikes(planes, payload, self.counters.fired[number] if sums_of(step) else events)
+        node, out = step.node, self._spikes(number, share, step.node.name)
         if isinstance(node, (Slice, Concat)):
-            yield partial(self._gather, node, spikes, share)
+            yield partial(self._gather, node, out, share)
         elif isinstance(node, ValidLane):
-            yield partial(self._valid_lane, node, spikes)
+            yield partial(self._valid_lane, node, out)
         elif isinstance(node, Coincidence):
-            spikes = Spikes(planes, self.counters.fired[number], self.counters.fired[number])
-            yield partial(self._coincidence, number, node, spikes, share)
+            yield partial(self._coincidence, number, node, out, share)
         elif isinstance(node, Relay):
-            yield partial(wiring.relay, share.currents[node.inputs[0]], self.graph.features[node.name], planes)
-            yield partial(self._count, spikes)
+            yield partial(wiring.relay, share.currents[node.inputs[0]], self.graph.features[node.name], out.planes)
+            yield partial(self._count, out)
         else:
-            yield partial(self._product, number, node, spikes, share)
-        share.spikes[node.name] = spikes
+            yield partial(self._product, number, node, out, share)
 
     def _gather(self, node: Slice | Concat, out: Spikes, share: Share) -> None:
         out.planes[:], out.payload[:], out.events[:], at = 0, 0, 0, 0
@@ -490,19 +418,21 @@ class _Worker:
 
     def _read_out(self, number: int, step: ReadoutStep, share: Share) -> Iterator[Call]:
         """The sums over tokens, and for kind "sum" over timesteps, come first: `sum(W x + b) = W sum(x) + b sum(1)`."""
-        x, width = share.spikes[step.node.inputs[0]], len(step.weight)
-        sums = np.zeros((len(share.starts) - 1, len(x.payload)), np.int64)
-        tokens = np.diff(share.starts)[:, None]
+        x = share.spikes[step.node.inputs[0]]
+        tokens = np.diff(share.starts)
         share.logits = np.empty((len(tokens), len(step.bias)), np.int64)
+        sums = np.zeros((len(tokens), len(x.payload)), np.int64)
         if step.node.kind == "sum":
-            yield partial(sums.fill, 0)
-            yield partial(kernels.sum_samples, x.planes, share.starts, sums)
-            yield partial(np.matmul, sums[:, :width], step.weight, share.logits)
-            yield partial(np.add, share.logits, share.timesteps * tokens * step.bias, share.logits)
-            yield partial(np.add, share.logits, share.before, share.logits)
+            if len(tokens) == 1:
+                sums = x.payload[None]
+            else:
+                yield partial(sums.fill, 0)
+                yield partial(kernels.sum_samples, x.planes, share.starts, sums)
+            yield partial(
+                kernels.read_out, sums, step.weight, step.bias, share.timesteps * tokens, share.before, share.logits
+            )
         else:
-            yield partial(self._integrate, step, share, x.planes, sums, tokens * step.bias)
-        yield partial(kernels.count_operations, x.payload, x.events, step.fan_out, self.counters.operations[number])
+            yield partial(self._integrate, step, share, x.planes, sums, tokens[:, None] * step.bias)
         if step.node.name in share.observed:
             yield partial(self._keep_readout, step, share)
 
@@ -521,10 +451,15 @@ class _Worker:
         x = _plain(share.spikes[step.node.inputs[0]].planes, len(step.weight))
         share.currents[step.node.name] = x.astype(np.int64) @ step.weight + step.bias
 
-    def _planes(self, number: int, share: Share, name: str) -> np.ndarray:
-        """Room for the spikes of a node, or for sums of them."""
+    def _spikes(self, number: int, share: Share, name: str) -> Spikes:
+        """Room for the spikes of a node, or for sums of them, known to the nodes that read them."""
         planes, words = planes_of(self.graph, name), words_of(self.graph, name)
-        return self.rooms[number].array((planes, len(share.ids), share.timesteps, words), np.uint64)
+        shape = planes, len(share.ids), share.timesteps, words
+        return self._send(name, self.rooms[number].array(shape, np.uint64), share)
+
+    def _send(self, name: str, planes: np.ndarray, share: Share) -> Spikes:
+        spikes = share.spikes[name] = Spikes(planes, self.counters.payload[name], self.counters.events[name])
+        return spikes
 
     def _carried(self, number: int, level: np.ndarray, share: Share) -> tuple[np.ndarray, np.ndarray, bool]:
         """The membranes of a step's neurons, the rows of a share's tokens in them, and whether they begin at 0."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from converters.execution import COUNTS
 from converters.graph import (
     DECAY_BITS,
     GAMMA_FRACTION,
@@ -39,6 +40,9 @@ from sim.fast.vectors import (
 from spikebert.compiled import compiled
 
 TILE = 64  # tokens whose spikes wait while a block of weights is in the first-level cache
+SPIKES, OPERATIONS, WEIGHTED, SATURATIONS, MESSAGES = map(
+    COUNTS.index, ("spikes", "synaptic_operations", "weighted_operations", "saturations", "messages")
+)
 SLACK = 8  # entries that `list_bits` may write past its end
 
 # Timesteps (bits) for which rows of weights may be summed up once, in the order in which they are tried; neurons with
@@ -628,18 +632,30 @@ def attention(
 
 
 @compiled(nogil=True)
-def add(x: np.ndarray, out: np.ndarray) -> None:
-    """out += x, both [P, R, T, W] words: each plane is added with its carries to those above."""
-    words = out.reshape(out.shape[0], -1)
-    for p in range(x.shape[0]):
-        carries = x[p].reshape(-1)
-        for i in range(carries.shape[0]):
-            carry, plane = carries[i], p
-            while carry != 0:
-                before = words[plane, i]
-                words[plane, i] = before ^ carry
-                carry &= before
-                plane += 1
+def add(
+    a: np.ndarray, b: np.ndarray, out: np.ndarray, payload_a: np.ndarray, payload_b: np.ndarray, payload: np.ndarray,
+    events: np.ndarray,
+) -> None:  # fmt: skip
+    """out = a + b: uint64 [P, R, T, W], each with planes of its own number, out with enough. It may be a.
+
+    payload int64 [W * 64], set: the sum of those of a and b; it may be that of a
+    events  int64 [W * 64], set: how many values of each neuron in out are not 0
+    """
+    planes, tokens, steps, words = out.shape
+    sums, ones, others = out.reshape(planes, -1), a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
+    carry, active = np.zeros(sums.shape[1], np.uint64), np.zeros(sums.shape[1], np.uint64)
+    for p in range(planes):
+        for i in range(sums.shape[1]):
+            x = ones[p, i] if p < ones.shape[0] else np.uint64(0)
+            y = others[p, i] if p < others.shape[0] else np.uint64(0)
+            either = x ^ y
+            total = either ^ carry[i]
+            carry[i] = (x & y) | (either & carry[i])
+            active[i] |= total
+            sums[p, i] = total
+    count_bits(active.reshape(tokens * steps, words), events)
+    for j in range(payload.shape[0]):
+        payload[j] = payload_a[j] + payload_b[j]
 
 
 @compiled(nogil=True)
@@ -697,18 +713,57 @@ def count_sums(x: np.ndarray, active: np.ndarray, events: np.ndarray) -> None:
 
 
 @compiled(nogil=True)
-def count_operations(payload: np.ndarray, events: np.ndarray, fan_out: np.ndarray, operations: np.ndarray) -> None:
-    """What an input causes in the layers that read it: operations int64 [layers, 2], set: synaptic, weighted.
+def tally(
+    counted: np.ndarray, senders: np.ndarray, cuts: np.ndarray, layers: np.ndarray, fan_out: np.ndarray,
+    operations: np.ndarray, counts: np.ndarray,
+) -> None:  # fmt: skip
+    """What all nodes did, from what was counted of each neuron: counts int64 [nodes, len(COUNTS)], changed.
 
-    payload, events int64 [at least in]: for each neuron the sum of its values, and how many are not 0
-    fan_out         int64 [layers, in]: nonzero weights of each input
+    counted    int64: how many values of each neuron of each node were not 0, then the sums of their sizes
+    senders    int64 [.., 4]: the row of a node in `counts`, where its neurons begin in `counted` and where they end,
+               and whether it is a node of neurons
+    cuts       int64: for each 64 neurons of `counted`
+    layers     int64 [.., 4]: the row of a layer; where in `counted` its inputs begin, where their sums, and how many
+               there are; 0 of these where its operations were counted already: int64 [layers, 2], plain and weighted
+    fan_out    int64: for each such input of each layer, its nonzero weights
     """
-    for layer in range(fan_out.shape[0]):
-        plain = weighted = 0
-        for i in range(fan_out.shape[1]):
-            plain += events[i] * fan_out[layer, i]
-            weighted += payload[i] * fan_out[layer, i]
-        operations[layer, 0], operations[layer, 1] = plain, weighted
+    for row, start, end, is_neuron in senders:
+        sent = cut = 0
+        for i in range(start, end):
+            sent += counted[i]
+        counts[row, MESSAGES] = sent
+        if is_neuron:
+            for i in range(start // BLOCK, end // BLOCK):
+                cut += cuts[i]
+            counts[row, SPIKES], counts[row, SATURATIONS] = sent, cut
+    first = 0
+    for layer in range(layers.shape[0]):
+        row, events, payload, inputs = layers[layer]
+        plain, weighted = operations[layer]
+        if inputs > 0:
+            plain = weighted = 0
+            for i in range(inputs):
+                plain += counted[events + i] * fan_out[first + i]
+                weighted += counted[payload + i] * fan_out[first + i]
+            first += inputs
+        counts[row, OPERATIONS], counts[row, WEIGHTED] = plain, weighted
+
+
+@compiled(nogil=True)
+def read_out(
+    sums: np.ndarray, weight: np.ndarray, bias: np.ndarray, sites: np.ndarray, before: np.ndarray, logits: np.ndarray
+) -> None:  # fmt: skip
+    """Logits int64 [B, classes], set: `W x` and the bias, summed over tokens and timesteps, and the logits before.
+
+    sums   int64 [B, at least in], of each sample the sum of x; sites int64 [B], tokens times timesteps
+    weight int64 [in, classes]; bias int64 [classes]; before int64 [B, classes] or [1, 1]
+    """
+    for b in range(logits.shape[0]):
+        for c in range(logits.shape[1]):
+            total = sites[b] * bias[c]
+            for i in range(weight.shape[0]):
+                total += sums[b, i] * weight[i, c]
+            logits[b, c] = total + before[b % before.shape[0], c % before.shape[1]]
 
 
 @compiled(nogil=True)

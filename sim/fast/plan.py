@@ -245,6 +245,16 @@ def sums_of(step: Step) -> tuple[Add | Relay | Product, ...]:
     return (step.node,) if isinstance(step, WiringStep) and isinstance(step.node, (Relay, Product)) else ()
 
 
+def senders_of(step: Step) -> tuple[Node, ...]:
+    """The nodes of a step that send spikes or sums of them: its neurons, or an add, or wiring."""
+    return (step.node,) if isinstance(step, (AddStep, WiringStep)) else neurons_of(step)
+
+
+def sends_bits(node: Node) -> bool:
+    """Whether what a node sends is 0 or 1."""
+    return isinstance(node, (Source, Coincidence)) or (isinstance(node, LIF) and node.spike == "binary")
+
+
 def layers_of(step: Step) -> tuple[str, ...]:
     """The nodes of a step that cause synaptic operations."""
     if isinstance(step, SynapsesStep):
