@@ -483,10 +483,11 @@ def _plain(planes: np.ndarray, width: int, signed: bool = False) -> np.ndarray:
 
 
 def _pack(ids: np.ndarray, mask: np.ndarray, observed: frozenset[str], timesteps: int) -> Share:
-    real = mask.astype(bool)
-    starts = np.concatenate([[0], np.cumsum(mask.sum(1))])
-    places = np.ascontiguousarray(np.nonzero(real)[1])  # or kernels would be compiled for another layout
-    return Share(ids[real], places, starts, observed, timesteps)
+    samples, places = mask.nonzero()
+    starts = np.zeros(len(mask) + 1, np.int64)
+    np.cumsum(mask.sum(1), out=starts[1:])
+    places = np.ascontiguousarray(places)  # or kernels would be compiled for another layout
+    return Share(ids[samples, places], places, starts, observed, timesteps)
 
 
 def _part_of(share: Share, samples: np.ndarray, first: int, end: int) -> Share:

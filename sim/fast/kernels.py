@@ -712,6 +712,22 @@ def count_sums(x: np.ndarray, active: np.ndarray, events: np.ndarray) -> None:
     count_bits(active.reshape(x.shape[1] * x.shape[2], x.shape[3]), events)
 
 
+@compiled(nogil=True, inline="always")
+def _total(x: np.ndarray) -> int:
+    total = 0
+    for i in range(x.shape[0]):  # from 0 on, so that it becomes vector code
+        total += x[i]
+    return total
+
+
+@compiled(nogil=True, inline="always")
+def _product(x: np.ndarray, y: np.ndarray) -> int:
+    total = 0
+    for i in range(x.shape[0]):
+        total += x[i] * y[i]
+    return total
+
+
 @compiled(nogil=True)
 def tally(
     counted: np.ndarray, senders: np.ndarray, cuts: np.ndarray, layers: np.ndarray, fan_out: np.ndarray,
@@ -727,25 +743,22 @@ def tally(
                there are; 0 of these where its operations were counted already: int64 [layers, 2], plain and weighted
     fan_out    int64: for each such input of each layer, its nonzero weights
     """
-    for row, start, end, is_neuron in senders:
-        sent = cut = 0
-        for i in range(start, end):
-            sent += counted[i]
+    for sender in range(senders.shape[0]):
+        row, start, end, is_neuron = senders[sender]
+        sent = _total(counted[start:end])
         counts[row, MESSAGES] = sent
         if is_neuron:
-            for i in range(start // BLOCK, end // BLOCK):
-                cut += cuts[i]
-            counts[row, SPIKES], counts[row, SATURATIONS] = sent, cut
+            counts[row, SPIKES], counts[row, SATURATIONS] = sent, _total(cuts[start // BLOCK : end // BLOCK])
     first = 0
     for layer in range(layers.shape[0]):
         row, events, payload, inputs = layers[layer]
         plain, weighted = operations[layer]
         if inputs > 0:
-            plain = weighted = 0
-            for i in range(inputs):
-                plain += counted[events + i] * fan_out[first + i]
-                weighted += counted[payload + i] * fan_out[first + i]
+            reached = fan_out[first : first + inputs]
             first += inputs
+            plain = weighted = _product(counted[events : events + inputs], reached)
+            if payload != events:
+                weighted = _product(counted[payload : payload + inputs], reached)
         counts[row, OPERATIONS], counts[row, WEIGHTED] = plain, weighted
 
 
