@@ -42,7 +42,7 @@ class FusedLIF(torch.autograd.Function):
     def forward(ctx: Any, current: Tensor, rule: LIFRule) -> Tensor:
         current = current.detach().contiguous()
         spikes = torch.empty_like(current)
-        _kernels().forward(_flat(current), _flat(spikes), *_numbers(rule, current)[:6])
+        _kernels().forward(_flat(current), _flat(spikes), *_numbers(rule, current)[:7])
         ctx.save_for_backward(current)
         ctx.rule = rule
         return spikes
@@ -64,9 +64,11 @@ def _flat(x: Tensor) -> np.ndarray:
 def _numbers(rule: LIFRule, current: Tensor) -> tuple:
     """As the kernels take them: of the current's own type, so that nothing is computed in another."""
     real = np.float32 if current.dtype == torch.float32 else np.float64
+    above = tuple(real(level * rule.threshold) for level in range(1, rule.cap + 1))
+    below = real(-rule.threshold) if rule.ternary else None
     return (
-        real(rule.keep), rule.truncate, real(rule.input_gain), real(rule.limit), real(rule.threshold),
-        rule.subtract, real(rule.unit), rule.surrogate == "sigmoid", real(rule.alpha),
+        real(rule.keep), rule.truncate, real(rule.input_gain), real(rule.limit), above, below, rule.subtract,
+        real(rule.unit), rule.surrogate == "sigmoid", real(rule.alpha),
     )  # fmt: skip
 
 

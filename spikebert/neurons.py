@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spikebert import fused_lif, triton_lif
 from spikebert.commands import UserError
-from spikebert.lif_rule import LIFRule
+from spikebert.lif_rule import LEVELS_MAX, LIFRule
 
 SHIFT = 7  # bits: membrane units per accumulator unit, 2^7; the graph's own constant (tests compare them)
 DECAY_ONE = 4096
@@ -79,7 +79,7 @@ class LoihiLIF(BaseNode):
                     "fused": all steps in one pass, on the CPU (`fused_lif.py`)
                     "triton": all steps in one launch, on a GPU (`triton_lif.py`)
                     "auto": "triton" on a GPU, "fused" on the CPU, "plain" where those cannot take the current. They
-                    take one threshold, and "binary" spikes: others are made step by step, with `cap` times the memory
+                    take one threshold and a cap of at most 32: other neurons are made step by step
     """
 
     v: Tensor  # the membrane, a memory of BaseNode
@@ -117,7 +117,10 @@ class LoihiLIF(BaseNode):
         if self.spike == "ternary":
             return fired - self._step(-self.v - level)
         for j in range(2, self.cap + 1):
-            fired = fired + self._step(self.v - j * level)
+            above = j * level
+            if isinstance(above, float):  # of the membrane's type, or half precision would differ on a GPU
+                above = float(torch.as_tensor(above, dtype=self.v.dtype))
+            fired = fired + self._step(self.v - above)
         return fired
 
     def _step(self, above: Tensor) -> Tensor:
@@ -157,6 +160,8 @@ class LoihiLIF(BaseNode):
             surrogate=self.surrogate_name,
             alpha=self.surrogate_function.alpha,
             subtract=self.resets_to == "subtract",
+            cap=self.cap,
+            ternary=self.spike == "ternary",
         )
 
     def neuronal_reset(self, spike: Tensor) -> None:
@@ -188,10 +193,10 @@ class LoihiLIF(BaseNode):
             raise ValueError("float16 ends at 65504 and cannot hold an integer membrane: use a current in float32")
         if isinstance(threshold, Tensor) and threshold.ndim:
             return self._forward_by_feature(current, threshold, real)
-        self._require_path(self.spike == "binary", f"'binary' spikes, and these neurons send '{self.spike}' ones", "")
+        self._require_path(self.cap <= LEVELS_MAX, f"a cap of at most {LEVELS_MAX}, and this one is {self.cap}", "")
         # of the same type, or half precision would be compared in one way on the CPU and in another on a GPU
         self.v_threshold = float(torch.as_tensor(threshold, dtype=real))
-        chooses = self.path == "auto" and self.spike == "binary"
+        chooses = self.path == "auto" and self.cap <= LEVELS_MAX
         if self.path == "triton" or (chooses and triton_lif.serves(current)):
             return triton_lif.TritonLIF.apply(current, self.rule(), real)
         wide = current.to(real)
@@ -213,6 +218,6 @@ class LoihiLIF(BaseNode):
         return spikes
 
     def _require_path(self, holds: bool, takes: str, remedy: str) -> None:
-        """Raises UserError where a path was chosen that all neurons cannot take, and this one does not."""
+        """Raises UserError where a path was chosen that not all neurons can take, and this one cannot."""
         if self.path in ("fused", "triton") and not holds:
             raise UserError(f"LoihiLIF.path is '{self.path}', which takes {takes}: set it to 'auto' or 'plain'{remedy}")

@@ -119,8 +119,8 @@ def _numbers(rule: LIFRule) -> tuple[float, ...]:
     return rule.keep, rule.input_gain, rule.limit, rule.threshold, rule.unit, peak, steepness
 
 
-def _kinds(rule: LIFRule) -> dict[str, bool]:
-    return {"TRUNCATE": rule.truncate, "SUBTRACT": rule.subtract}
+def _kinds(rule: LIFRule) -> dict[str, bool | int]:
+    return {"TRUNCATE": rule.truncate, "SUBTRACT": rule.subtract, "CAP": rule.cap, "TERNARY": rule.ternary}
 
 
 def _wide(real: torch.dtype) -> torch.dtype:

@@ -59,12 +59,29 @@ def fires(v, threshold):
 
 
 @triton.jit
-def rest(v, spike, threshold, SUBTRACT: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr):
+def level(j, threshold, REAL: tl.constexpr, WIDE: tl.constexpr):
+    """The membrane above which a neuron sends j."""
+    return rounded(tl.full((), threshold * j, WIDE), REAL, WIDE)
+
+
+@triton.jit
+def sends(v, threshold, CAP: tl.constexpr, TERNARY: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr):
+    """At how many thresholds of 1 .. CAP it fires; -1 below minus the first where TERNARY."""
+    sent = tl.zeros_like(v)
+    for j in tl.static_range(1, CAP + 1):
+        sent += tl.where(fires(v, level(j, threshold, REAL, WIDE)), 1.0, 0.0).to(WIDE)
+    if TERNARY:
+        sent -= tl.where(fires(-v, tl.full((), threshold, WIDE)), 1.0, 0.0).to(WIDE)
+    return sent
+
+
+@triton.jit
+def rest(v, sent, threshold, SUBTRACT: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr):
     """The membrane after the reset."""
     left = tl.zeros_like(v)
     if SUBTRACT:
-        left = rounded(v - threshold, REAL, WIDE)
-    return tl.where(spike, left, v)
+        left = rounded(v - rounded(sent * tl.full((), threshold, WIDE), REAL, WIDE), REAL, WIDE)
+    return tl.where(sent != 0, left, v)
 
 
 @triton.jit
@@ -82,14 +99,15 @@ def surrogate_slope(x, SIGMOID: tl.constexpr):
 def forward(
     current, spikes, starts, neurons, current_stride, keep: "fp64", input_gain: "fp64", limit: "fp64",
     threshold: "fp64", TIMESTEPS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, TRUNCATE: tl.constexpr,
-    SUBTRACT: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    SUBTRACT: tl.constexpr, CAP: tl.constexpr, TERNARY: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """current [T, neurons], `current_stride` numbers from step to step; spikes [T, neurons], contiguous."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = place < neurons
     neurons, current_stride = tl.cast(neurons, tl.int64), tl.cast(current_stride, tl.int64)
     keep, input_gain = tl.full((), keep, WIDE), tl.full((), input_gain, WIDE)
-    limit, threshold = rounded(tl.full((), limit, WIDE), REAL, WIDE), tl.full((), threshold, WIDE)
+    limit = rounded(tl.full((), limit, WIDE), REAL, WIDE)
     membrane = tl.zeros((BLOCK,), WIDE)
     for chunk in range(CHUNKS):
         if CHUNKS > 1:
@@ -99,28 +117,29 @@ def forward(
             mask = place < tl.where(t < TIMESTEPS, neurons, 0)
             a = tl.load(current + t * current_stride + place, mask=mask, other=0.0).to(WIDE)
             v = clip(charge(membrane, a, keep, input_gain, TRUNCATE, REAL, WIDE), limit)
-            spike = fires(v, threshold)
-            tl.store(spikes + t * neurons + place, tl.where(spike, 1.0, 0.0), mask=mask)
-            membrane = rest(v, spike, threshold, SUBTRACT, REAL, WIDE)
+            sent = sends(v, threshold, CAP, TERNARY, REAL, WIDE)
+            tl.store(spikes + t * neurons + place, sent, mask=mask)
+            membrane = rest(v, sent, threshold, SUBTRACT, REAL, WIDE)
 
 
 @triton.jit
 def backward(
     current, grad_spikes, grad_current, starts, neurons, current_stride, keep: "fp64", input_gain: "fp64",
     limit: "fp64", threshold: "fp64", unit: "fp64", peak: "fp64", steepness: "fp64", TIMESTEPS: tl.constexpr,
-    CHUNKS: tl.constexpr, STEPS: tl.constexpr, TRUNCATE: tl.constexpr, SUBTRACT: tl.constexpr, SIGMOID: tl.constexpr,
-    REAL: tl.constexpr, WIDE: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr, STEPS: tl.constexpr, TRUNCATE: tl.constexpr, SUBTRACT: tl.constexpr, CAP: tl.constexpr,
+    TERNARY: tl.constexpr, SIGMOID: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, GRAD: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """As `forward`; grad_spikes and grad_current [T, neurons], contiguous.
 
-    The slope of the surrogate is `peak * surrogate_slope(steepness * (v - threshold) / unit)`. Steps of the last chunk
-    beyond T have no gradient and give none.
+    The slope of the surrogate is `peak * surrogate_slope(steepness * (v - level) / unit)`, summed over the levels.
+    Steps of the last chunk beyond T have no gradient and give none.
     """
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = place < neurons
     neurons, current_stride = tl.cast(neurons, tl.int64), tl.cast(current_stride, tl.int64)
     keep, input_gain = tl.full((), keep, WIDE), tl.full((), input_gain, WIDE)
-    limit, threshold = rounded(tl.full((), limit, WIDE), REAL, WIDE), tl.full((), threshold, WIDE)
+    limit = rounded(tl.full((), limit, WIDE), REAL, WIDE)
     unit, peak, steepness = tl.full((), unit, GRAD), tl.full((), peak, GRAD), tl.full((), steepness, GRAD)
     grad_membrane = tl.zeros((BLOCK,), GRAD)
     for chunks_after in range(CHUNKS):
@@ -135,20 +154,27 @@ def backward(
             a = tl.load(current + t * current_stride + place, mask=mask, other=0.0).to(WIDE)
             charged = charge(membrane, a, keep, input_gain, TRUNCATE, REAL, WIDE)
             v = clip(charged, limit)
-            membrane = rest(v, fires(v, threshold), threshold, SUBTRACT, REAL, WIDE)
+            sent = sends(v, threshold, CAP, TERNARY, REAL, WIDE)
+            membrane = rest(v, sent, threshold, SUBTRACT, REAL, WIDE)
             history = history + (charged,)  # noqa: RUF005, Triton knows no (*history, charged)
         for steps_after in tl.static_range(STEPS):
             t = chunk * STEPS + STEPS - 1 - steps_after
             mask = place < tl.where(t < TIMESTEPS, neurons, 0)
             charged = history[STEPS - 1 - steps_after]
             v = clip(charged, limit)
-            above = rounded(v - threshold, REAL, WIDE).to(GRAD) / unit
+            slope = tl.zeros((BLOCK,), GRAD)
+            for j in tl.static_range(1, CAP + 1):
+                above = rounded(v - level(j, threshold, REAL, WIDE), REAL, WIDE).to(GRAD) / unit
+                slope += surrogate_slope(steepness * above, SIGMOID)
+            if TERNARY:
+                above = rounded(-v - tl.full((), threshold, WIDE), REAL, WIDE).to(GRAD) / unit
+                slope += surrogate_slope(steepness * above, SIGMOID)
             grad = tl.load(grad_spikes + t * neurons + place, mask=mask, other=0.0).to(GRAD)
-            grad = grad * (peak * surrogate_slope(steepness * above, SIGMOID)) / unit
+            grad = grad * (peak * slope) / unit
             if SUBTRACT:  # the reset is detached
                 grad += grad_membrane
             else:
-                grad += tl.where(fires(v, threshold), 0.0, grad_membrane)
+                grad += tl.where(sends(v, threshold, CAP, TERNARY, REAL, WIDE) != 0, 0.0, grad_membrane)
             grad = tl.where(tl.abs(charged) > limit, 0.0, grad)  # nothing passes a clip
             tl.store(grad_current + t * neurons + place, grad * input_gain.to(GRAD), mask=mask)
             grad_membrane = grad * keep.to(GRAD)

@@ -31,6 +31,8 @@ class Case:
     layout: str = "contiguous"
     wrong: str = ""
     reset: str = "zero"
+    spike: str = "binary"
+    cap: int = 1
 
 
 class Result(NamedTuple):
@@ -49,7 +51,7 @@ def both(case: Case, device: str) -> tuple[Result, Result]:
 
 
 def _run(case: Case, path: str, device: str) -> Result:
-    lif = LoihiLIF(case.decay, case.integer, case.surrogate, case.alpha, case.reset)
+    lif = LoihiLIF(case.decay, case.integer, case.surrogate, case.alpha, case.reset, case.spike, case.cap)
     lif.path = path
     leaf = torch.from_numpy(case.current).to(device, getattr(torch, case.dtype))
     if case.layout == "expanded":
@@ -89,8 +91,13 @@ def clip(v, limit):
 
 
 @triton.jit
-def rest(v, spike, threshold, SUBTRACT: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr):
-    return tl.where(spike, 0.0, v)
+def rest(v, sent, threshold, SUBTRACT: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr):
+    return tl.where(sent != 0, 0.0, v)
+
+
+@triton.jit
+def sends(v, threshold, CAP: tl.constexpr, TERNARY: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr):
+    return tl.where(v > threshold, 1.0, 0.0).to(WIDE)
 
 
 @triton.jit

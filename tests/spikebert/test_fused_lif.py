@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikebert import fused_lif
-from spikebert.commands import processors
+from spikebert.commands import UserError, processors
 from spikebert.fused_lif import PIECE, serves
 from spikebert.neurons import LoihiLIF
 
@@ -25,12 +25,14 @@ def both(
     surrogate: str = "atan",
     alpha: float = 2.0,
     reset: str = "zero",
+    spike: str = "binary",
+    cap: int = 1,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(spikes, gradient of the current) of the plain and of the fused path."""
     results = []
     weights = torch.randn(current.shape, generator=torch.Generator().manual_seed(1)).to(current.dtype)
     for path in ("plain", "fused"):
-        lif = LoihiLIF(dv, integer, surrogate, alpha, reset)
+        lif = LoihiLIF(dv, integer, surrogate, alpha, reset, spike, cap)
         lif.path = path
         x = current.clone().requires_grad_()
         spikes = lif(x, threshold)
@@ -80,6 +82,31 @@ def test_a_soft_reset(steps: int, dv: int, surrogate: str) -> None:
     assert steps == 1 or dv == 4095 or not torch.equal(hard[0], soft[0])
 
 
+@pytest.mark.parametrize("surrogate", ["atan", "sigmoid"])
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+@pytest.mark.parametrize(("spike", "cap"), [("graded", 2), ("graded", 5), ("graded", 32), ("ternary", 1)])
+def test_more_than_bits(spike: str, cap: int, reset: str, surrogate: str) -> None:
+    for steps, dv in ((1, 0), (4, 410), (16, 2048)):
+        current = 2 * torch.randn(steps, 3, 33, generator=torch.Generator().manual_seed(steps)) + 0.3
+        for dtype in (torch.float32, torch.float64):
+            results = both(current.to(dtype), 0.7, dv, False, surrogate, 3.0, reset, spike, cap)
+            assert_same(results)
+            spikes = results[0][0]
+            assert spikes.max() == cap or cap == 32
+            assert spikes.min() == (-1 if spike == "ternary" else 0)
+        for threshold in (0, 1, 90):
+            assert_same(both((200 * current).round(), threshold, dv, True, surrogate, 2.0, reset, spike, cap))
+
+
+@pytest.mark.parametrize("path", ["fused", "triton"])
+def test_too_many_levels_are_made_step_by_step(path: str) -> None:
+    lif, current = LoihiLIF(0, False, spike="graded", cap=255), torch.tensor([[3.5, 300.0, -1.0]])
+    assert lif(current, 1.0).tolist() == [[3.0, 255.0, 0.0]]
+    lif.path = path
+    with pytest.raises(UserError, match=rf"'{path}', which takes a cap of at most 32, and this one is 255: set it to"):
+        lif(current, 1.0)
+
+
 def test_a_membrane_that_saturates() -> None:
     """Where the membrane was clipped no gradient passes, in either path."""
     current = torch.tensor([[-65535.0, 65535.0, 65535.0], [-65535.0, 65535.0, -3.0], [65535.0, 1.0, 65535.0]])
@@ -103,9 +130,13 @@ def test_currents_that_are_not_contiguous() -> None:
     currents=st.lists(st.integers(-65535, 65535), min_size=1, max_size=16),
     threshold=st.integers(0, 65535),
     dv=st.integers(0, 4095),
+    kind=st.tuples(
+        st.sampled_from(["zero", "subtract"]), st.sampled_from([("binary", 1), ("graded", 3), ("ternary", 1)])
+    ),
 )
-def test_any_integers(currents: list[int], threshold: int, dv: int) -> None:
-    results = both(torch.tensor(currents, dtype=torch.float32)[:, None], threshold, dv, True)
+def test_any_integers(currents: list[int], threshold: int, dv: int, kind: tuple[str, tuple[str, int]]) -> None:
+    current = torch.tensor(currents, dtype=torch.float32)[:, None]
+    results = both(current, threshold, dv, True, "atan", 2.0, kind[0], *kind[1])
     assert torch.equal(results[0][0], results[1][0])
 
 

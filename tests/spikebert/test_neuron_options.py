@@ -12,7 +12,6 @@ from torch import nn
 
 from converters import graph
 from spikebert import Encoder, Neuron, Readout, SpikingAttention, SpikingChain, SpikingLinear, config
-from spikebert.commands import UserError
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.neurons import LoihiLIF
 from spikebert.quantisation import choose_units, quantise
@@ -109,14 +108,6 @@ def test_a_learned_threshold_has_a_gradient() -> None:
 
 
 # What is refused
-
-
-@pytest.mark.parametrize("path", ["fused", "triton"])
-@pytest.mark.parametrize("spike", [("graded", 2), ("ternary", 1)])
-def test_a_path_that_sends_bits_alone_says_so(path: str, spike: tuple[str, int]) -> None:
-    message = f"path is '{path}', which takes 'binary' spikes, and these neurons send '{spike[0]}' ones: set it to"
-    with pytest.raises(UserError, match=message):
-        neuron(("zero", *spike), path=path)(torch.zeros(2, 3), 1.0)
 
 
 @pytest.mark.parametrize(

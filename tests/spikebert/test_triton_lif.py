@@ -102,6 +102,19 @@ def test_a_soft_reset(run: Run, steps: int, dv: int) -> None:
     check(run, Case(floats(steps, 33), 0.3, dv, dtype="bfloat16", reset="subtract"))
 
 
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+@pytest.mark.parametrize(("spike", "cap"), [("graded", 2), ("graded", 5), ("ternary", 1)])
+def test_more_than_bits(run: Run, spike: str, cap: int, reset: str) -> None:
+    kind = {"spike": spike, "cap": cap, "reset": reset}
+    for dv, surrogate in ((410, "atan"), (2048, "sigmoid")):
+        for steps in (1, 4, 17):
+            plain, _ = check(run, Case(4 * floats(steps, 33), 0.7, dv, surrogate=surrogate, **kind))
+            assert plain.spikes.max() == cap and plain.spikes.min() == (-1 if spike == "ternary" else 0)
+            check(run, Case(integers(steps, 33), 90, dv, integer=True, surrogate=surrogate, **kind))
+        for dtype in ("bfloat16", "float16"):
+            check(run, Case(floats(4, 1000), 0.3, dv, dtype=dtype, surrogate=surrogate, **kind))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("dv", "surrogate"), [(410, "atan"), (2048, "sigmoid")])
 def test_half_precision(run: Run, dtype: str, dv: int, surrogate: str) -> None:
@@ -200,6 +213,8 @@ def test_a_membrane_is_rounded_twice(run: Run) -> None:
         ("charge", one_rounding_too_few()),
         ("rounded", Case(floats(4, 1000), decay=410, dtype="bfloat16")),
         ("rest", Case(np.array([[2.5], [1.0]]), reset="subtract")),
+        ("sends", Case(np.array([[2.5], [1.0]]), spike="graded", cap=2)),
+        ("sends", Case(np.array([[-2.5], [1.0]]), spike="ternary")),
         ("clip", Case(np.array([[-65535.0], [-65535.0], [65535.0], [2.0]]), 0, 0, integer=True)),
     ],
 )
