@@ -43,6 +43,7 @@ TILE = 64  # tokens whose spikes wait while a block of weights is in the first-l
 SPIKES, OPERATIONS, WEIGHTED, SATURATIONS, MESSAGES = map(
     COUNTS.index, ("spikes", "synaptic_operations", "weighted_operations", "saturations", "messages")
 )
+FEW_LEVELS = 16  # of graded spikes: so many are quicker compared one by one than divided
 SLACK = 8  # entries that `list_bits` may write past its end
 
 # Timesteps (bits) for which rows of weights may be summed up once, in the order in which they are tried; neurons with
@@ -418,34 +419,68 @@ def graded_lif(
         counts[:] = 0
     spikes[:] = 0
     below = spikes.shape[3] // 2  # words, where those below 0 begin
-    limit, most = np.int64(MEMBRANE_MAX), np.int64(cap)
+    limit = np.int64(MEMBRANE_MAX)
+    room = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    # each loop over the neurons of a word has one plain body, so that it becomes vector code
     for r in range(spikes.shape[1]):
-        for j in range(level.shape[0]):
-            w, bit, at = j // BLOCK, np.uint64(j % BLOCK), level[j]
-            v = np.int64(0)
+        for w in range((level.shape[0] + BLOCK - 1) // BLOCK):
+            at = level[w * BLOCK : (w + 1) * BLOCK]
+            v, sent = room[0][: at.shape[0]], room[1][: at.shape[0]]
+            v[:] = 0
             if rows.shape[0] > 0 and not fresh:
-                v = state[rows[r], j]
+                v[:] = state[rows[r], w * BLOCK : (w + 1) * BLOCK]
             for t in range(spikes.shape[2]):
-                kept = (abs(v) * keep) >> DECAY_BITS
-                charged = (kept if v >= 0 else -kept) + (np.int64(currents[r, t, j]) << SHIFT)
-                v = min(max(charged, -limit), limit)
-                cuts[w] += v != charged
-                sent, word = np.int64(0), w
-                if v > at:
-                    sent = min(most, (v - 1) // at) if at > 0 else most
-                elif ternary and v < -at:
-                    sent, word = np.int64(-1), below + w
-                if sent != 0:
-                    v = v - sent * at if subtract else np.int64(0)
-                    size, p = abs(sent), 0
-                    payload[word * BLOCK + j % BLOCK] += size
-                    fired[word * BLOCK + j % BLOCK] += 1
-                    while size > 0:
-                        spikes[p, r, t, word] |= np.uint64(size & 1) << bit
-                        size >>= 1
-                        p += 1
+                row = currents[r, t, w * BLOCK : w * BLOCK + at.shape[0]]
+                cut = 0
+                for j in range(at.shape[0]):
+                    kept = (abs(v[j]) * keep) >> DECAY_BITS
+                    charged = (kept if v[j] >= 0 else -kept) + (np.int64(row[j]) << SHIFT)
+                    v[j] = min(max(charged, -limit), limit)
+                    cut += v[j] != charged
+                cuts[w] += cut
+                _count_levels(v, at, cap, sent)
+                if ternary:
+                    for j in range(at.shape[0]):
+                        sent[j] -= v[j] < -at[j]
+                for j in range(at.shape[0]):
+                    left = v[j] - sent[j] * at[j] if subtract else 0
+                    v[j] = v[j] if sent[j] == 0 else left
+                _write_sent(sent, 1, spikes, r, t, w, payload, fired)
+                if ternary:
+                    _write_sent(sent, -1, spikes, r, t, below + w, payload, fired)
             if rows.shape[0] > 0:
-                state[rows[r], j] = v
+                state[rows[r], w * BLOCK : (w + 1) * BLOCK] = v
+
+
+@compiled(nogil=True, inline="always")
+def _count_levels(v: np.ndarray, at: np.ndarray, cap: int, sent: np.ndarray) -> None:
+    """sent = at how many of 1 .. cap times its threshold `at` each membrane v is above; all int64 [neurons]."""
+    sent[:] = 0
+    if cap <= FEW_LEVELS:
+        for j in range(1, cap + 1):
+            for i in range(v.shape[0]):
+                sent[i] += v[i] > j * at[i]
+        return
+    for i in range(v.shape[0]):
+        if v[i] > at[i]:
+            sent[i] = min(cap, (v[i] - 1) // at[i]) if at[i] > 0 else cap
+
+
+@compiled(nogil=True, inline="always")
+def _write_sent(
+    sent: np.ndarray, sign: int, spikes: np.ndarray, r: int, t: int, word: int, payload: np.ndarray, fired: np.ndarray
+) -> None:  # fmt: skip
+    """What neurons of one word sent of this sign: into the planes of its spikes, and counted."""
+    own, times = payload[word * BLOCK : (word + 1) * BLOCK], fired[word * BLOCK : (word + 1) * BLOCK]
+    for i in range(sent.shape[0]):
+        size = max(sign * sent[i], 0)
+        own[i] += size
+        times[i] += size > 0
+    for p in range(spikes.shape[0]):
+        bits = np.uint64(0)
+        for i in range(sent.shape[0]):
+            bits |= np.uint64((max(sign * sent[i], 0) >> p) & 1) << np.uint64(i)
+        spikes[p, r, t, word] = bits
 
 
 @compiled(nogil=True)
