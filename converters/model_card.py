@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from converters.graph import LIF, Attention, Graph, Source, Synapses
+from converters.graph import LIF, NEURONS, Attention, Graph, Source, Synapses
+from converters.in_words import readout_in_words, rule_in_words
 from converters.serialise import stored_weight
 
 
@@ -30,6 +32,14 @@ def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, fold
         "|---|---:|",
         *(f"| {what} | {count:,} |" for what, count in sizes(graph).items()),
         "",
+        "## Neurons",
+        "",
+        "| a neuron | of these for each token |",
+        "|---|---:|",
+        *(f"| {rule} | {count:,} |" for rule, count in _rules(graph).items()),
+        "",
+        f"Logits: {readout_in_words(graph.readout)}.",
+        "",
         "## Run it",
         "",
         "```",
@@ -49,6 +59,15 @@ def _accuracies(accuracies: Mapping[str, float]) -> list[str]:
         return []
     rows = [f"| {name} | {100 * fraction:.2f} % |" for name, fraction in accuracies.items()]
     return ["## Accuracy", "", "| measured on | correct |", "|---|---:|", *rows, ""]
+
+
+def _rules(graph: Graph) -> dict[str, int]:
+    """What neurons do with a current -> how many of them there are for each token."""
+    rules: Counter[str] = Counter()
+    for node in graph:
+        if isinstance(node, NEURONS):
+            rules[rule_in_words(node)] += graph.features[node.name]
+    return dict(rules)
 
 
 def _weight_bits(graph: Graph) -> int:

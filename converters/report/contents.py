@@ -114,6 +114,7 @@ class Membrane:
 class Neurons:
     """The neurons of a node, `count` for each token.
 
+    rule           what they do with a current, in words
     threshold      accumulator units; None where the rule of the node has none
     rate           spikes / (T x real tokens x neurons) on the golden inputs
     silent_proven  how many can never fire, whatever the text
@@ -123,6 +124,7 @@ class Neurons:
     """
 
     count: int
+    rule: str
     threshold: Interval | None
     rate: float
     silent_proven: int

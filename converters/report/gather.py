@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from converters.graph import ACCUMULATOR_MAX, NEURONS, Graph, Node
+from converters.in_words import rule_in_words
 from converters.model_card import sizes
 from converters.ranges import Range, logit_range, prove_ranges
 from converters.report.accuracy import stage_accuracies
@@ -117,6 +118,7 @@ def _neurons(node: Node, proven: Range, seen: Observed) -> Neurons | None:
     threshold = getattr(node, "threshold", None)
     return Neurons(
         count=len(seen.nonzero),
+        rule=rule_in_words(node),
         threshold=None if threshold is None else Interval(int(np.min(threshold)), int(np.max(threshold))),
         rate=int(seen.nonzero.sum()) / (seen.sites * len(seen.nonzero)),
         silent_proven=int(proven.silent.sum()),

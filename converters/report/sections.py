@@ -258,6 +258,7 @@ def neurons_section(report: Report, panels: Sequence[Panel[NodeReport]]) -> Sect
         ("silent, observed", of_neurons(lambda each: number_cell(each.silent_observed))),
         ("always firing, proven", of_neurons(lambda each: number_cell(each.always_proven))),
         ("always firing, observed", of_neurons(lambda each: number_cell(each.always_observed))),
+        ("rule", of_neurons(lambda each: tag("td", each.rule, class_="wrap"))),
     )
     said = (
         "Proven silent: can never fire, whatever the text. Observed silent: did not fire on the "
