@@ -10,7 +10,9 @@ cannot turn a spike.
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +44,12 @@ def make_texts(count: int = 13) -> TokenisedTexts:
     return TokenisedTexts(ids, [UNLABELLED if i % 3 == 0 else i % 2 for i in range(count)])
 
 
-def make_pupil(mode: str, norm: str = "batch") -> Pupil:
+def make_pupil(mode: str, options: Mapping[str, object]) -> Pupil:
     torch.manual_seed(1)
     student = SpikeBertForSequenceClassification(
         SpikeBertConfig(
             vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2,
-            intermediate_size=24, max_position_embeddings=N_MAX, attention_threshold=2, norm=norm,
+            intermediate_size=24, max_position_embeddings=N_MAX, **{"attention_threshold": 2, **options},
         )
     )  # fmt: skip
     for module in student.modules():
@@ -77,17 +79,17 @@ def train(
     dropout: float = 0.0,
     stop_at: int = -1,
     checkpointing: bool = False,
-    norm: str = "batch",
+    options: Mapping[str, object] | None = None,
 ) -> None:
     """`dropout` is of the teacher's logits; at step `stop_at` the process does nothing any more; `checkpointing` is of
-    gradients."""
+    gradients; `options` are the student's."""
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         cpu=True,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
     )
     me = accelerator.process_index
-    pupil, teacher, texts = make_pupil(mode, norm), SmallTeacher(), make_texts()
+    pupil, teacher, texts = make_pupil(mode, options or {}), SmallTeacher(), make_texts()
     if checkpointing:
         pupil.student.gradient_checkpointing_enable()
     weights = LossWeights(
@@ -143,7 +145,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mode", default="float")
-    parser.add_argument("--norm", default="batch")
+    parser.add_argument("--options", type=json.loads)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--stop-at", type=int, default=-1)

@@ -157,22 +157,33 @@ def compare_steps(whole: dict, part: dict) -> None:
     assert float(part["clipped_norm"]) <= 1 + 1e-6
 
 
+OPTIONS: dict[str, dict[str, object]] = {
+    "batch": {},
+    "layer": {"norm": "layer"},
+    "none": {"norm": "none"},
+    "learned positions": {"attention_similarity": "xnor", "attention_position": "learned", "attention_threshold": 30},
+    "graded": {"spike": "graded", "spike_cap": 3, "reset": "subtract", "readout": "membrane"},
+    "ternary": {"spike": "ternary", "position_spikes": 4, "readout": "spikes"},
+}
+
+
 @pytest.mark.parametrize(
-    ("mode", "norm"),
+    ("mode", "options"),
     [
         ("float", "batch"),
         *(
-            pytest.param(mode, norm, marks=pytest.mark.slow)
-            for mode, norm in [
-                ("integer", "batch"), ("float", "layer"), ("integer", "layer"), ("float", "none"), ("integer", "none"),
-            ]
+            pytest.param(mode, options, marks=pytest.mark.slow)
+            for options in OPTIONS
+            for mode in ("float", "integer")
+            if (mode, options) != ("float", "batch")
         ),
     ],
-)  # fmt: skip
-def test_two_processes_do_the_steps_of_one(tmp_path: Path, mode: str, norm: str) -> None:
+)
+def test_two_processes_do_the_steps_of_one(tmp_path: Path, mode: str, options: str) -> None:
     """Three batches, of 6, 6 and 1 texts: the last one is too short to be shared out."""
-    run_to_the_end(2, TRAINING, tmp_path / "two", "--mode", mode, "--norm", norm)
-    train(tmp_path / "one", mode, norm=norm)
+    own = OPTIONS[options]
+    run_to_the_end(2, TRAINING, tmp_path / "two", "--mode", mode, "--options", json.dumps(own))
+    train(tmp_path / "one", mode, options=own)
     one = load(tmp_path / "one" / "steps-0.pt")
     two = [load(tmp_path / "two" / f"steps-{process}.pt") for process in range(2)]
     assert [len(step["texts"]) for step in one] == [BATCH, BATCH, 1]
