@@ -220,6 +220,31 @@ def spread_bits(_: Any, word: Any, out: Any, at: Any) -> Any:
 
 
 @intrinsic
+def expand_digits(_: Any, digits: Any, at: Any, stride: Any, count: Any, out: Any, to: Any) -> Any:
+    """out int64 [to .. to + 63] = 64 numbers below 2^31 that are kept side by side: digit p of number j is bit j of
+    digits uint64 [at + p * stride], p < count."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        code = _Code(context, builder, signature, arguments)
+        words, first, step, number, target, place = code.arguments
+        lanes = ir.VectorType(I32, BLOCK)
+        zeros = ir.Constant(lanes, None)
+
+        def add_digit(p: ir.Value, so_far: list[ir.Value]) -> list[ir.Value]:
+            word = builder.load(builder.gep(words, [builder.add(first, builder.mul(p, step))]))
+            worth = code.splat(builder.shl(ir.Constant(I32, 1), builder.trunc(p, I32)), BLOCK)
+            set_ = builder.bitcast(word, ir.VectorType(I1, BLOCK))
+            return [builder.add(so_far[0], builder.select(set_, worth, zeros))]
+
+        (total,) = code.loop(code.number(0), number, [zeros], add_digit)
+        code.store(builder.zext(total, ir.VectorType(I64, BLOCK)), target, place, align=8)
+        return context.get_dummy_value()
+
+    number = types.int64
+    return types.void(digits, number, number, number, out, number), codegen
+
+
+@intrinsic
 def fill_cells(_: Any, value: Any, at: Any, cells: Any, count: Any) -> Any:
     """The first `count` cells = value [at .. at + 63], which has their form."""
 
