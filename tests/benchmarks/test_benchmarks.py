@@ -250,3 +250,19 @@ def test_the_kernel_of_events_gives_what_a_dense_product_gives() -> None:
     weight = rng.integers(-127, 128, (64, 64)).astype(np.int8)
     times = compare(draw_spikes(rng, 3, 64, 0.2, regular=False), weight, seconds=0.0)  # raises where they differ
     assert set(times) == {"events", "float32", "int8"}
+
+
+@pytest.mark.slow  # a BERT-base is made and quantised
+def test_rivals_runs(bundle, file, capsys):
+    pytest.importorskip("onnxruntime")
+    from benchmarks.paper_energy import transformer_operations
+    from benchmarks.rivals import Dense, main
+
+    dense = Dense("", 3, 8, 2, 16)
+    assert dense.operations([2, 4]) == (transformer_operations(3, 8, 16, 2) + transformer_operations(3, 8, 16, 4)) / 2
+    main([str(bundle), "--file", str(file), "--seconds", "0.01"])
+    table = capsys.readouterr().out
+    ours, same, *others, paper = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")][1:]
+    assert "this bundle" in ours[0] and "of its size" in same[0] and len(others) == 2 and "28,540.0" in paper[2]
+    assert all(each[3].strip().endswith("%") and float(each[4]) > 0 for each in (same, *others))
+    assert "loihi1: " in table and "hala_point: " in table
