@@ -156,7 +156,9 @@ def draw(found: dict[str, list[Measured]], to: Path) -> None:
         for run in runs:
             own = Accuracy.of(int(run.right.sum()), len(run.right))
             x, y = run.operations_per_token, 100 * own.value
-            axes.errorbar([x], [y], [[y - 100 * own.low], [100 * own.high - y]], fmt="o", color="tab:blue", capsize=3)
+            # at 100 % the interval's end is a rounding below it
+            below, above = max(0.0, y - 100 * own.low), max(0.0, 100 * own.high - y)
+            axes.errorbar([x], [y], [[below], [above]], fmt="o", color="tab:blue", capsize=3)
             axes.annotate(
                 f"{name}\n{run.of_dense:.0%} of dense", (x, y), textcoords="offset points", xytext=(7, 5), fontsize=8
             )

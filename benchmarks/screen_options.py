@@ -1,0 +1,118 @@
+"""What each option of a student is worth: one run of spikebert-train for each, all of one budget, then a table.
+
+    python -m benchmarks.screen_options --data MR --out runs/screen_mr
+    python -m benchmarks.screen_options --data MR --out runs/screen_mr --only rms xnor-log --seeds 42 43 44
+    python -m benchmarks.screen_options --data MR --out runs/screen_mr --at-once 1 --student.hidden_size 128
+
+MR is a folder with train.tsv and validation.tsv. All students of a seed learn from the teacher of its `base`. What is
+finished is not run again, and a run that was stopped goes on, so the same command may be given again and again. Flags
+that are not this script's own are spikebert-train's, for every run. About 20 minutes a run on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.compare_runs import compare
+from spikebert.commands import UserError, note, processors, run_command
+
+BASE = "base"
+BUDGET = (  # of every run, beside what the recipe `mr` says
+    "--student.hidden_size 256 --student.heads 4 --student.intermediate_size 1024 --stage1.epochs 2 --stage2.epochs 4 "
+    "--stage2.extra_lines 0 --quantise.epochs 1"
+)
+OPTIONS = {
+    BASE: "",
+    "log": "--student.attention_position log",
+    "gray": "--student.attention_position gray",
+    "learned": "--student.attention_position learned",
+    "xnor": "--student.attention_similarity xnor",
+    "xnor-log": "--student.attention_similarity xnor --student.attention_position log",
+    "code": "--student.position_spikes 32",
+    "no-positions": "--student.positions false",
+    "layer": "--student.norm layer",
+    "rms": "--student.norm rms",
+    "no-norm": "--student.norm none",
+    "membrane": "--student.readout membrane",
+    "spikes": "--student.readout spikes",
+    "subtract": "--student.reset subtract",
+    "graded": "--student.spike graded --student.spike_cap 3",
+    "ternary": "--student.spike ternary",
+    "t2": "--student.timesteps 2",
+    "t8": "--student.timesteps 8",
+    "operations-800k": "--stage2.operations_per_token 800000",
+    "operations-400k": "--stage2.operations_per_token 400000",
+    "operations-200k": "--stage2.operations_per_token 200000",
+}
+
+
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    return out / (name if seed == 42 else f"{name}-{seed}")  # 42 is the seed of a recipe that names none
+
+
+def train(out: Path, name: str, seed: int, common: Sequence[str]) -> None:
+    """One run, as a program of its own with one thread; what it says goes to a file beside its folder.
+
+    Raises UserError where it fails.
+    """
+    folder = folder_of(out, name, seed)
+    if (folder / "results.json").is_file():
+        return
+    teacher = folder_of(out, BASE, seed) / "teacher"
+    if teacher.is_dir() and not (folder / "teacher").exists():
+        shutil.copytree(teacher, folder / "teacher")
+    flags = [*common, *shlex.split(OPTIONS[name]), "--seed", str(seed), "--out", str(folder)]
+    log = folder.with_name(folder.name + ".log")
+    note(f"{folder}: training ({log})")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as said:
+        ended = subprocess.run(
+            [sys.executable, "-m", "spikebert.train_command", "--recipe", "mr", *flags],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=said, stderr=said,
+        )  # fmt: skip
+    if ended.returncode != 0:
+        raise UserError(f"{folder}: spikebert-train ended with {ended.returncode}; {log} says why")
+
+
+def screen(argv: Sequence[str] | None) -> int:
+    others_than_base = [name for name in OPTIONS if name != BASE]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train.tsv and validation.tsv")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument(
+        "--only", nargs="+", choices=others_than_base, default=others_than_base, metavar="OPTION",
+        help=f"of {', '.join(others_than_base)}",
+    )  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42])
+    parser.add_argument("--at-once", type=int, default=processors(), metavar="N", help="runs side by side")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="accuracy against operations")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    arguments, others = parser.parse_known_args(argv)
+    names = [BASE, *arguments.only]
+    common = ["--data.folder", str(arguments.data), *shlex.split(BUDGET), *others]
+    with ThreadPoolExecutor(arguments.at_once) as pool:
+        for wave in ([BASE], arguments.only):  # the others need its teacher
+            runs = [pool.submit(train, arguments.out, name, seed, common) for seed in arguments.seeds for name in wave]
+            for run in runs:
+                run.result()
+    table = [
+        f"{name}={','.join(str(folder_of(arguments.out, name, seed)) for seed in arguments.seeds)}" for name in names
+    ]
+    return compare([*table, *(["--plot", str(arguments.plot)] if arguments.plot else [])])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see `spikebert.commands` for the exit codes."""
+    return run_command(screen, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
