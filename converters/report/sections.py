@@ -258,7 +258,6 @@ def neurons_section(report: Report, panels: Sequence[Panel[NodeReport]]) -> Sect
         ("silent, observed", of_neurons(lambda each: number_cell(each.silent_observed))),
         ("always firing, proven", of_neurons(lambda each: number_cell(each.always_proven))),
         ("always firing, observed", of_neurons(lambda each: number_cell(each.always_observed))),
-        ("rule", of_neurons(lambda each: tag("td", each.rule, class_="wrap"))),
     )
     said = (
         "Proven silent: can never fire, whatever the text. Observed silent: did not fire on the "
@@ -266,8 +265,23 @@ def neurons_section(report: Report, panels: Sequence[Panel[NodeReport]]) -> Sect
         "timestep of every real token. The rate is spikes / (timesteps × tokens × neurons), on the golden inputs too."
     )
     return section(
-        "Neurons", tag("p", said), *by_block(panels, columns, _neurons_summary, lambda node: node.neurons is not None)
+        "Neurons",
+        tag("p", said),
+        _rules(report),
+        *by_block(panels, columns, _neurons_summary, lambda node: node.neurons is not None),
     )
+
+
+def _rules(report: Report) -> Markup:
+    """What neurons do with a current: once, and where they differ with the nodes that do so."""
+    names: dict[str, list[str]] = {}
+    for node in report.nodes:
+        if node.neurons is not None:
+            names.setdefault(node.neurons.rule, []).append(node.name)
+    if len(names) == 1:
+        return tag("p", f"At each timestep a neuron {next(iter(names))}.")
+    rules = [tag("li", f"{rule}: {', '.join(own)}") for rule, own in names.items()]
+    return tag("div", tag("p", "At each timestep a neuron"), tag("ul", *rules))
 
 
 def _neurons_summary(nodes: Sequence[NodeReport]) -> str:

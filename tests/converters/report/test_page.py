@@ -10,6 +10,7 @@ from pathlib import Path
 import fastjsonschema
 import numpy as np
 import pytest
+from neuron_cases import scalar_rule_graph
 from random_graphs import random_dag, random_graph, random_machine_dag
 from small_reports import small_report
 
@@ -123,6 +124,16 @@ def test_every_node_is_drawn_and_listed() -> None:
     for node in report.nodes:
         assert f"{node.name}: {node.op}, from" in page.text, "the title of its box"
         assert page.texts.count(node.name) >= 2, "in the table of nodes and in that of values"
+
+
+def test_the_rule_of_neurons_is_said_once_and_where_they_differ_by_name() -> None:
+    alike = Elements(report_page(small_report(scalar_rule_graph(("zero", "binary", 1)))))
+    assert (
+        alike.text.count("At each timestep a neuron keeps 0.8999 of its membrane, sends 0 or 1, then is set to 0.") == 1
+    )
+    page = Elements(report_page(small_report(scalar_rule_graph(("subtract", "graded", 3)))))
+    assert "sends 0 or 1, then loses the threshold: source, q.lif, k.lif, v.lif" in page.text
+    assert "sends 0 to 3, then loses the threshold as often: attended, out.lif, up.lif" in page.text
 
 
 def test_without_record_target_and_files_it_says_so() -> None:
