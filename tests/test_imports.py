@@ -30,13 +30,14 @@ RULES: dict[str, set[str]] = {
     "converters.encoder": {"converters.graph", "converters.execution"},
     "converters.ranges": {"converters.graph", "converters.encoder", "converters.readout"},
     "converters.graph_text": {"converters.graph"},
+    "converters.in_words": {"converters.graph"},
     "converters.passes": {
         *("converters.passes", "converters.ranges", "converters.graph_text", "converters.schedule"),
         *("converters.graph", "converters.execution", "sim.verify"),
     },
     "converters.report": {
         *("converters.report", "converters.ranges", "converters.model_card", "converters.serialise"),
-        *("converters.graph", "converters.execution"),
+        *("converters.graph", "converters.execution", "converters.in_words"),
     },
     "converters.passes.catalogue": {"converters.passes", "converters.schedule", "converters.tokenizer_rows"},
     "converters.schedule": {"converters.graph"},

@@ -206,10 +206,10 @@ def test_a_bundle_of_schema_1_is_read(tmp_path, bits):
     assert all(np.array_equal(bundle.golden.spikes[name], again.golden.spikes[name]) for name in bundle.golden.spikes)
 
 
-def test_the_shipped_bundle_is_of_schema_1_and_read_as_documented():
+def test_the_shipped_bundle_is_read_as_documented():
     folder = shipped_bundles()["reviews"]
     bundle = read_bundle(folder)
-    assert bundle.manifest["schema"] == 1
+    assert bundle.manifest["schema"] == 2
     first = bundle.golden.batch[:2]
     logits, values = interpret(folder, first.ids, first.mask)
     assert np.array_equal(logits, bundle.golden.logits[:2])
