@@ -678,10 +678,11 @@ def add(
     events  int64 [W * 64], set: how many values of each neuron in out are not 0
     """
     planes, tokens, steps, words = out.shape
-    sums, ones, others = out.reshape(planes, -1), a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
-    carry, active = np.zeros(sums.shape[1], np.uint64), np.zeros(sums.shape[1], np.uint64)
+    size = tokens * steps * words  # said, for what is always 0 has no planes at all
+    sums, ones, others = out.reshape(planes, size), a.reshape(a.shape[0], size), b.reshape(b.shape[0], size)
+    carry, active = np.zeros(size, np.uint64), np.zeros(size, np.uint64)
     for p in range(planes):
-        for i in range(sums.shape[1]):
+        for i in range(size):
             x = ones[p, i] if p < ones.shape[0] else np.uint64(0)
             y = others[p, i] if p < others.shape[0] else np.uint64(0)
             either = x ^ y

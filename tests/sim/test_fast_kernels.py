@@ -87,6 +87,27 @@ def test_count_bits(seed: int, rows: int, words: int, density: float) -> None:
 
 
 @settings(deadline=None)
+@given(seed=st.integers(0, 10**6), planes=st.lists(st.integers(0, 3), min_size=2, max_size=4), words=st.integers(1, 3))
+def test_add(seed: int, planes: list[int], words: int) -> None:
+    """Of nodes that are always 0 too, which have no planes: a relay of weights that are 0."""
+    rng, shape = np.random.default_rng(seed), (3, 2, words * 64)
+    values = [rng.integers(0, 2**count, shape) * (rng.random(shape) < 0.5) for count in planes]
+    bits = [np.array([value >> p & 1 for p in range(count)], bool).reshape(count, *shape)
+            for value, count in zip(values, planes)]  # fmt: skip
+    nodes = [words_of(each).reshape(len(each), *shape[:2], words) for each in bits]
+    payloads = [value.sum((0, 1)) for value in values]
+    most = int(sum(2**count - 1 for count in planes)).bit_length()
+    out, payload, events = np.ones((most, *shape[:2], words), np.uint64), *np.ones((2, words * 64), np.int64)
+    kernels.add(nodes[0], nodes[1], out, payloads[0], payloads[1], payload, events)
+    for node, own in zip(nodes[2:], payloads[2:]):
+        kernels.add(out, node, out, payload, own, payload, events)
+    total = sum(values)
+    expected = np.array([total >> p & 1 for p in range(most)], bool).reshape(most, *shape)
+    assert np.array_equal(out, words_of(expected).reshape(out.shape))
+    assert np.array_equal(payload, total.sum((0, 1))) and np.array_equal(events, (total != 0).sum((0, 1)))
+
+
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 10**6), planes=st.integers(1, 4), timesteps=st.integers(1, 9), words=st.integers(1, 4),
     density=st.sampled_from([0.01, 0.2, 0.6, 1.0]), longest=st.sampled_from([3, 10**6]),
