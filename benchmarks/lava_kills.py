@@ -207,7 +207,7 @@ def _leftovers(before: _Belongings) -> str:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if mark.search(path.read_text()):  # of the keeper, and so of all its forks
+            if mark.search(path.read_text(errors="replace")):  # of the keeper, and so of all its forks
                 found.append(f"process {path.parent.name}")
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -13,7 +13,7 @@ def family(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for stat in PROC.glob("[0-9]*/stat"):
         try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended just now
         if state != "Z":  # only waits to be reaped
@@ -29,7 +29,7 @@ def shared_out_bytes(pids: Iterable[int]) -> int:
     total = 0
     for pid in pids:
         try:
-            lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+            lines = (PROC / str(pid) / "smaps_rollup").read_text(errors="replace").splitlines()
         except (FileNotFoundError, ProcessLookupError):
             continue
         total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))

@@ -36,10 +36,11 @@ def running_below(owner_pid: int) -> list[int]:
 
     Those that only wait to be reaped have no command any more.
     """
+    mark = re.compile(rf"targets\.lava\.keeper .*main\([\d, ]+, {owner_pid}\)")
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if re.search(rf"targets\.lava\.keeper .*main\([\d, ]+, {owner_pid}\)", path.read_text()):
+            if mark.search(path.read_text(errors="replace")):
                 found.append(int(path.parent.name))
         except (FileNotFoundError, ProcessLookupError):  # it ended just now
             continue

@@ -26,7 +26,7 @@ from lava_owners import WITHIN_SECONDS, command, environment, finished, running_
 from random_graphs import random_batch, random_dag, random_graph
 from small_bundles import small_bundle
 
-from benchmarks.lava_kills import kill_runs
+from benchmarks.lava_kills import _Belongings, _leftovers, kill_runs
 from converters.execution import TokenBatch
 from converters.graph import Graph
 from sim.reference import ReferenceEngine
@@ -123,6 +123,15 @@ def test_a_process_that_dies_is_noticed_at_once(
     engine._models = dict(FAST_MODELS)
     assert np.array_equal(engine.run(batch).logits, expected.logits)
     engine.close()
+
+
+def test_what_is_left_is_looked_for_among_programs_whose_arguments_are_no_text() -> None:
+    other = [sys.executable.encode(), b"-c", b"input()", b"\xff"]
+    with subprocess.Popen(other, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        while b"\xff" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            time.sleep(0.01)
+        assert nothing_is_left() and _leftovers(_Belongings.now()) == ""
+        process.kill()
 
 
 def test_the_failing_process_is_named(small: tuple[Graph, TokenBatch]) -> None:
