@@ -30,7 +30,8 @@ SITES, NORMALISED = COUNTS.index("sites"), COUNTS.index("normalised_values")
 class Counters:
     """Arrays that the kernels write anew in every run.
 
-    events     node name -> int64 [64 for each word of its spikes]: how many of a neuron's values were not 0
+    events     node name -> int64 [64 for each word of its spikes]: how many of a neuron's values were not 0; of
+               neurons that only attention reads, how many of all, at the first
     payload    node name -> int64, the same: the sum of their sizes. Of a node that sends bits it is the same array
     fired      for each step, the events of all its nodes, side by side
     operations for each step int64 [its layers, 2]: synaptic operations, plain and weighted, of attention and of the

@@ -276,11 +276,13 @@ def synapses(
     weight   int8 [blocks, in, 64] from `pack_weight` for this group
     bias     [blocks * 64], in the form of cells that the sums are made in; `wide`: int32
     level    [blocks * 64], keep: see `Neurons`
-    places   int64 [blocks, 3]: words of the layers before that of this block, words of its own, its place there
+    places   int64 [blocks, 4]: words of the layers before that of this block, words of its own, its place there, and
+             whether each of its neurons is counted, see `fired`
     spikes   uint64 [R * T * blocks], written where `fires`: all of the first layer [R, T, its words], then the next
     currents int32 [R, T, blocks * 64], written where it is not empty
     index    uint32, room for `tile_entries`; lists int64 [`tile_lists`, 5]
-    fired    int64 [blocks * 64]: how often each neuron fired, set where `fires`
+    fired    int64 [blocks * 64]: how often each neuron fired, set where `fires`; of a layer whose neurons are not
+             counted each, how often all of them did, at the first, and 0 at the others
     cuts     int64 [blocks]: how often membranes of each block were cut, set where `fires`
     state, rows, fresh  the membranes that are carried, see above
     """
@@ -322,7 +324,12 @@ def synapses(
         while first < blocks:
             words = places[first, 1]
             own = spikes[tokens * steps * first : tokens * steps * (first + words)].reshape(tokens * steps, words)
-            count_bits(own, fired[first * BLOCK : (first + words) * BLOCK])
+            count = fired[first * BLOCK : (first + words) * BLOCK]
+            if places[first, 3]:
+                count_bits(own, count)
+            else:
+                count[:] = 0
+                count[0] = _count_all(own.reshape(-1))
             first += words
 
 
@@ -838,6 +845,15 @@ def count_bits(rows: np.ndarray, counts: np.ndarray) -> None:
     flat = counter.reshape(-1)
     for w in range(words):
         expand_digits(flat, w, words, digits, counts, w * BLOCK)
+
+
+@compiled(nogil=True)
+def _count_all(words: np.ndarray) -> int:
+    """How many bits are set."""
+    total = 0
+    for i in range(words.shape[0]):
+        total += popcount(words[i])
+    return total
 
 
 @compiled(nogil=True, inline="always")

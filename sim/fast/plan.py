@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Union
 
 import numpy as np
@@ -93,7 +94,8 @@ class SynapsesStep:
 
     weight  int8 [blocks, in, 64] from `pack_weight`, for `group`
     bias    [blocks * 64], in the form of the cells that sums are made in; `wide`: int32, else int16
-    places  int64 [blocks, 3]: words of the layers before that of a block, words of its layer, its place there
+    places  int64 [blocks, 4]: words of the layers before that of a block, words of its layer, its place there, and
+            whether each of its neurons is counted by itself: not where only attention reads them
     fan_out int64 [layers, in]: nonzero weights of each input
     """
 
@@ -332,7 +334,7 @@ def _synapses(graph: Graph, node: Synapses, readers: dict[str, list[Node]]) -> S
         group,
         bias if wide else pack_cells(bias),
         wide,
-        _places(widths),
+        _places(widths, [_counts_each(lif, readers) for lif in lifs]),
         np.stack([np.count_nonzero(each, axis=0) for each in weights]).astype(np.int64),
     )
 
@@ -343,11 +345,17 @@ def _padded(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
 
 
-def _places(widths: Sequence[int]) -> np.ndarray:
-    """For each block: words of the layers before its own, words of its own, its place there."""
+def _counts_each(lif: LIF, readers: dict[str, list[Node]]) -> bool:
+    """Whether somebody wants to know how often each neuron fired: its fan-out is not that of the others."""
+    return not all(isinstance(reader, Attention) for reader in readers[lif.name])
+
+
+def _places(widths: Sequence[int], each: Sequence[bool]) -> np.ndarray:
+    """For each block: words of the layers before its own, words of its own, its place there, whether to count each
+    neuron of its layer (`each`, of no entries where no layer has neurons)."""
     rows, before = [], 0
-    for width in widths:
-        rows += [(before, blocks_of(width), place) for place in range(blocks_of(width))]
+    for width, counts_each in zip_longest(widths, each, fillvalue=False):
+        rows += [(before, blocks_of(width), place, counts_each) for place in range(blocks_of(width))]
         before += blocks_of(width)
     return np.array(rows, np.int64)
 
