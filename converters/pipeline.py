@@ -36,11 +36,11 @@ from converters.report.gather import gather
 from converters.report.observe import Observations, observe
 from converters.report.write import file_sizes, write_report
 from converters.schedule import LatencyTable
-from converters.tokenizer_rows import write_with_rows
 from sim.clocked import run_clocked
 from sim.reference import ReferenceEngine
 from sim.verify import Comparison, compare
 from spikebert.commands import CheckFailed, UserError
+from spikebert.tokenizer_rows import write_with_rows
 from targets.legality import IllegalGraphError, Violation
 
 TARGETS = "spikebert.targets"

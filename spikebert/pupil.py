@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
@@ -72,8 +72,11 @@ def pupil_files(folder: str) -> list[str]:
     return [str(Path(folder) / name) for name in ("model.safetensors", "alignment.safetensors")]
 
 
-def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Path) -> None:
-    """Raises UserError where `folder` is no finished stage 1 or 2 of such a student and such a teacher."""
+def check_reuse(
+    student: SpikeBertConfig, teacher: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Raises UserError where `folder` is no finished stage 1 or 2 of such a student and such a teacher, whose
+    `tokenizer` this is."""
     for name in ("stage.json", "model.safetensors"):
         if not (folder / name).exists():
             raise UserError(f"stage1.reuse: {folder} is no finished stage (no {name})")
@@ -104,6 +107,8 @@ def check_reuse(student: SpikeBertConfig, teacher: PretrainedConfig, folder: Pat
         raise UserError(
             f"stage1.reuse: {folder} has learned positions in its attention: this student has no place for them"
         )
+    if AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"stage1.reuse: {folder} has tokens of other meanings than the teacher's")
     if any(widths != [teacher.hidden_size, student.hidden_size] for widths in maps):
         raise UserError(f"stage1.reuse: {folder} is aligned with a teacher of another width than {teacher.hidden_size}")
 

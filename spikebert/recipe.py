@@ -27,6 +27,9 @@ class Data:
     """names of the classes, 0 first; "0", "1", ... where empty"""
     limit: int = 0
     """use only so many training texts; 0 for all"""
+    vocabulary: int = 0
+    """teacher and student know only so many of the teacher's tokens, those that the training texts use most; other
+    words fall apart into pieces. Stage 1 still has all. 0: all"""
 
 
 @dataclass
@@ -169,7 +172,7 @@ class Recipe:
 # What a value must be, the test of it, and the fields this holds for. The student's are `SpikeBertConfig`'s to check.
 RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("0 or more", lambda value: value >= 0, (
-        "data.limit", "teacher.epochs", "stage1.epochs", "stage1.lines", "stage1.embedding_weight",
+        "data.limit", "data.vocabulary", "teacher.epochs", "stage1.epochs", "stage1.lines", "stage1.embedding_weight",
         "stage1.hidden_weight", "stage2.epochs", "stage2.label_weight", "stage2.logits_weight",
         "stage2.hidden_weight", "stage2.embedding_weight", "stage2.extra_lines", "stage2.altered_copies",
         "stage1.longest_words", "stage2.longest_words", "quantise.epochs",

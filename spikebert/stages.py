@@ -34,6 +34,7 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -63,6 +64,7 @@ from spikebert.quantisation import folded, quantise
 from spikebert.recipe import Recipe, check_recipe
 from spikebert.teachers import resolve
 from spikebert.teaching import Lesson, teaching
+from spikebert.vocabulary import Vocabulary, keep_rows, longer_by, most_frequent
 
 STAGES = ("teacher", "stage1", "stage2", "integer")
 KEPT = "teacher_outputs"  # the folder of what the teacher said; see `kept_outputs.py`
@@ -91,6 +93,7 @@ ADDED = {
         "spike": "binary",
         "spike_cap": 1,
     },
+    "data": {"vocabulary": 0},
     "stage2": {"operations_per_token": 0.0, "operations_weight": 1.0},
 }
 # The files that do, known by their sha256.
@@ -137,10 +140,16 @@ class Training:
         self.tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, self.teacher_folder)
         self.student_config = self._make_student_config(self._class_names(splits))
         if recipe.stage1.reuse:
-            check_reuse(self.student_config, self.teacher_config, Path(recipe.stage1.reuse))
+            check_reuse(self.student_config, self.teacher_config, self.tokenizer, Path(recipe.stage1.reuse))
+        self.vocabulary = self._choose_vocabulary(splits["train"])
         self.task = self._read_task(splits)
         self.fingerprints = self._fingerprints(splits)
         self._check_out()
+
+    @property
+    def task_tokenizer(self) -> PreTrainedTokenizerBase:
+        """That of all stages but stage 1."""
+        return self.vocabulary.tokenizer if self.vocabulary else self.tokenizer
 
     @property
     def pad_id(self) -> int:
@@ -234,7 +243,7 @@ class Training:
         try:
             partial.mkdir()
             save(partial)
-            self.tokenizer.save_pretrained(partial)
+            (self.tokenizer if stage == "stage1" else self.task_tokenizer).save_pretrained(partial)
             record = {"made_from": self._made_from(stage), "figures": figures}
             (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
             logs = unfinished / "tensorboard"
@@ -262,7 +271,10 @@ class Training:
 
     def _train_teacher(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.teacher
-        teacher = self._classifier(self.teacher_folder).to(self.device)
+        teacher = self._classifier(self.teacher_folder)
+        if self.vocabulary:
+            keep_rows(teacher, self.vocabulary)
+        teacher.to(self.device)
         outcome = fit(
             Classifier(teacher),
             lambda model, batch: model(batch),
@@ -304,6 +316,8 @@ class Training:
     def _train_stage2(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.stage2
         pupil = self._load_pupil("stage1")
+        if self.vocabulary:
+            keep_rows(pupil.student, self.vocabulary)
         schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, token_rate=options.token_rate)
         figures = self._distil_task(pupil, schedule, work, "stage 2")
         return figures, pupil_saver(pupil)
@@ -334,7 +348,7 @@ class Training:
         options = self.recipe.stage2
         teacher = self._classifier(str(self.out / "teacher")).to(self.device).eval()
         extra = self._extra_texts(schedule.epochs)
-        special = SpecialTokens.of(self.tokenizer)
+        special = SpecialTokens.of(self.task_tokenizer)
         weights = LossWeights(
             label=options.label_weight,
             logits=options.logits_weight,
@@ -389,7 +403,7 @@ class Training:
         if not (options.extra_text and options.extra_lines):
             return None
         lines = list(read_lines(options.extra_text, options.extra_lines * max(1, epochs), options.longest_words))
-        return tokenise(self.tokenizer, lines, self.recipe.student.n_max)
+        return tokenise(self.task_tokenizer, lines, self.recipe.student.n_max)
 
     def _common(self, work: Path) -> dict:
         return {
@@ -408,13 +422,25 @@ class Training:
             raise UserError(f"data.labels names {len(names)} classes, the texts have labels 0 .. {classes - 1}")
         return names
 
+    def _choose_vocabulary(self, train: LabelledTexts | None) -> Vocabulary | None:
+        size = self.recipe.data.vocabulary
+        if not size or train is None or size >= len(self.tokenizer):
+            return None
+        texts = train.texts[: self.recipe.data.limit or None]
+        chosen = most_frequent(self.tokenizer, texts, size)
+        self.say(
+            f"vocabulary: {len(chosen.kept):,} of {len(self.tokenizer):,} tokens; with them the training texts have "
+            f"{longer_by(self.tokenizer, chosen, texts):.3f} times as many"
+        )
+        return chosen
+
     def _read_task(self, splits: dict[str, LabelledTexts | None]) -> Task:
         n_max, limit = self.recipe.student.n_max, self.recipe.data.limit
         added = self.tokenizer.num_special_tokens_to_add()
 
         def tokens(name: str, split: LabelledTexts) -> TokenisedTexts:
-            texts = tokenise(self.tokenizer, split.texts, n_max, split.labels)
-            for message in describe_unusual(texts, n_max, added, self.tokenizer.unk_token_id):
+            texts = tokenise(self.task_tokenizer, split.texts, n_max, split.labels)
+            for message in describe_unusual(texts, n_max, added, self.task_tokenizer.unk_token_id):
                 self.say(f"{name}: {message}")
             return texts
 
@@ -425,7 +451,7 @@ class Training:
         test = None if splits["test"] is None else tokens("test", splits["test"])
         return Task(tokens("train", train), tokens("validation", held_back), test, train.texts)
 
-    def _classifier(self, folder: str) -> nn.Module:
+    def _classifier(self, folder: str) -> PreTrainedModel:
         return _load(AutoModelForSequenceClassification, folder, num_labels=self.student_config.num_labels)
 
     def _make_student_config(self, names: list[str]) -> SpikeBertConfig:

@@ -18,8 +18,8 @@ from converters.passes.remove_unread_nodes import RemoveUnreadNodes
 from converters.passes.rewrite import Pass
 from converters.passes.split_wide_layers import SplitWideLayers
 from converters.schedule import LatencyTable
-from converters.tokenizer_rows import reachable_ids
 from spikebert.commands import UserError
+from spikebert.tokenizer_rows import reachable_ids
 
 
 @dataclass(frozen=True)

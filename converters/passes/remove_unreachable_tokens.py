@@ -17,7 +17,7 @@ class RemoveUnreachableTokens:
 
     The identity: a row that is never read may hold anything, or be absent.
 
-    reachable int64, rising: the ids that the tokenizer can produce (`converters.tokenizer_rows`). The bundle's
+    reachable int64, rising: the ids that the tokenizer can produce (`spikebert.tokenizer_rows`). The bundle's
     tokenizer gets the new ids, so that the same texts lead to the same rows.
     """
 

@@ -19,9 +19,9 @@ from spikebert.commands import UserError
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
-UNDERSTOOD = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+UNDERSTOOD = {"normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
 CHUNK = 1000  # characters looked at together
-POST_PROCESSORS = ("TemplateProcessing", "BertProcessing")
+POST_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
 def reachable_ids(folder: Path) -> np.ndarray:
@@ -34,6 +34,7 @@ def reachable_ids(folder: Path) -> np.ndarray:
     another kind than BERT's.
     """
     document = _read(folder)
+    _check_understood(folder, document)
     tokenizer = Tokenizer.from_str(json.dumps(document))
     joined, alone = _characters(tokenizer, set().union(*document["model"]["vocab"]))
     prefix = document["model"]["continuing_subword_prefix"]
@@ -47,10 +48,22 @@ def reachable_ids(folder: Path) -> np.ndarray:
     return np.array(sorted(kept), np.int64)
 
 
+def named_ids(folder: Path) -> set[int]:
+    """The ids that a tokenizer needs whatever the text: of added tokens, of unknown words, of what is put around a
+    text, and of padding. Raises UserError for a tokenizer that is not of word pieces."""
+    return _named_ids(_read(folder))
+
+
+def continuation_of(folder: Path) -> str:
+    """What a piece begins with that continues a word, "##" as a rule."""
+    prefix: str = _read(folder)["model"]["continuing_subword_prefix"]
+    return prefix
+
+
 def write_with_rows(folder: Path, kept: np.ndarray, destination: Path) -> None:
     """The tokenizer of `folder` without the tokens that are not in `kept` int64, rising: the i-th of them has id i.
 
-    `destination` must be an empty folder. Raises UserError for a tokenizer of another kind than BERT's.
+    `destination` must be an empty folder. Raises UserError for a tokenizer that is not of word pieces.
     """
     document, new = _read(folder), {int(old): place for place, old in enumerate(kept)}
     vocabulary = document["model"]["vocab"]
@@ -75,6 +88,19 @@ def _read(folder: Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / TOKENIZER} cannot be read: {error}") from None
+    found = (document.get("model") or {}).get("type")
+    if found != "WordPiece":
+        raise UserError(
+            f"{folder / TOKENIZER}: its model is {found}; tokens can be left out of a WordPiece "
+            "only: leave out data.vocabulary, or the pass remove-unreachable-tokens"
+        )
+    post = document.get("post_processor")
+    if post is not None and post["type"] not in POST_PROCESSORS:
+        raise UserError(f"{folder / TOKENIZER}: its post_processor is {post['type']}, none of {POST_PROCESSORS}")
+    return document
+
+
+def _check_understood(folder: Path, document: dict[str, Any]) -> None:
     for part, kind in UNDERSTOOD.items():
         found = (document.get(part) or {}).get("type")
         if found != kind:
@@ -82,10 +108,6 @@ def _read(folder: Path) -> dict[str, Any]:
                 f"{folder / TOKENIZER}: its {part} is {found}; which tokens a text can lead to is known for {kind} "
                 "only. Leave out the pass remove-unreachable-tokens"
             )
-    post = document.get("post_processor")
-    if post is not None and post["type"] not in POST_PROCESSORS:
-        raise UserError(f"{folder / TOKENIZER}: its post_processor is {post['type']}, none of {POST_PROCESSORS}")
-    return document
 
 
 def _characters(tokenizer: Tokenizer, wanted: set[str]) -> tuple[set[str], set[str]]:

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from converters.tokenizer_rows import reachable_ids, write_with_rows
 from spikebert.commands import UserError
+from spikebert.tokenizer_rows import reachable_ids, write_with_rows
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "recipes" / "bundles" / "reviews" / "tokenizer"
@@ -312,16 +312,17 @@ def other(**parts: object):
         ),
         (other(normalizer=None), "its normalizer is None; .* known for BertNormalizer only"),
         (other(pre_tokenizer="Whitespace"), "its pre_tokenizer is Whitespace; .* known for BertPreTokenizer only"),
-        (other(model="BPE"), "its model is BPE; .* known for WordPiece only"),
-        (other(post_processor="RobertaProcessing"), r"its post_processor is RobertaProcessing, none of \('Template"),
+        (other(model="BPE"), "its model is BPE; .* of a WordPiece only: .* the pass"),
+        (other(post_processor="ByteLevel"), r"its post_processor is ByteLevel, none of \('Template"),
     ],
 )
 def test_tokenizers_of_another_kind_are_refused(change, message: str, tmp_path: Path) -> None:
     folder = write(tmp_path, change(document(make(tmp_path / "made"))))
     with pytest.raises(UserError, match=message):
         reachable_ids(folder)
-    with pytest.raises(UserError, match=message):
-        write_with_rows(folder, np.arange(5), tmp_path)
+    if "known for" not in message:  # tokens can be left out whatever comes before the word pieces
+        with pytest.raises(UserError, match=message):
+            write_with_rows(folder, np.arange(5), tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "no json"])
