@@ -1,8 +1,9 @@
 """Altered copies of training texts, for the teacher to label: more of its knowledge than the texts alone show.
 
 As in SpikeBERT's second stage (Lv et al. 2023) after Tang et al. 2019 (arXiv 1903.12136): words are masked,
-words are replaced, a run of words is taken. Two things differ: a replacement is drawn from all words of the
-training texts by their frequency, not by part of speech, and two texts may be joined.
+words are replaced, a run of words is taken. `alter_words` replaces a word by one of the same part of speech, as they
+do. `alter` asks nobody about parts of speech: it takes tokens for words, and replaces one by any token. Both draw from
+the training texts by frequency, and both may join two texts, which they do not.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from spikebert.data import SpecialTokens, TokenisedTexts
+from spikebert.parts_of_speech import Words
 
 
 @dataclass(frozen=True)
 class Alteration:
-    """Chances, each 0 .. 1. join, run: of a text; mask, replace: of a token."""
+    """Chances, each 0 .. 1. join, run: of a text; mask, replace: of a token, or of a word."""
 
     join: float = 0.3
     run: float = 0.3
@@ -38,13 +40,7 @@ def alter(
     altered = []
     for _ in range(copies):
         for body in bodies:
-            if random.random() < chances.join:
-                body = np.concatenate([body, bodies[random.integers(len(bodies))]])
-            if random.random() < chances.run:
-                size = random.integers(1, len(body) + 1)
-                start = random.integers(len(body) - size + 1)
-                body = body[start : start + size]
-            body = body[:room].copy()
+            body = _other_extent(body, bodies, chances, random)[:room].copy()
             fate = random.random(len(body))
             if special.mask is not None:
                 body[fate < chances.mask] = special.mask
@@ -52,3 +48,41 @@ def alter(
             body[replaced] = random.choice(words, int(replaced.sum()))
             altered.append([*special.before, *body.tolist(), *special.after])
     return TokenisedTexts(altered)
+
+
+def alter_words(
+    words: Words, copies: int, special: SpecialTokens, n_max: int, seed: tuple[int, ...],
+    chances: Alteration = Alteration(),
+) -> TokenisedTexts:  # fmt: skip
+    """As `alter`, word by word: a word is masked with all its tokens, or replaced by one of its part of speech."""
+    random = np.random.default_rng(seed)
+    bodies = [body for body in words.bodies if len(body)]
+    room = n_max - len(special.before) - len(special.after)
+    altered = []
+    for _ in range(copies):
+        for body in bodies:
+            body = _other_extent(body, bodies, chances, random)
+            tokens: list[int] = []
+            for word, fate in zip(body, random.random(len(body))):
+                if fate < chances.mask and special.mask is not None:
+                    tokens += [special.mask] * len(words.pieces[word])
+                    continue
+                if chances.mask <= fate < chances.mask + chances.replace:
+                    alike = words.of_a_part[words.part[word]]
+                    word = alike[random.integers(len(alike))]
+                tokens += words.pieces[word].tolist()
+            altered.append([*special.before, *tokens[:room], *special.after])
+    return TokenisedTexts(altered)
+
+
+def _other_extent(
+    body: np.ndarray, bodies: list[np.ndarray], chances: Alteration, random: np.random.Generator
+) -> np.ndarray:
+    """A text, perhaps joined with another, and perhaps only a run of it."""
+    if random.random() < chances.join:
+        body = np.concatenate([body, bodies[random.integers(len(bodies))]])
+    if random.random() < chances.run:
+        size = random.integers(1, len(body) + 1)
+        start = random.integers(len(body) - size + 1)
+        body = body[start : start + size]
+    return body

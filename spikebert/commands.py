@@ -2,7 +2,7 @@
 
 Every command is a thin shell: `main(argv)` calls `run_command(body, argv)`, `body(argv)` does the work and
 returns an exit code. This module needs only the standard library (`progress` loads `rich` when called), and
-is the one module of `spikebert` that every package may import.
+is one of the few modules of `spikebert` that every package may import.
 """
 
 from __future__ import annotations

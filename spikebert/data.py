@@ -6,11 +6,12 @@ import gzip
 import hashlib
 import lzma
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import chain, islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from spikebert.recipe import Data
 
 UNLABELLED = -100  # what torch's cross entropy leaves out
 SPLITS = ("train", "validation", "test")
+HUB = "hub:"  # in front of a dataset's name, where a text file may stand too
+TEXTS_AT_ONCE = 10_000  # are tokenised together
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,7 @@ def read_split(data: Data, split: str) -> LabelledTexts | None:
         if split == "test" and not path.exists():
             return None
         return read_tsv(path, data.text_column, data.label_column)
-    try:
-        import datasets  # an extra of its own: most people have their texts in files
-    except ImportError:
-        raise UserError("data.hub needs the package 'datasets': pip install 'spikebert[hub]'") from None
-    try:
-        loaded = datasets.load_dataset(data.hub, data.hub_subset or None)
-    except (OSError, ValueError) as error:
-        raise UserError(f"data.hub: cannot load '{data.hub}': {str(error).splitlines()[0]}") from None
+    loaded = _load_hub("data.hub", data.hub, data.hub_subset)
     if split not in loaded:
         if split == "test":
             return None
@@ -120,6 +116,18 @@ def read_split(data: Data, split: str) -> LabelledTexts | None:
     return LabelledTexts(list(loaded[split][data.text_column]), labels)
 
 
+def _load_hub(field: str, name: str, subset: str, **options: object) -> Any:
+    """A dataset of the hub, all splits, or what the options say. `field` is where the user names it."""
+    try:
+        import datasets  # an extra of its own: most people have their texts in files
+    except ImportError:
+        raise UserError(f"{field} needs the package 'datasets': pip install 'spikebert[hub]'") from None
+    try:
+        return datasets.load_dataset(name, subset or None, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field}: cannot load '{name}': {str(error).splitlines()[0]}") from None
+
+
 def open_text(path: Path) -> TextIO:
     """A text file for reading, plain, .gz or .xz."""
     if path.suffix == ".gz":
@@ -130,13 +138,16 @@ def open_text(path: Path) -> TextIO:
 
 
 def read_lines(paths: Sequence[str], limit: int = 0, longest_words: int = 0) -> Iterator[str]:
-    """Non-empty lines of text files, streamed, one from each file in turn; at most `limit` of them (0 for all).
+    """Non-empty lines of texts, streamed, one from each in turn; at most `limit` of them (0 for all).
+
+    paths  files, plain, .gz or .xz; or datasets of the hub, `hub:NAME`, `hub:NAME:SUBSET` or `hub:NAME:SUBSET:COLUMN`,
+           whose split "train" is streamed (column "text" where none is named)
 
     Lines of more than `longest_words` words are left out (0: none is).
 
     A file that ends sooner leaves its turns to the others. Raises UserError for one that is missing or no text.
     """
-    open_files = [_lines_of(Path(path)) for path in paths]
+    open_files = [_lines_of_hub(path) if path.startswith(HUB) else _lines_of(Path(path)) for path in paths]
     given = 0
     while open_files:
         for lines in list(open_files):
@@ -162,10 +173,27 @@ def _lines_of(path: Path) -> Iterator[str]:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
+def _lines_of_hub(path: str) -> Iterator[str]:
+    parts = path.removeprefix(HUB).split(":")
+    if len(parts) > 3 or not parts[0]:
+        raise UserError(f"{path}: write hub:NAME, hub:NAME:SUBSET or hub:NAME:SUBSET:COLUMN")
+    name, subset, column = parts[0], "".join(parts[1:2]), "".join(parts[2:]) or "text"
+    try:
+        for record in _load_hub(path, name, subset, split="train", streaming=True):
+            if not isinstance(record.get(column), str):
+                raise UserError(f"{path}: no texts in column '{column}', there are {sorted(record)}")
+            yield from (line.strip() for line in record[column].splitlines() if line.strip())
+    except OSError as error:  # the stream breaks
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
 def hash_files(paths: Sequence[str]) -> str:
-    """sha256 of the contents of files, one after the other."""
+    """sha256 of the contents of files, one after the other; of a dataset of the hub, of its name."""
     digest = hashlib.sha256()
     for path in paths:
+        if path.startswith(HUB):
+            digest.update(path.encode())
+            continue
         with open(path, "rb") as content:
             while piece := content.read(1 << 20):
                 digest.update(piece)
@@ -198,9 +226,17 @@ class TokenisedTexts:
     """Token ids of many texts, compact: one int32 array of all ids and where each text begins."""
 
     def __init__(self, ids: list[list[int]], labels: Sequence[int] | None = None) -> None:
-        self.offsets = np.concatenate([[0], np.cumsum([len(x) for x in ids])]).astype(np.int64)
+        self.offsets = offsets_of([len(x) for x in ids])
         self.ids = np.fromiter((i for text in ids for i in text), dtype=np.int32, count=int(self.offsets[-1]))
         self.labels = np.full(len(ids), UNLABELLED) if labels is None else np.asarray(labels, dtype=np.int64)
+
+    @classmethod
+    def of(cls, ids: np.ndarray, offsets: np.ndarray, labels: Sequence[int] | np.ndarray | None) -> TokenisedTexts:
+        """ids int32, perhaps of a file; offsets int64 [texts + 1], where each text begins; labels [texts]."""
+        texts = cls([])
+        texts.ids, texts.offsets = ids, offsets
+        texts.labels = np.full(len(offsets) - 1, UNLABELLED) if labels is None else np.asarray(labels, dtype=np.int64)
+        return texts
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -210,11 +246,9 @@ class TokenisedTexts:
         return np.diff(self.offsets)
 
     def __add__(self, other: TokenisedTexts) -> TokenisedTexts:
-        both = TokenisedTexts([])
-        both.ids = np.concatenate([self.ids, other.ids])
-        both.offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
-        both.labels = np.concatenate([self.labels, other.labels])
-        return both
+        ids = np.concatenate([self.ids, other.ids])
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        return TokenisedTexts.of(ids, offsets, np.concatenate([self.labels, other.labels]))
 
     def body(self, index: int, special: SpecialTokens) -> np.ndarray:
         """The ids of one text without its frame."""
@@ -222,12 +256,9 @@ class TokenisedTexts:
 
     def select(self, indices: np.ndarray) -> TokenisedTexts:
         """Some of the texts, in the order of `indices`."""
-        chosen = TokenisedTexts([])
         pieces = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in indices]
-        chosen.ids = np.concatenate(pieces) if pieces else self.ids[:0]
-        chosen.offsets = np.concatenate([[0], np.cumsum(self.lengths[indices])]).astype(np.int64)
-        chosen.labels = self.labels[indices]
-        return chosen
+        ids = np.concatenate(pieces) if pieces else self.ids[:0]
+        return TokenisedTexts.of(ids, offsets_of(self.lengths[indices]), self.labels[indices])
 
     def batch(self, indices: np.ndarray, pad_id: int) -> dict[str, Tensor]:
         """input_ids, attention_mask and labels of some texts, padded to the longest of them, and their index."""
@@ -242,15 +273,55 @@ class TokenisedTexts:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "index": index}
 
 
+def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Where each of some texts begins, and where the last one ends: int64 [texts + 1]."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
 def tokenise(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_max: int, labels: Sequence[int] | None = None
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], n_max: int, labels: Sequence[int] | None = None
 ) -> TokenisedTexts:
     """Ids with special tokens, cut to `n_max` tokens (special tokens kept)."""
-    ids: list[list[int]] = []
-    for start in range(0, len(texts), 10_000):
-        chunk = list(texts[start : start + 10_000])
-        ids += tokenizer(chunk, truncation=True, max_length=n_max, return_attention_mask=False)["input_ids"]
-    return TokenisedTexts(ids, labels)
+    ids, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    for some, their_lengths in _tokenised(tokenizer, texts, n_max):
+        ids.append(some)
+        lengths.append(their_lengths)
+    return TokenisedTexts.of(np.concatenate(ids), offsets_of(np.concatenate(lengths)), labels)
+
+
+def tokenise_on_disk(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], n_max: int, folder: Path
+) -> TokenisedTexts:
+    """As `tokenise`, unlabelled, for more texts than memory holds: their ids stay in a file in `folder`.
+
+    In memory are 16 bytes a text. What is there already is taken as it is, and `texts` is not read; a file that was
+    not finished is written again. Raises OSError where there is no room.
+    """
+    ids, offsets = folder / "ids.int32", folder / "offsets.npy"
+    if not offsets.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        lengths = [np.zeros(0, np.int64)]
+        with ids.open("wb") as file:
+            for some, their_lengths in _tokenised(tokenizer, texts, n_max):
+                file.write(some.tobytes())
+                lengths.append(their_lengths)
+        partial = folder / "offsets.partial.npy"
+        np.save(partial, offsets_of(np.concatenate(lengths)))
+        partial.replace(offsets)  # last, so that what is there is whole
+    begins = np.load(offsets)
+    empty = begins[-1] == 0  # no file of no bytes can be mapped
+    return TokenisedTexts.of(np.zeros(0, np.int32) if empty else np.memmap(ids, np.int32, "r"), begins, None)
+
+
+def _tokenised(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], n_max: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For some texts at a time, their ids int32, one text after the other, and their lengths int64."""
+    remaining = iter(texts)
+    while chunk := list(islice(remaining, TEXTS_AT_ONCE)):
+        found = tokenizer(chunk, truncation=True, max_length=n_max, return_attention_mask=False)["input_ids"]
+        lengths = np.array([len(one) for one in found], np.int64)
+        yield np.fromiter(chain.from_iterable(found), np.int32, int(lengths.sum())), lengths
 
 
 def shuffled_batches(texts: int, batch_size: int, seed: Sequence[int]) -> list[np.ndarray]:

@@ -38,6 +38,7 @@ class Schedule:
     """epochs over the texts, texts a batch (of all processes), the highest learning rate, AdamW's weight decay.
 
     token_rate      how many times faster the token table learns; see `parameter_groups`
+    patience        training ends after so many epochs in which validation was not better than before; 0: it does not
     """
 
     epochs: int
@@ -45,6 +46,7 @@ class Schedule:
     learning_rate: float
     weight_decay: float = 0.01
     token_rate: float = 1.0
+    patience: int = 0
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
@@ -181,7 +183,7 @@ def fit(
     seconds_before, sentences_before = state.seconds, state.sentences  # of the runs before this one
     with Progress(title, steps, state.step, accelerator.is_main_process, machine.describe) as progress:
         saved_at = time.monotonic()
-        while state.epoch < schedule.epochs and texts is not None:
+        while state.epoch < schedule.epochs and texts is not None and not state.given_up(schedule.patience):
             batches = shuffled_batches(len(texts), schedule.batch_size, (seed, state.epoch))
             model.train()
             for indices in batches[state.step - state.epoch * steps_an_epoch :]:
@@ -194,7 +196,7 @@ def fit(
                 save_is_due = accelerator.is_main_process and time.monotonic() - saved_at > checkpoint_seconds
                 value, save_is_due = _agree(loss, save_is_due)
                 if not math.isfinite(value):
-                    raise RuntimeError(f"{title}: the loss is {value} at step {state.step}: lower learning_rate")
+                    raise RuntimeError(_no_number(title, value, state, texts, indices))
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(model.parameters(), GRADIENT_NORM)  # the mean over processes by now
                 optimiser.step()
@@ -214,7 +216,9 @@ def fit(
                     saved_at = time.monotonic()
             state.epoch += 1
             _end_of_epoch(model, state, evaluate, writer, progress)
-            if state.epoch < schedule.epochs:
+            if state.given_up(schedule.patience) and state.epoch < schedule.epochs:
+                progress.say(f"no better for {schedule.patience} epochs: ended, the best epoch is kept")
+            elif state.epoch < schedule.epochs:
                 texts = texts_of_epoch(state.epoch)
     if writer:
         writer.close()
@@ -262,10 +266,25 @@ class _Position:
     loss_sum: float = 0.0
     loss_count: int = 0
     best: float | None = None
+    best_epoch: int = 0
     best_figures: dict[str, float] = field(default_factory=dict)
     best_weights: dict[str, Tensor] | None = None
     seconds: float = 0.0
     sentences: int = 0
+
+    def given_up(self, patience: int) -> bool:
+        """Whether validation was not better in the last `patience` epochs."""
+        return bool(patience) and self.best is not None and self.epoch - self.best_epoch >= patience
+
+
+def _no_number(title: str, value: float, state: _Position, texts: TokenisedTexts, indices: np.ndarray) -> str:
+    """What is said of a loss that is no number: where it happened, and in which batch."""
+    lengths = texts.lengths[indices]
+    shown = ", ".join(str(index) for index in indices[:8]) + (", ..." if len(indices) > 8 else "")
+    return (
+        f"{title}: the loss is {value} at step {state.step}, in epoch {state.epoch + 1}, in a batch of {len(indices)} "
+        f"texts of {lengths.min()} to {lengths.max()} tokens (numbers {shown} of the epoch's): lower learning_rate"
+    )
 
 
 def _end_of_epoch(
@@ -288,6 +307,7 @@ def _compete(state: _Position, score: Score, model: nn.Module) -> None:
     """Keep the model where it is better than the best so far."""
     if state.best is None or score.value > state.best:
         state.best, state.best_figures, state.best_weights = score.value, score.figures, copy_weights(model)
+        state.best_epoch = state.epoch
 
 
 def _save(

@@ -11,6 +11,7 @@ from operator import attrgetter
 from spikebert.commands import UserError
 
 PRECISIONS = ("auto", "bf16", "float32")
+LANGUAGES = ("en", "zh")  # whose parts of speech are known
 
 
 @dataclass
@@ -90,7 +91,8 @@ class Stage1:
     """the stage1 folder of another run with such a student and teacher: taken as it is, nothing is trained. Its stage2
     will do as well: the student then starts from what it learnt of another task"""
     text: list[str] = field(default_factory=list)
-    """text files, one sentence a line, plain, .gz or .xz; the training texts of the task where empty"""
+    """text files, one sentence a line, plain, .gz or .xz, or `hub:NAME:SUBSET:COLUMN`, a dataset of the hub; streamed,
+    never all in memory. The training texts of the task where empty"""
     lines: int = 0
     """read so many lines of `text`, evenly from the files; 0 for all"""
     longest_words: int = 0
@@ -120,8 +122,11 @@ class Stage2:
     embedding_weight: float = 0.1
     altered_copies: int = 0
     """so many altered copies of each training text in each epoch, labelled by the teacher; see `augmentation.py`"""
+    parts_of_speech: str = ""
+    """in altered copies a word is replaced by one of its part of speech: "en" or "zh", the language of the texts;
+    empty: a token by any token"""
     extra_text: list[str] = field(default_factory=list)
-    """unlabelled text files that the teacher labels, each epoch beside the task's own texts"""
+    """unlabelled text as in `stage1.text` that the teacher labels, each epoch beside the task's own texts"""
     extra_lines: int = 0
     """so many lines of `extra_text` in each epoch, other lines in every epoch; 0 for none"""
     longest_words: int = 0
@@ -130,6 +135,8 @@ class Stage2:
     """so many synaptic operations a token are free, over all timesteps; the loss of a student that needs more has
     `operations_weight` * (operations / free - 1) added, and so has the choice of the best epoch. 0: all are free"""
     operations_weight: float = 1.0
+    patience: int = 0
+    """stop after so many epochs in which validation was not better than in one before; 0: all epochs are trained"""
 
 
 @dataclass
@@ -175,7 +182,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "data.limit", "data.vocabulary", "teacher.epochs", "stage1.epochs", "stage1.lines", "stage1.embedding_weight",
         "stage1.hidden_weight", "stage2.epochs", "stage2.label_weight", "stage2.logits_weight",
         "stage2.hidden_weight", "stage2.embedding_weight", "stage2.extra_lines", "stage2.altered_copies",
-        "stage1.longest_words", "stage2.longest_words", "quantise.epochs",
+        "stage1.longest_words", "stage2.longest_words", "stage2.patience", "quantise.epochs",
         "checkpoint_seconds", "teacher_cache_gb", "stage2.operations_per_token", "stage2.operations_weight",
     )),
     ("1 or more", lambda value: value >= 1, (
@@ -200,6 +207,9 @@ def check_recipe(recipe: Recipe) -> None:
                 wrong.append(f"{name} is {value}, it must be {wanted}")
     if recipe.precision not in PRECISIONS:
         wrong.append(f"precision is '{recipe.precision}', it must be one of {', '.join(PRECISIONS)}")
+    if recipe.stage2.parts_of_speech not in ("", *LANGUAGES):
+        found = recipe.stage2.parts_of_speech
+        wrong.append(f"stage2.parts_of_speech is '{found}', it must be one of {', '.join(LANGUAGES)}, or empty")
     twice = [name for name, count in Counter(recipe.data.labels).items() if count > 1]
     if twice:
         wrong.append(f"data.labels names '{twice[0]}' twice")

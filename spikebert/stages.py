@@ -38,7 +38,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from spikebert.augmentation import alter
+from spikebert.augmentation import alter, alter_words
 from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig, attention_threshold_for
 from spikebert.data import (
@@ -52,12 +52,14 @@ from spikebert.data import (
     read_lines,
     read_split,
     tokenise,
+    tokenise_on_disk,
 )
 from spikebert.distillation import Alignment, LossWeights, embeddings_from_teacher
 from spikebert.evaluation import accuracy, mean_firing_rates, predict_together, validation
 from spikebert.kept_outputs import GB, drop_kept
 from spikebert.loop import Schedule, choose_precision, fit
 from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.parts_of_speech import tagger_for, words_of
 from spikebert.progress import say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
 from spikebert.quantisation import folded, quantise
@@ -67,6 +69,7 @@ from spikebert.teaching import Lesson, teaching
 from spikebert.vocabulary import Vocabulary, keep_rows, longer_by, most_frequent
 
 STAGES = ("teacher", "stage1", "stage2", "integer")
+TEXTS = "texts"  # the folder of stage 1's tokenised text, until it is finished
 KEPT = "teacher_outputs"  # the folder of what the teacher said; see `kept_outputs.py`
 PLAIN_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # What is measured at the end: the student as trained, with BatchNorm folded, rounded, and trained on with integers.
@@ -94,7 +97,7 @@ ADDED = {
         "spike_cap": 1,
     },
     "data": {"vocabulary": 0},
-    "stage2": {"operations_per_token": 0.0, "operations_weight": 1.0},
+    "stage2": {"operations_per_token": 0.0, "operations_weight": 1.0, "patience": 0, "parts_of_speech": ""},
 }
 # The files that do, known by their sha256.
 FILES_OF = {
@@ -128,6 +131,7 @@ class Training:
         splits = {split: read_split(recipe.data, split) for split in SPLITS}
         check_text_files(recipe.stage1.text)
         check_text_files(recipe.stage2.extra_text)
+        self.tagger = tagger_for(recipe.stage2.parts_of_speech) if recipe.stage2.parts_of_speech else None
         self.accelerator = Accelerator(
             cpu=several_started(os.environ) and not torch.cuda.is_available(),  # else each would train for itself
             mixed_precision=choose_precision(recipe.precision),
@@ -294,10 +298,7 @@ class Training:
         if options.reuse:
             reuse(pupil, Path(options.reuse))
             return {"reused": options.reuse}, pupil_saver(pupil)
-        lines = self.task.train_texts
-        if options.text:
-            lines = list(read_lines(options.text, options.lines, options.longest_words))
-        texts = tokenise(self.tokenizer, lines, self.recipe.student.n_max)
+        texts = self._stage1_texts(work / TEXTS)
         weights = LossWeights(hidden=options.hidden_weight, embedding=options.embedding_weight)
         self._spare_memory(student)
         lesson = self._lesson(teacher, pupil, weights, texts, options.epochs, work / KEPT)
@@ -318,7 +319,10 @@ class Training:
         pupil = self._load_pupil("stage1")
         if self.vocabulary:
             keep_rows(pupil.student, self.vocabulary)
-        schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, token_rate=options.token_rate)
+        schedule = Schedule(
+            options.epochs, options.batch_size, options.learning_rate, token_rate=options.token_rate,
+            patience=options.patience,
+        )  # fmt: skip
         figures = self._distil_task(pupil, schedule, work, "stage 2")
         return figures, pupil_saver(pupil)
 
@@ -348,7 +352,9 @@ class Training:
         options = self.recipe.stage2
         teacher = self._classifier(str(self.out / "teacher")).to(self.device).eval()
         extra = self._extra_texts(schedule.epochs)
-        special = SpecialTokens.of(self.task_tokenizer)
+        special, words = SpecialTokens.of(self.task_tokenizer), None
+        if self.tagger and options.altered_copies and schedule.epochs:
+            words = words_of(self.task_tokenizer, self.task.train_texts, self.recipe.student.n_max, self.tagger)
         weights = LossWeights(
             label=options.label_weight,
             logits=options.logits_weight,
@@ -361,9 +367,11 @@ class Training:
 
         def texts_of_epoch(epoch: int) -> TokenisedTexts:
             texts = self.task.train
-            if options.altered_copies:
-                seed = (self.recipe.seed, epoch, 1)
-                texts += alter(self.task.train, options.altered_copies, special, self.recipe.student.n_max, seed)
+            seed, n_max = (self.recipe.seed, epoch, 1), self.recipe.student.n_max
+            if options.altered_copies and words is not None:
+                texts += alter_words(words, options.altered_copies, special, n_max, seed)
+            elif options.altered_copies:
+                texts += alter(self.task.train, options.altered_copies, special, n_max, seed)
             if extra is not None:
                 own = np.arange(epoch * options.extra_lines, (epoch + 1) * options.extra_lines) % len(extra)
                 texts += extra.select(own)
@@ -387,6 +395,17 @@ class Training:
             )
         return outcome.best | outcome.figures()
 
+    def _stage1_texts(self, folder: Path) -> TokenisedTexts:
+        """Those of files are streamed to `folder`, by the main process."""
+        options, n_max = self.recipe.stage1, self.recipe.student.n_max
+        if not options.text:
+            return tokenise(self.tokenizer, self.task.train_texts, n_max)
+        lines = read_lines(options.text, options.lines, options.longest_words)
+        if self.accelerator.is_main_process:
+            tokenise_on_disk(self.tokenizer, lines, n_max, folder)
+        self.accelerator.wait_for_everyone()
+        return tokenise_on_disk(self.tokenizer, (), n_max, folder)
+
     def _lesson(
         self, teacher: nn.Module, pupil: Pupil, weights: LossWeights, texts: TokenisedTexts, times: int, place: Path
     ) -> Lesson:
@@ -402,7 +421,7 @@ class Training:
         options = self.recipe.stage2
         if not (options.extra_text and options.extra_lines):
             return None
-        lines = list(read_lines(options.extra_text, options.extra_lines * max(1, epochs), options.longest_words))
+        lines = read_lines(options.extra_text, options.extra_lines * max(1, epochs), options.longest_words)
         return tokenise(self.task_tokenizer, lines, self.recipe.student.n_max)
 
     def _common(self, work: Path) -> dict:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from small_teachers import make_tokenizer
 from transformers import AutoTokenizer
 
+from spikebert import data
 from spikebert.commands import UserError
 from spikebert.data import (
     UNLABELLED,
     SpecialTokens,
     TokenisedTexts,
+    check_text_files,
+    hash_files,
     read_lines,
     read_split,
     read_tsv,
     shuffled_batches,
     tokenise,
+    tokenise_on_disk,
 )
 from spikebert.recipe import Data
 
@@ -115,6 +121,125 @@ def test_tokenising_keeps_special_tokens_and_cuts(tokenizer) -> None:
     assert batch["input_ids"][0, 0] == 2 and batch["input_ids"][0, -1] == 3, "[CLS] and [SEP] stay"
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0]]
     assert batch["labels"].tolist() == [1, 0]
+
+
+def test_tokenising_on_disk_gives_the_same(tokenizer, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(data, "TEXTS_AT_ONCE", 3)
+    lines = ["good film", "", "the " * 50, "bad", "a very warm soup", "it was", "sad"]
+    expected = tokenise(tokenizer, lines, 6)
+    for given in (iter(lines), iter(())):  # written, then taken as it is
+        texts = tokenise_on_disk(tokenizer, given, 6, tmp_path / "texts")
+        assert isinstance(texts.ids, np.memmap)
+        for name in ("ids", "offsets", "labels"):
+            found, wanted = getattr(texts, name), getattr(expected, name)
+            assert np.array_equal(found, wanted) and found.dtype == wanted.dtype
+    joined = texts + expected.select(np.array([2, 0]))
+    assert joined.lengths.tolist() == [*expected.lengths, 6, 4]
+    assert len(tokenise_on_disk(tokenizer, [], 6, tmp_path / "none")) == 0
+
+
+def test_what_was_not_finished_is_tokenised_again(tokenizer, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(data, "TEXTS_AT_ONCE", 2)
+
+    def breaking() -> Iterator[str]:
+        yield from ["good film", "bad film", "sad"]
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        tokenise_on_disk(tokenizer, breaking(), 6, tmp_path)
+    assert (tmp_path / "ids.int32").stat().st_size > 0
+    assert (
+        tokenise_on_disk(tokenizer, ["bad"], 6, tmp_path).ids.tolist() == tokenise(tokenizer, ["bad"], 6).ids.tolist()
+    )
+
+
+def test_texts_are_read_as_they_are_needed(tokenizer, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(data, "TEXTS_AT_ONCE", 4)
+    read: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for _ in range(40):
+            read.append("good")
+            yield "good"
+
+    class Watched:
+        def __call__(self, texts: list[str], **options) -> dict:
+            assert len(read) - self.done <= 4
+            self.done += len(texts)
+            return tokenizer(texts, **options)
+
+        done = 0
+
+    assert len(tokenise_on_disk(Watched(), lines(), 6, tmp_path)) == 40
+
+
+class Hub:
+    """Stands for the package `datasets`, which is an extra."""
+
+    records = ({"text": "one\n\n two ", "title": "x"}, {"text": "three", "title": "y"})
+
+    def __init__(self) -> None:
+        self.asked: list[tuple] = []
+
+    def load_dataset(self, name: str, subset: str | None, **options) -> Iterator[dict]:
+        if name == "none":
+            raise FileNotFoundError("no dataset 'none'\nsecond line")
+        self.asked.append((name, subset, options))
+        return iter(self.records)
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Hub:
+    found = Hub()
+    monkeypatch.setitem(sys.modules, "datasets", found)
+    return found
+
+
+def test_lines_of_the_hub_are_streamed(hub, tmp_path) -> None:
+    streamed = {"split": "train", "streaming": True}
+    assert list(read_lines(["hub:some/texts"])) == ["one", "two", "three"]
+    assert list(read_lines(["hub:some/texts:20231101.en:title"], limit=1)) == ["x"]
+    assert hub.asked == [("some/texts", None, streamed), ("some/texts", "20231101.en", streamed)]
+    (tmp_path / "a.txt").write_text("eins\n")
+    assert list(read_lines([str(tmp_path / "a.txt"), "hub:a"])) == ["eins", "one", "two", "three"]
+    check_text_files(["hub:some/texts"])
+    assert hash_files(["hub:some/texts"]) != hash_files(["hub:others"])
+
+
+def test_a_stream_that_breaks_is_told(hub, monkeypatch) -> None:
+    def broken() -> Iterator[dict]:
+        yield {"text": "one"}
+        raise ConnectionError("the line is cut\nsecond line")
+
+    monkeypatch.setattr(hub, "load_dataset", lambda *names, **options: broken())
+    with pytest.raises(UserError, match=r"hub:a: the line is cut$"):
+        list(read_lines(["hub:a"]))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("hub:none", "hub:none: cannot load 'none': no dataset 'none'$"),
+        ("hub:", "hub:: write hub:NAME"),
+        ("hub:a:b:c:d", "write hub:NAME, hub:NAME:SUBSET or"),
+        ("hub:a::body", r"no texts in column 'body', there are \['text', 'title'\]"),
+    ],
+)
+def test_what_the_hub_lacks_is_told(hub, path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        list(read_lines([path]))
+
+
+def test_without_the_extra_it_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"hub:a needs the package 'datasets': pip install 'spikebert\[hub\]'"):
+        list(read_lines(["hub:a"]))
+
+
+def test_a_real_dataset_is_streamed(tmp_path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "train.jsonl").write_text('{"text": "one\\ntwo"}\n{"text": "three"}\n')
+    assert list(read_lines([f"hub:{tmp_path}"])) == ["one", "two", "three"]
 
 
 def test_the_frame_of_a_text_is_found(tokenizer) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from spikebert import loop
 from spikebert.commands import UserError
-from spikebert.data import TokenisedTexts
+from spikebert.data import TokenisedTexts, shuffled_batches
 from spikebert.loop import Schedule, Score, choose_precision, fit, learning_rate, parameter_groups
 
 TEXTS = TokenisedTexts([[i % 5, i % 3] for i in range(40)], [i % 2 for i in range(40)])
@@ -21,7 +21,7 @@ class Killed(Exception):
     """Stands for a kill in the middle of training."""
 
 
-def train(folder, epochs: int = 3, kill_at: int | None = None, evaluate=None, **options):
+def train(folder, epochs: int = 3, kill_at: int | None = None, evaluate=None, patience: int = 0, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 2))
     steps = 0
@@ -33,7 +33,7 @@ def train(folder, epochs: int = 3, kill_at: int | None = None, evaluate=None, **
         steps += 1
         return nn.functional.cross_entropy(wrapped(batch["input_ids"]), batch["labels"])
 
-    schedule = Schedule(epochs, batch_size=8, learning_rate=0.05)
+    schedule = Schedule(epochs, batch_size=8, learning_rate=0.05, patience=patience)
     device = Accelerator(cpu=True)
     outcome = fit(model, loss_of, lambda epoch: TEXTS, schedule, folder, device, 0, 1, evaluate, **options)
     return model, outcome, steps
@@ -156,8 +156,40 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path) -> None:
     def loss_of(wrapped: nn.Module, batch: dict) -> torch.Tensor:
         return wrapped(batch["input_ids"].float()).sum() * float("nan")
 
-    with pytest.raises(RuntimeError, match="lower learning_rate"):
-        fit(model, loss_of, lambda epoch: TEXTS, Schedule(1, 8, 0.1), tmp_path, Accelerator(cpu=True), 0, 1)
+    first = ", ".join(map(str, shuffled_batches(40, 12, (1, 0))[0][:8]))
+    said = rf"nan at step 0, in epoch 1, in a batch of 12 texts of 2 to 2 tokens \(numbers {first}, \.\.\. of .*lower"
+    with pytest.raises(RuntimeError, match=said):
+        fit(model, loss_of, lambda epoch: TEXTS, Schedule(1, 12, 0.1), tmp_path, Accelerator(cpu=True), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("patience", "epochs"), [(0, 7), (1, 2), (2, 6), (3, 7)], ids=["none", "one", "two", "longer than it takes"]
+)
+def test_training_ends_where_validation_gets_no_better(tmp_path, patience: int, epochs: int) -> None:
+    scores = [0.5, 0.5, 0.6, 0.9, 0.8, 0.9, 0.7]
+    seen: list[float] = []
+
+    def evaluate() -> Score:
+        seen.append(scores[len(seen)])
+        return scored(seen[-1])
+
+    _, outcome, steps = train(tmp_path, epochs=7, evaluate=evaluate, patience=patience)
+    assert len(seen) == epochs and steps == 5 * epochs
+    assert outcome.best == {"accuracy": max(scores[:epochs])}
+
+
+def test_a_run_that_goes_on_remembers_how_long_it_got_no_better(tmp_path) -> None:
+    scores = iter([0.9, 0.8])
+    with pytest.raises(Killed):
+        train(
+            tmp_path, epochs=5, evaluate=lambda: scored(next(scores)), patience=3, kill_at=12, checkpoint_seconds=0
+        )  # fmt: skip
+    scores = iter([0.7, 0.6])
+    _, outcome, steps = train(
+        tmp_path, epochs=5, evaluate=lambda: scored(next(scores)), patience=3, checkpoint_seconds=0
+    )
+    assert outcome.best == {"accuracy": 0.9} and next(scores, None) is None
+    assert steps == 8, "the rest of the third epoch and the fourth: the first one is still the best"
 
 
 def test_the_token_table_learns_faster(tmp_path) -> None:
