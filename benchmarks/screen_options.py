@@ -4,9 +4,10 @@
     python -m benchmarks.screen_options --data MR --out runs/screen_mr --only rms xnor-log --seeds 42 43 44
     python -m benchmarks.screen_options --data MR --out runs/screen_mr --at-once 1 --student.hidden_size 128
 
-MR is a folder with train.tsv and validation.tsv. All students of a seed learn from the teacher of its `base`. What is
-finished is not run again, and a run that was stopped goes on, so the same command may be given again and again. Flags
-that are not this script's own are spikebert-train's, for every run. About 20 minutes a run on one core.
+MR is a folder with train.tsv and validation.tsv. All students of a seed learn from the teacher of its `base`, but for
+those of a smaller vocabulary, who have their own. What is finished is not run again, and a run that was stopped goes
+on, so the same command may be given again and again. Flags that are not this script's own are spikebert-train's, for
+every run. About 20 minutes a run on one core, so all of them take a night on two.
 """
 
 from __future__ import annotations
@@ -51,7 +52,29 @@ OPTIONS = {
     "operations-800k": "--stage2.operations_per_token 800000",
     "operations-400k": "--stage2.operations_per_token 400000",
     "operations-200k": "--stage2.operations_per_token 200000",
+    "decay-0": "--student.decay 0",  # membranes forget nothing
+    "decay-all": "--student.decay 4095",  # they forget nearly all: no memory between timesteps
+    "sigmoid": "--student.surrogate sigmoid --student.surrogate_alpha 4.0",
+    "bits-4": "--quantise.weight_bits 4",
+    "bits-2": "--quantise.weight_bits 2",
+    "vocabulary-8k": "--data.vocabulary 8000",
+    "wide": "--student.hidden_size 384 --student.heads 6 --student.intermediate_size 1536",
+    "deep": "--student.layers 4",
+    # what each part of the teaching is worth, as the paper asks
+    "no-stage1": "--stage1.epochs 0",
+    "no-logits": "--stage2.logits_weight 0",
+    "no-hidden": "--stage2.hidden_weight 0",
+    "no-embedding": "--stage2.embedding_weight 0",
+    "no-stage2": "--stage2.logits_weight 0 --stage2.hidden_weight 0 --stage2.embedding_weight 0",  # labels alone
+    "random-table": "--student.embeddings_from_teacher false",
+    "temperature-1": "--stage2.temperature 1",
+    "temperature-4": "--stage2.temperature 4",
+    "altered": "--stage2.altered_copies 1",
+    "altered-words": "--stage2.altered_copies 1 --stage2.parts_of_speech en",
+    "direct": "--stage1.epochs 0 --stage2.logits_weight 0 --stage2.hidden_weight 0 --stage2.embedding_weight 0 "
+    "--student.embeddings_from_teacher false",  # no teacher at all
 }
+TEACHERS_OWN = ("--data.", "--teacher.")  # with such flags the teacher is another one than that of `base`
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
@@ -67,7 +90,7 @@ def train(out: Path, name: str, seed: int, common: Sequence[str]) -> None:
     if (folder / "results.json").is_file():
         return
     teacher = folder_of(out, BASE, seed) / "teacher"
-    if teacher.is_dir() and not (folder / "teacher").exists():
+    if teacher.is_dir() and not (folder / "teacher").exists() and not OPTIONS[name].startswith(TEACHERS_OWN):
         shutil.copytree(teacher, folder / "teacher")
     flags = [*common, *shlex.split(OPTIONS[name]), "--seed", str(seed), "--out", str(folder)]
     log = folder.with_name(folder.name + ".log")
