@@ -1,0 +1,155 @@
+"""The rival of equal size: a dense BERT, taught as the student of a run was, in floats and in 8-bit integers.
+
+    python -m benchmarks.dense_student runs/screen_mr/base --out runs/screen_mr_dense
+    python -m benchmarks.dense_student runs/screen_mr/base --out runs/dense_fast --learning-rate 1e-3
+
+It has as many blocks, features, heads and features within as the student, learns from the same teacher, in the same two
+stages, from the same texts, with the same losses. Its integers are dynamic int8 in ONNX Runtime: every product with
+weights is one of integers. What spiking costs is the difference to the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, BertForSequenceClassification
+
+from benchmarks.compare_runs import read_run
+from benchmarks.dense_bert import Classify, onnx_classifier, random_bert
+from benchmarks.timing import table
+from converters.execution import TokenBatch
+from spikebert.commands import UserError, output_kept_clean, run_command, write_output
+from spikebert.data import TokenisedTexts, sorted_batches
+from spikebert.distillation import embeddings_from_teacher
+from spikebert.evaluation import Accuracy, accuracy
+from spikebert.pupil import Pupil
+from spikebert.recipe import Data, Quantise, Recipe, Stage1, Stage2, Student, Teacher
+from spikebert.stages import Training
+
+PARTS = {"data": Data, "teacher": Teacher, "student": Student, "stage1": Stage1, "stage2": Stage2, "quantise": Quantise}
+TABLE_STD = 0.02  # of the embeddings of a new BERT
+LEARNING_RATE = 5e-4  # of a small dense BERT from the start; the student's own rate is for spikes
+
+
+class DenseStudent(nn.Module):
+    """A BERT in the place of a spiking student: it answers to the names that a pupil asks for."""
+
+    def __init__(self, bert: BertForSequenceClassification) -> None:
+        super().__init__()
+        self.bert, self.config = bert, bert.config
+        self.save_pretrained = bert.save_pretrained
+        self.gradient_checkpointing_enable = bert.gradient_checkpointing_enable
+        self.get_input_embeddings, self.set_input_embeddings = bert.get_input_embeddings, bert.set_input_embeddings
+
+    @property
+    def encoder(self) -> SimpleNamespace:
+        return SimpleNamespace(token=self.bert.get_input_embeddings())
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False,
+        output_operations: bool = False,
+    ) -> Any:  # fmt: skip
+        return self.bert(input_ids, attention_mask, output_hidden_states=output_hidden_states)
+
+
+class DenseTraining(Training):
+    """The stages of a run up to the second, with a dense student; its teacher is that of the run."""
+
+    def run(self) -> dict:
+        """Validation accuracies."""
+        self._check_finished_stages()
+        self._stage("stage1", self._train_stage1)
+        self._stage("stage2", self._train_stage2)
+        bert = BertForSequenceClassification.from_pretrained(self.out / "stage2").eval()
+        texts = self.task.validation
+        return {
+            f"dense, {kind}": accuracy(_classes(onnx_classifier(bert, int8), texts, self.pad_id), texts).to_dict()
+            for kind, int8 in (("float32", False), ("int8", True))
+        }
+
+    def _new_student(self, teacher: nn.Module) -> Any:
+        options, config = self.recipe.student, self.student_config
+        torch.manual_seed(self.recipe.seed)
+        bert = random_bert(
+            options.layers, options.hidden_size, options.heads, options.intermediate_size, config.vocab_size,
+            options.n_max, config.num_labels,
+        )  # fmt: skip
+        if options.embeddings_from_teacher:
+            words = teacher.get_input_embeddings().weight[: config.vocab_size]
+            start = embeddings_from_teacher(words, options.hidden_size, self.recipe.seed, TABLE_STD)
+            bert.get_input_embeddings().weight.data.copy_(start)
+        return DenseStudent(bert)
+
+    def _load_pupil(self, stage: str) -> Pupil:
+        bert = BertForSequenceClassification.from_pretrained(self.out / stage)
+        teacher = AutoModel.from_config(AutoConfig.from_pretrained(self.out / "teacher"))
+        alignment = self._new_alignment(teacher)
+        load_model(alignment, str(self.out / stage / "alignment.safetensors"))
+        pupil = Pupil(DenseStudent(bert), alignment)  # type: ignore[arg-type]  # it answers to the same names
+        return pupil.to(self.device)
+
+
+def recipe_of(run: Path, out: Path, learning_rate: float) -> Recipe:
+    """The recipe of a finished run, for a dense student in `out`."""
+    values = read_run(run)["recipe"]
+    known = {field.name for field in fields(Recipe)}
+    values = {name: PARTS[name](**value) if name in PARTS else value for name, value in values.items() if name in known}
+    recipe = Recipe(**values | {"out": str(out)})
+    recipe.stage1.learning_rate = recipe.stage2.learning_rate = learning_rate
+    recipe.stage1.token_rate = recipe.stage2.token_rate = 1.0
+    recipe.stage1.reuse, recipe.stage2.operations_per_token = "", 0.0  # of spikes alone
+    return recipe
+
+
+def _classes(classify: Classify, texts: TokenisedTexts, pad_id: int) -> np.ndarray:
+    classes = np.zeros(len(texts), np.int64)
+    for indices in sorted_batches(texts.lengths, 64):
+        batch = texts.batch(indices, pad_id)
+        classes[indices] = classify(TokenBatch(batch["input_ids"].numpy(), batch["attention_mask"].numpy())).argmax(-1)
+    return classes
+
+
+def teach(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a finished run of spikebert-train")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the dense student's stages")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    arguments = parser.parse_args(argv)
+    measured = read_run(arguments.run)["accuracy"]
+    recipe = recipe_of(arguments.run, arguments.out, arguments.learning_rate)
+    if arguments.out.resolve() == arguments.run.resolve():
+        raise UserError("--out is the run itself: choose another folder")
+    if not (arguments.out / "teacher").exists():
+        shutil.copytree(arguments.run / "teacher", arguments.out / "teacher")
+    with output_kept_clean():
+        accuracies = {name: measured[name]["validation"] for name in ("teacher", "float student", "integer student")}
+        accuracies |= DenseTraining(recipe).run()
+    if arguments.json:
+        write_output(json.dumps(accuracies))
+        return 0
+    rows = [[name, str(Accuracy(**value))] for name, value in accuracies.items()]
+    write_output(table(["", "validation"], rows))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see `spikebert.commands` for the exit codes."""
+    return run_command(teach, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
