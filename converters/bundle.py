@@ -212,7 +212,8 @@ def write_bundle(
     folder     must not exist; with `overwrite` an older bundle (nothing else) is replaced
     tokenizer  a folder with tokenizer.json and what else AutoTokenizer wants
     config     any JSON object. Keys that are used: "labels" (class names in order) by every command; "name",
-               "accuracies" (what was measured -> fraction) and "example" (a text) by the model card
+               "accuracies" (what was measured -> fraction), "licences" (of what -> licence) and "example" (a text)
+               by the model card
     provenance any JSON object: how the network was made
     target     name of the target; `add_target(path)` then writes its files into the empty folder `path`
     add_report `add_report(path)` adds to the folder `path`, where all other files but the manifest stand already

