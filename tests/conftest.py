@@ -1,5 +1,6 @@
 """Puts this folder on the import path, so that tests can share helpers: `from random_graphs import random_graph`."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,16 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is no fail
 settings.load_profile("untimed")
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A shell that starts tests by `nohup` or in the background has them ignore these, and so would every program that tests
+# start and then interrupt.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
