@@ -11,6 +11,7 @@ a current `W x + b` is `v' > 1` for `(W / threshold) x + b / threshold`.
 from __future__ import annotations
 
 import copy
+import math
 from typing import TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from spikebert.recording import Recording, float_layers, record_one_token
 from spikebert.rounding import ACCUMULATOR_MAX, BIAS_MAX, largest_weight, row_reach
 
 THRESHOLD_MAX = 65535  # accumulator units
+UNITS_TRIED = 60  # of few bits
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -49,13 +51,33 @@ def _gain(norm: nn.BatchNorm1d) -> Tensor:
 
 def choose_units(weight: Tensor, bias: Tensor, bits: int, input_max: int, signed: bool = False) -> int:
     """Accumulator units per float unit, 1 .. 65535: as fine as weight bits and accumulator allow for inputs of
-    0 .. input_max, or where `signed` from -input_max."""
-    finest = largest_weight(bits) / max(float(weight.abs().max()), 1e-12)
+    0 .. input_max, or where `signed` from -input_max.
+
+    Of 8 bits the largest weight is the largest integer. Of fewer the units are those of the least squared error of
+    rounding: a few large weights are cut, or most of the others would become 0.
+    """
+    finest = _finest_units(weight, bits)
     reach = float((row_reach(weight, signed) * input_max + bias.abs()).max())
     rounding_slack = 1 - weight.shape[1] * input_max / ACCUMULATOR_MAX  # each weight may round up by a half
     roomy = ACCUMULATOR_MAX * max(rounding_slack, 0.5) / max(reach, 1e-12)
     unclipped = BIAS_MAX / max(float(bias.abs().max()), 1e-12)
     return int(min(max(min(finest, roomy, unclipped), 1), THRESHOLD_MAX))
+
+
+def _finest_units(weight: Tensor, bits: int) -> float:
+    largest, most = largest_weight(bits), max(float(weight.abs().max()), 1e-12)
+    if bits == 8:
+        return largest / most
+    typical = max(float(weight.abs().mean()), most / 100)
+    candidates = torch.logspace(0, math.log10(2 * most / typical), UNITS_TRIED, dtype=torch.float64) * (largest / most)
+    errors = [_rounding_error(weight, float(units), largest) for units in candidates]
+    return float(candidates[int(torch.tensor(errors).argmin())])
+
+
+def _rounding_error(weight: Tensor, units: float, largest: int) -> float:
+    """The sum of squares of what rounding adds to the weights."""
+    rounded = (weight * units).round_().clamp_(-largest, largest).div_(units)
+    return float((rounded - weight).square_().sum())
 
 
 def encoder_units(kind: str, table: Tensor) -> int:
