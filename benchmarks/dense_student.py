@@ -104,12 +104,14 @@ class DenseTraining(Training):
 def recipe_of(run: Path, out: Path, learning_rate: float) -> Recipe:
     """The recipe of a finished run, for a dense student in `out`."""
     values = read_run(run)["recipe"]
+    if values["stage1"]["reuse"]:
+        raise UserError(f"{run} took over a stage 1 (stage1.reuse), which a dense student cannot: give another run")
     known = {field.name for field in fields(Recipe)}
     values = {name: PARTS[name](**value) if name in PARTS else value for name, value in values.items() if name in known}
     recipe = Recipe(**values | {"out": str(out)})
     recipe.stage1.learning_rate = recipe.stage2.learning_rate = learning_rate
     recipe.stage1.token_rate = recipe.stage2.token_rate = 1.0
-    recipe.stage1.reuse, recipe.stage2.operations_per_token = "", 0.0  # of spikes alone
+    recipe.stage2.operations_per_token = 0.0  # of spikes alone
     return recipe
 
 

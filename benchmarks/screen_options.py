@@ -24,6 +24,7 @@ from pathlib import Path
 
 from benchmarks.compare_runs import compare
 from spikebert.commands import UserError, note, processors, run_command
+from spikebert.parts_of_speech import tagger_for
 
 BASE = "base"
 BUDGET = (  # of every run, beside what the recipe `mr` says
@@ -120,6 +121,8 @@ def screen(argv: Sequence[str] | None) -> int:
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     arguments, others = parser.parse_known_args(argv)
     names = [BASE, *arguments.only]
+    if any("parts_of_speech" in OPTIONS[name] for name in names):
+        tagger_for("en")  # said now, not after a night
     common = ["--data.folder", str(arguments.data), *shlex.split(BUDGET), *others]
     with ThreadPoolExecutor(arguments.at_once) as pool:
         for wave in ([BASE], arguments.only):  # the others need its teacher

@@ -212,7 +212,7 @@ def write_bundle(
     folder     must not exist; with `overwrite` an older bundle (nothing else) is replaced
     tokenizer  a folder with tokenizer.json and what else AutoTokenizer wants
     config     any JSON object. Keys that are used: "labels" (class names in order) by every command; "name",
-               "accuracies" (what was measured -> fraction), "licences" (of what -> licence) and "example" (a text)
+               "accuracies" (what was measured -> fraction), "licences" (what -> what is known) and "example" (a text)
                by the model card
     provenance any JSON object: how the network was made
     target     name of the target; `add_target(path)` then writes its files into the empty folder `path`

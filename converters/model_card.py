@@ -13,8 +13,8 @@ from converters.serialise import stored_weight
 
 
 def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, folder_name: str) -> str:
-    """Markdown. Uses of `config` "name", "labels", "accuracies" (name -> fraction), "licences" (what -> licence) and
-    "example", each optional."""
+    """Markdown. Uses of `config` "name", "labels", "accuracies" (name -> fraction), "licences" (what -> what is known)
+    and "example", each optional."""
     labels = config.get("labels") or []
     example = shlex.quote(config.get("example", "a text to classify"))
     lines = [
@@ -64,7 +64,7 @@ def _accuracies(accuracies: Mapping[str, float]) -> list[str]:
 
 
 def _licences(licences: Mapping[str, str]) -> list[str]:
-    said = [f"- Of {what}: {licence}" for what, licence in licences.items()]
+    said = [f"- {what}: {said}" for what, said in licences.items()]
     unsaid = "Not said. Weights learnt from texts and from a teacher may be bound by the licences of both."
     return ["## Licence", "", *(said or [unsaid]), ""]
 

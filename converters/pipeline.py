@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
 import tempfile
@@ -323,8 +324,7 @@ def training_results(model_folder: Path) -> dict[str, Any]:
         return {}
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        made_from = json.loads(stage.read_text(encoding="utf-8"))["made_from"]
-        if any(_differs(value, made_from[part]) for part, value in results["recipe"].items() if part in made_from):
+        if not _measured_here(results, stage):
             raise UserError(f"{path} was measured with another recipe than {stage.parent}: run spikebert-train again")
         accuracies(results), stage_accuracies(results)  # whether what is read later can be read
         return results
@@ -332,20 +332,30 @@ def training_results(model_folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: run spikebert-train again to measure again") from None
 
 
-def _differs(now: Any, before: Any) -> bool:
-    """Whether a part of a recipe is another one; fields that one of both versions does not know are passed over."""
-    if isinstance(now, dict) and isinstance(before, dict):
-        return any(now[field] != before[field] for field in now.keys() & before.keys())
-    return bool(now != before)
+def _measured_here(results: Mapping[str, Any], stage: Path) -> bool:
+    """Whether results are of the integer stage whose record this is."""
+    if "integer_stage_sha256" in results:
+        return bool(results["integer_stage_sha256"] == hashlib.sha256(stage.read_bytes()).hexdigest())
+    made_from = json.loads(stage.read_text(encoding="utf-8"))["made_from"]  # earlier versions wrote the recipe alone
+    return all(made_from[section] == value for section, value in results["recipe"].items() if section in made_from)
 
 
 def licences(results: Mapping[str, Any]) -> dict[str, str]:
-    """Of `training_results`: what is known of the licences that bind the weights, for the model card."""
-    recipe = results.get("recipe", {})
-    known = {"this bundle": recipe.get("licence", ""), "its teacher": results.get("teacher_licence", "")}
-    if known["its teacher"]:
-        known["its teacher"] += f" ({recipe['teacher']['model']})"
-    return {what: licence for what, licence in known.items() if licence}
+    """Of `training_results`: what the weights learnt from, and what is known of licences, for the model card."""
+    recipe = results.get("recipe")
+    if not recipe:
+        return {}
+    data, stage1, stage2 = (recipe[part] for part in ("data", "stage1", "stage2"))
+    extra = stage2["extra_text"] if stage2["extra_lines"] else []
+    texts = [data["folder"] or data["hub"], *stage1["text"], *extra, *filter(None, [stage1["reuse"]])]
+    names = dict.fromkeys(text if ":" in text else Path(text).name for text in texts)
+    teacher, terms = recipe["teacher"]["model"], results.get("teacher_licence")
+    known = {
+        "Learnt from the texts": ", ".join(names),
+        "and from the teacher": f"{teacher} ({terms})" if terms else teacher,
+        "The recipe says of its own texts and teacher": recipe.get("licence", ""),
+    }
+    return {what: said for what, said in known.items() if said}
 
 
 def accuracies(results: Mapping[str, Any]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from spikebert.recipe import Data
 UNLABELLED = -100  # what torch's cross entropy leaves out
 SPLITS = ("train", "validation", "test")
 HUB = "hub:"  # in front of a dataset's name, where a text file may stand too
+OFFSETS = "offsets.npy"  # of texts on disk; it is there once all of them are
 TEXTS_AT_ONCE = 10_000  # are tokenised together
 
 
@@ -124,8 +125,12 @@ def _load_hub(field: str, name: str, subset: str, **options: object) -> Any:
         raise UserError(f"{field} needs the package 'datasets': pip install 'spikebert[hub]'") from None
     try:
         return datasets.load_dataset(name, subset or None, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{field}: cannot load '{name}': {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of the hub, of the network, of a format: the library raises those of others too
+        raise UserError(f"{field}: cannot load '{name}': {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def open_text(path: Path) -> TextIO:
@@ -180,11 +185,14 @@ def _lines_of_hub(path: str) -> Iterator[str]:
     name, subset, column = parts[0], "".join(parts[1:2]), "".join(parts[2:]) or "text"
     try:
         for record in _load_hub(path, name, subset, split="train", streaming=True):
-            if not isinstance(record.get(column), str):
+            text = record.get(column, 0)
+            if not (text is None or isinstance(text, str)):
                 raise UserError(f"{path}: no texts in column '{column}', there are {sorted(record)}")
-            yield from (line.strip() for line in record[column].splitlines() if line.strip())
-    except OSError as error:  # the stream breaks
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+            yield from (line.strip() for line in (text or "").splitlines() if line.strip())
+    except (UserError, GeneratorExit):
+        raise
+    except Exception as error:  # the stream breaks, in whatever library reads it
+        raise UserError(f"{path}: {_first_line(error)}") from None
 
 
 def hash_files(paths: Sequence[str]) -> str:
@@ -245,6 +253,10 @@ class TokenisedTexts:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
+    def lengths_of(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens of some texts, whatever the number of all."""
+        return self.offsets[indices + 1] - self.offsets[indices]
+
     def __add__(self, other: TokenisedTexts) -> TokenisedTexts:
         ids = np.concatenate([self.ids, other.ids])
         offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
@@ -258,11 +270,11 @@ class TokenisedTexts:
         """Some of the texts, in the order of `indices`."""
         pieces = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in indices]
         ids = np.concatenate(pieces) if pieces else self.ids[:0]
-        return TokenisedTexts.of(ids, offsets_of(self.lengths[indices]), self.labels[indices])
+        return TokenisedTexts.of(ids, offsets_of(self.lengths_of(indices)), self.labels[indices])
 
     def batch(self, indices: np.ndarray, pad_id: int) -> dict[str, Tensor]:
         """input_ids, attention_mask and labels of some texts, padded to the longest of them, and their index."""
-        width = int(self.lengths[indices].max())
+        width = int(self.lengths_of(indices).max())
         ids = torch.full((len(indices), width), pad_id, dtype=torch.long)
         mask = torch.zeros(len(indices), width, dtype=torch.long)
         for row, index in enumerate(indices):
@@ -294,10 +306,10 @@ def tokenise_on_disk(
 ) -> TokenisedTexts:
     """As `tokenise`, unlabelled, for more texts than memory holds: their ids stay in a file in `folder`.
 
-    In memory are 16 bytes a text. What is there already is taken as it is, and `texts` is not read; a file that was
-    not finished is written again. Raises OSError where there is no room.
+    In memory are 16 bytes a text, and 8 more while an epoch shuffles them. What is there already is taken as it is, and
+    `texts` is not read; a file that was not finished is written again. Raises OSError where there is no room.
     """
-    ids, offsets = folder / "ids.int32", folder / "offsets.npy"
+    ids, offsets = folder / "ids.int32", folder / OFFSETS
     if not offsets.exists():
         folder.mkdir(parents=True, exist_ok=True)
         lengths = [np.zeros(0, np.int64)]

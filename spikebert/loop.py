@@ -132,7 +132,7 @@ def own_share(texts: TokenisedTexts, batch: np.ndarray, process: int, processes:
     """
     if processes == 1 or len(batch) < processes:
         return batch
-    return batch[np.argsort(texts.lengths[batch], kind="stable")][process::processes]
+    return batch[np.argsort(texts.lengths_of(batch), kind="stable")][process::processes]
 
 
 def fit(
@@ -279,7 +279,7 @@ class _Position:
 
 def _no_number(title: str, value: float, state: _Position, texts: TokenisedTexts, indices: np.ndarray) -> str:
     """What is said of a loss that is no number: where it happened, and in which batch."""
-    lengths = texts.lengths[indices]
+    lengths = texts.lengths_of(indices)
     shown = ", ".join(str(index) for index in indices[:8]) + (", ..." if len(indices) > 8 else "")
     return (
         f"{title}: the loss is {value} at step {state.step}, in epoch {state.epoch + 1}, in a batch of {len(indices)} "

@@ -102,7 +102,8 @@ def check_reuse(
         f"{name} {getattr(earlier, name)}" for name in shape if getattr(earlier, name) != getattr(student, name)
     ]
     if different:
-        raise UserError(f"stage1.reuse: the student in {folder} has another shape ({', '.join(different)})")
+        hint = ": it has a smaller data.vocabulary" if earlier.vocab_size < student.vocab_size else ""
+        raise UserError(f"stage1.reuse: the student in {folder} has another shape ({', '.join(different)}){hint}")
     if earlier.attention_position == "learned" != student.attention_position:
         raise UserError(
             f"stage1.reuse: {folder} has learned positions in its attention: this student has no place for them"

@@ -90,7 +90,8 @@ class Stage1:
 
     reuse: str = ""
     """the stage1 folder of another run with such a student and teacher: taken as it is, nothing is trained. Its stage2
-    will do as well: the student then starts from what it learnt of another task"""
+    will do as well, but for one of a smaller `data.vocabulary`: the student then starts from what it learnt of another
+    task"""
     text: list[str] = field(default_factory=list)
     """text files, one sentence a line, plain, .gz or .xz, or `hub:NAME:SUBSET:COLUMN`, a dataset of the hub; streamed,
     never all in memory. The training texts of the task where empty"""

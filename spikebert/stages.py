@@ -19,13 +19,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
@@ -42,6 +43,7 @@ from spikebert.augmentation import alter, alter_words
 from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig, attention_threshold_for
 from spikebert.data import (
+    OFFSETS,
     SPLITS,
     LabelledTexts,
     SpecialTokens,
@@ -129,14 +131,18 @@ class Training:
         self.recipe = recipe
         self.out = Path(recipe.out)
         splits = {split: read_split(recipe.data, split) for split in SPLITS}
-        check_text_files(recipe.stage1.text)
-        check_text_files(recipe.stage2.extra_text)
+        self._check_texts()
         self.tagger = tagger_for(recipe.stage2.parts_of_speech) if recipe.stage2.parts_of_speech else None
         self.accelerator = Accelerator(
             cpu=several_started(os.environ) and not torch.cuda.is_available(),  # else each would train for itself
             mixed_precision=choose_precision(recipe.precision),
             # stage 1 leaves the readout without a gradient; buffers (BatchNorm's) are the same everywhere
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False),
+                # others wait while the main process tokenises, perhaps a whole Wikipedia; a launcher ends those left
+                # behind by one that died
+                InitProcessGroupKwargs(timeout=timedelta(days=1)),
+            ],
         )
         check_processes(recipe, self.accelerator, os.environ)
         self.teacher_folder = resolve(recipe.teacher.model)
@@ -212,6 +218,13 @@ class Training:
                 raise UserError(f"{folder} exists and is no stage of ours (no stage.json): choose another --out")
             if Path(self.teacher_folder).resolve() == folder.resolve():
                 raise UserError(f"teacher.model is {folder}, where this run writes: choose another --out")
+
+    def _check_texts(self) -> None:
+        """Raises UserError for text that cannot be read, where it is still to be read: the hub may be far away."""
+        if not (self._finished("stage1") or (self.out / "stage1.unfinished" / TEXTS / OFFSETS).exists()):
+            check_text_files(self.recipe.stage1.text)
+        if not (self._finished("stage2") and self._finished("integer")):
+            check_text_files(self.recipe.stage2.extra_text)
 
     def _finished(self, stage: str) -> bool:
         return (self.out / stage / "stage.json").exists()
@@ -544,6 +557,9 @@ class Training:
         one, on test."""
         results: dict = {"recipe": asdict(self.recipe), "accuracy": {}, "changed_predictions": {}, "stages": {}}
         results["teacher_licence"] = licence_of(self.recipe.teacher.model)
+        results["integer_stage_sha256"] = hash_files(
+            [str(self.out / "integer" / "stage.json")]
+        )  # that of these figures
         for stage in STAGES:
             results["stages"][stage] = _read_record(self.out / stage / "stage.json")["figures"]
         splits = {"validation": self.task.validation, "test": self.task.test}

