@@ -21,7 +21,7 @@ from small_training import BATCH, train
 from torch import nn
 
 from spikebert.commands import UserError
-from spikebert.data import TokenisedTexts
+from spikebert.data import TokenisedTexts, read_tsv
 from spikebert.loop import own_share
 from spikebert.recipe import Recipe
 from spikebert.stages import check_processes
@@ -251,9 +251,12 @@ def test_another_number_of_processes_finishes_a_killed_run(tmp_path: Path, befor
 
 @pytest.mark.slow
 def test_the_command_runs_as_two_processes(trained: Path, tmp_path: Path) -> None:
-    """Started by torchrun on a finished teacher: stage 1 is that of the one process of `trained`, to rounding."""
+    """Started by torchrun on a finished teacher: stage 1 is that of the one process of `trained`, to rounding, though
+    its texts, the same, come from a file that one of both tokenises."""
     shutil.copytree(trained / "run" / "teacher", tmp_path / "run" / "teacher")
-    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", "--json"]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(read_tsv(trained / "data" / "train.tsv").texts), encoding="utf-8")
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", f"--stage1.text=[{text}]", "--json"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     done = subprocess.run(
         [*launcher, "-m", "spikebert.train_command", *arguments],
