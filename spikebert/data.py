@@ -189,7 +189,7 @@ def _lines_of_hub(path: str) -> Iterator[str]:
             if not (text is None or isinstance(text, str)):
                 raise UserError(f"{path}: no texts in column '{column}', there are {sorted(record)}")
             yield from (line.strip() for line in (text or "").splitlines() if line.strip())
-    except (UserError, GeneratorExit):
+    except UserError:
         raise
     except Exception as error:  # the stream breaks, in whatever library reads it
         raise UserError(f"{path}: {_first_line(error)}") from None

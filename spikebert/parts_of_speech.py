@@ -1,7 +1,7 @@
 """Which words of the training texts may stand for each other: those of one part of speech.
 
-Who knows parts of speech are two libraries, an extra each of few megabytes that needs no download: TextBlob's lexicon
-for English (`textblob`, MIT), and jieba for Chinese (`jieba`, MIT), which also finds where words begin and end.
+Who knows parts of speech are two libraries, both MIT, whose word lists come with them: TextBlob for English, and jieba
+for Chinese, which also finds where words begin and end. They are the extra `augment`.
 """
 
 from __future__ import annotations

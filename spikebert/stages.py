@@ -68,7 +68,7 @@ from spikebert.quantisation import folded, quantise
 from spikebert.recipe import Recipe, check_recipe
 from spikebert.teachers import licence_of, resolve
 from spikebert.teaching import Lesson, teaching
-from spikebert.vocabulary import Vocabulary, keep_rows, longer_by, most_frequent
+from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
 STAGES = ("teacher", "stage1", "stage2", "integer")
 TEXTS = "texts"  # the folder of stage 1's tokenised text, until it is finished
@@ -462,7 +462,7 @@ class Training:
         chosen = most_frequent(self.tokenizer, texts, size)
         self.say(
             f"vocabulary: {len(chosen.kept):,} of {len(self.tokenizer):,} tokens; with them the training texts have "
-            f"{longer_by(self.tokenizer, chosen, texts):.3f} times as many"
+            f"{chosen.longer_by(texts):.3f} times as many"
         )
         return chosen
 

@@ -28,12 +28,18 @@ ID_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "se
 class Vocabulary:
     """Some of a tokenizer's tokens, and the tokenizer that knows only these.
 
-    kept       int64, rising: their ids before; the i-th of them has id i now
-    tokenizer  what it was, without the others
+    kept           int64, rising: their ids before; the i-th of them has id i now
+    tokenizer      what it was, without the others
+    tokens_before  how many tokens the texts had with all of them
     """
 
     kept: np.ndarray
     tokenizer: PreTrainedTokenizerBase
+    tokens_before: int
+
+    def longer_by(self, texts: Sequence[str]) -> float:
+        """How many times as many tokens the texts that it was made of have now."""
+        return len(tokenise(self.tokenizer, texts, NO_LIMIT).ids) / self.tokens_before
 
 
 def most_frequent(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: int) -> Vocabulary:
@@ -48,16 +54,17 @@ def most_frequent(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size
         before, after = Path(work) / "before", Path(work) / "after"
         tokenizer.save_pretrained(before)
         after.mkdir()
-        kept = _choose(tokenizer, before, texts, size)
+        counts = np.bincount(tokenise(tokenizer, texts, NO_LIMIT).ids, minlength=len(tokenizer))
+        kept = _choose(tokenizer, before, counts, size)
         write_with_rows(before, kept, after)
-        for other in ("special_tokens_map.json",):  # the names of special tokens, where they have a file of their own
-            if (before / other).is_file():
-                (after / other).write_bytes((before / other).read_bytes())
-        return Vocabulary(kept, AutoTokenizer.from_pretrained(after))
+        names = before / "special_tokens_map.json"  # of special tokens; later versions have them elsewhere
+        if names.is_file():
+            (after / names.name).write_bytes(names.read_bytes())
+        return Vocabulary(kept, AutoTokenizer.from_pretrained(after), int(counts.sum()))
 
 
-def _choose(tokenizer: PreTrainedTokenizerBase, folder: Path, texts: Sequence[str], size: int) -> np.ndarray:
-    counts = np.bincount(tokenise(tokenizer, texts, NO_LIMIT).ids, minlength=len(tokenizer))
+def _choose(tokenizer: PreTrainedTokenizerBase, folder: Path, counts: np.ndarray, size: int) -> np.ndarray:
+    """The ids that stay, rising; counts int64 [vocabulary], how often the texts hold each."""
     vocabulary, prefix = tokenizer.get_vocab(), continuation_of(folder)
     names = {number: token for token, number in vocabulary.items()}
     pieces = [names[number] for number in np.flatnonzero(counts).tolist()]
@@ -89,9 +96,3 @@ def keep_rows(model: PreTrainedModel, vocabulary: Vocabulary) -> None:
         old = getattr(model.config, name, None)
         if old is not None:
             setattr(model.config, name, new.get(old))
-
-
-def longer_by(before: PreTrainedTokenizerBase, vocabulary: Vocabulary, texts: Sequence[str]) -> float:
-    """How many times as many tokens the texts have, by the vocabulary, as they had."""
-    counts = [len(tokenise(tokenizer, texts, NO_LIMIT).ids) for tokenizer in (vocabulary.tokenizer, before)]
-    return counts[0] / counts[1]

@@ -23,7 +23,7 @@ from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.train_command import main as train_main
-from spikebert.vocabulary import Vocabulary, keep_rows, longer_by, most_frequent
+from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
 LETTERS = "abcdef"
 WORDS = ("abc", "abcd", "bad", "##cd", "##ef", "fade", "中", "##中")
@@ -61,7 +61,7 @@ def test_what_the_texts_use_most_stays() -> None:
     assert tokens_of(fewer) == [token for token in TOKENS if token in tokens_of(fewer)], "in the order they had"
     assert [TOKENS[number] for number in fewer.kept] == tokens_of(fewer)
     assert fewer.tokenizer.tokenize("abcd bad fade!") == ["abcd", "b", "##a", "##d", "f", "##a", "##d", "##e", "!"]
-    assert longer_by(tokenizer_of(), fewer, texts) == (3 + 6 + 1 + 6) / (3 + 4 + 1 + 6)
+    assert fewer.longer_by(texts) == (3 + 6 + 1 + 6) / (3 + 4 + 1 + 6)
 
 
 @pytest.mark.parametrize("roberta", [False, True])
