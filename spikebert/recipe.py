@@ -11,6 +11,7 @@ from operator import attrgetter
 from spikebert.commands import UserError
 
 PRECISIONS = ("auto", "bf16", "float32")
+STAGES = ("teacher", "stage1", "stage2", "integer")  # of training, in order; see `stages.py`
 LANGUAGES = ("en", "zh")  # whose parts of speech are known
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -65,12 +65,11 @@ from spikebert.parts_of_speech import tagger_for, words_of
 from spikebert.progress import say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
 from spikebert.quantisation import folded, quantise
-from spikebert.recipe import Recipe, check_recipe
+from spikebert.recipe import STAGES, Recipe, check_recipe
 from spikebert.teachers import licence_of, resolve
 from spikebert.teaching import Lesson, teaching
 from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
-STAGES = ("teacher", "stage1", "stage2", "integer")
 TEXTS = "texts"  # the folder of stage 1's tokenised text, until it is finished
 KEPT = "teacher_outputs"  # the folder of what the teacher said; see `kept_outputs.py`
 PLAIN_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -174,16 +173,24 @@ class Training:
         if self.accelerator.is_main_process:
             say(message)
 
-    def run(self) -> dict:
-        """All stages, then the final measurement; returns what `results.json` holds."""
+    def run(self, until: str = STAGES[-1]) -> dict:
+        """All stages, then the final measurement; returns what `results.json` holds.
+
+        Where `until` is a stage before the last, that one ends it: nothing is measured or written after it, and only
+        "stages" is returned, the figures of those that are finished.
+        """
         self._check_finished_stages()
         with errors_name_files(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.out).close()  # may we write there?
-        self._stage("teacher", self._train_teacher)
-        self._stage("stage1", self._train_stage1)
-        self._stage("stage2", self._train_stage2)
-        self._stage("integer", self._train_integer)
+        work = dict(
+            zip(STAGES, (self._train_teacher, self._train_stage1, self._train_stage2, self._train_integer), strict=True)
+        )
+        wanted = STAGES[: STAGES.index(until) + 1]
+        for stage in wanted:
+            self._stage(stage, work[stage])
+        if until != STAGES[-1]:
+            return {"stages": self._stage_figures(wanted)}
         if self.accelerator.is_main_process:
             drop_kept(self.out / KEPT)  # large, and soon made again
         return self._measure()
@@ -555,13 +562,12 @@ class Training:
     def _measure(self) -> dict:
         """Accuracy of teacher and student, at every step from floats to integers, on validation and, where there is
         one, on test."""
-        results: dict = {"recipe": asdict(self.recipe), "accuracy": {}, "changed_predictions": {}, "stages": {}}
+        results: dict = {"recipe": asdict(self.recipe), "accuracy": {}, "changed_predictions": {}}
+        results["stages"] = self._stage_figures(STAGES)
         results["teacher_licence"] = licence_of(self.recipe.teacher.model)
         results["integer_stage_sha256"] = hash_files(
             [str(self.out / "integer" / "stage.json")]
         )  # that of these figures
-        for stage in STAGES:
-            results["stages"][stage] = _read_record(self.out / stage / "stage.json")["figures"]
         splits = {"validation": self.task.validation, "test": self.task.test}
         for split, texts in splits.items():
             if texts is None:
@@ -583,6 +589,9 @@ class Training:
             with errors_name_files(self.out):
                 (self.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         return results
+
+    def _stage_figures(self, stages: Sequence[str]) -> dict[str, dict]:
+        return {stage: _read_record(self.out / stage / "stage.json")["figures"] for stage in stages}
 
     def _measured_model(self, name: str) -> nn.Module:
         """One of `MEASURED`: those between the float and the integer student are made again from the float one."""

@@ -61,7 +61,7 @@ def _one_line(error: Exception) -> str:
 def make_parser() -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
-    from spikebert.recipe import Recipe
+    from spikebert.recipe import STAGES, Recipe
 
     parser = ArgumentParser(
         prog="spikebert-train",
@@ -71,6 +71,7 @@ def make_parser() -> ArgumentParser:
         exit_on_error=False,  # its own way prints all flags first
     )
     parser.add_argument("--recipe", action="config", help="YAML file, or the name of an installed recipe")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to train (default: all)")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_class_arguments(Recipe, None)
@@ -120,7 +121,7 @@ def train(argv: Sequence[str]) -> int:
 
         recipe = Recipe(**{field.name: getattr(values, field.name) for field in fields(Recipe)})
         training = Training(recipe)
-        results = training.run()
+        results = training.run(parsed.until)
         training.accelerator.end_training()
     if parsed.json and training.accelerator.is_main_process:
         write_json(results)

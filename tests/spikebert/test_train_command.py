@@ -355,6 +355,21 @@ def test_ctrl_c_while_the_teacher_is_trained(arguments: list[str], tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_it_may_end_after_a_stage_and_go_on_later(arguments: list[str], trained: Path, tmp_path: Path, capfd) -> None:
+    run = tmp_path / "run"
+    assert main([*arguments, "--until", "stage1", "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert list(shown) == ["stages"] and list(shown["stages"]) == ["teacher", "stage1"]
+    assert {path.name for path in run.iterdir()} == {"teacher", "stage1"}
+    assert main(arguments) == 0
+    for stage in STAGES:
+        own, whole = (load_file(folder / stage / "model.safetensors") for folder in (run, trained / "run"))
+        assert own.keys() == whole.keys() and all(torch.equal(own[name], whole[name]) for name in own)
+    capfd.readouterr()
+    assert main([*arguments, "--until", "stage3"]) == 2
+    assert "--until" in one_error(capfd)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stopped_stage_goes_on_where_it_was(arguments: list[str], trained: Path, tmp_path: Path, stage: str) -> None:
     run = tmp_path / "run"
