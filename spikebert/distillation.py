@@ -38,13 +38,14 @@ class Alignment(nn.Module):
         Each is the mean squared error over real tokens and features: this process's part of it, see
         `mean_over_processes`.
         """
-        real = mask.bool()
+        real = mask.flatten().nonzero().flatten()  # once for all states: a GPU is waited for here
         losses = []
         for state, teacher_state, to_teacher in zip(student, self.teacher_state, self.maps):
             target = teacher[self.wanted.index(teacher_state)]
-            losses.append(F.mse_loss(linear_in_buckets(to_teacher, state[real]), target))
+            own = state.flatten(0, 1).index_select(0, real)
+            losses.append(F.mse_loss(linear_in_buckets(to_teacher, own), target))
         both = torch.stack([losses[0], torch.stack(losses[1:]).mean()])
-        embedding, hidden = mean_over_processes(both, int(real.sum()))
+        embedding, hidden = mean_over_processes(both, len(real))
         return embedding, hidden
 
 
