@@ -23,6 +23,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
+from benchmarks.spikingjelly_model import missing_backend
 from benchmarks.timing import Usage, machine, side_by_side, table
 from spikebert import fused_lif, triton_lif
 from spikebert.neurons import LoihiLIF
@@ -31,6 +32,7 @@ DECAY = 2048  # of 4096: a membrane keeps half of itself
 MUST_MOVE, COPY_MOVES = 5, 2  # tensors
 COPY = "copy of the current"
 PLAIN = "ours, plain"
+ON_GPU = ("cupy", "triton")  # backends of SpikingJelly's
 
 Neuron = Callable[[Tensor], Tensor]
 
@@ -57,10 +59,8 @@ def rivals(current: Tensor) -> dict[str, Neuron]:
     """All that can take this current, where it is."""
     found = {PLAIN: ours("plain"), "SpikingJelly, torch": spikingjelly("torch")}
     if current.is_cuda:
-        offered = neuron.LIFNode(step_mode="m").supported_backends
-        for backend in ("cupy", "triton"):
-            if backend in offered and find_spec(backend):
-                found[f"SpikingJelly, {backend}"] = spikingjelly(backend)
+        present = [backend for backend in ON_GPU if not missing_backend(backend)]
+        found |= {f"SpikingJelly, {backend}": spikingjelly(backend) for backend in present}
     if fused_lif.serves(current):
         found["ours, fused (numba)"] = ours("fused")
     if triton_lif.serves(current):
@@ -157,6 +157,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             del current
     print(machine(start))
     if torch.cuda.is_available():
+        for backend in ON_GPU:
+            if why := missing_backend(backend):
+                print(f"not run: SpikingJelly, {backend}, {why}")
         triton = f", Triton {version('triton')}" if find_spec("triton") else ""
         print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}{triton}")
 

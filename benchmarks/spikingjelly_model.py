@@ -7,9 +7,12 @@ with our decay of a half and our surrogate gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +30,21 @@ def lif(threshold: float = 1.0, backend: str = "torch") -> neuron.LIFNode:
         tau=2.0, decay_input=False, v_threshold=threshold, v_reset=0.0, surrogate_function=surrogate.ATan(alpha),
         detach_reset=True, step_mode="m", backend=backend,
     )  # fmt: skip
+
+
+def missing_backend(backend: str) -> str:
+    """What this machine lacks for a backend of SpikingJelly's neuron; empty where it can be used."""
+    if backend == "torch":
+        return ""
+    if not torch.cuda.is_available():
+        return "needs a GPU"
+    if backend not in neuron.LIFNode(step_mode="m").supported_backends:
+        return f"SpikingJelly {version('spikingjelly')} has no such backend"
+    if find_spec(backend) is None:
+        return f"{backend} is not installed"
+    if backend == "cupy" and not hasattr(np, "int"):
+        return f"SpikingJelly {version('spikingjelly')} asks for np.int, which NumPy {np.__version__} does not have"
+    return ""
 
 
 class Layer(nn.Module):

@@ -5,15 +5,12 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from importlib.util import find_spec
 
 import torch
-from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from benchmarks.spikingjelly_model import SpikingJellyBert
+from benchmarks.spikingjelly_model import SpikingJellyBert, missing_backend
 from spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
 from spikebert.commands import UserError, processors
 from spikebert.loop import GRADIENT_NORM, Schedule, choose_precision, learning_rate, parameter_groups
@@ -80,13 +77,7 @@ class Way:
 
     def missing(self) -> str:
         """What this machine lacks for it; empty where it can be run."""
-        if self.backend == "torch":
-            return ""
-        if not torch.cuda.is_available():
-            return "needs a GPU"
-        if self.backend not in neuron.LIFNode(step_mode="m").supported_backends:
-            return f"SpikingJelly {version('spikingjelly')} has no such backend"
-        return "" if find_spec(self.backend) else f"{self.backend} is not installed"
+        return missing_backend(self.backend)
 
 
 WAYS = {

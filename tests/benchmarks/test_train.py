@@ -80,6 +80,8 @@ def test_a_way_that_cannot_run_says_why(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert "no such backend" in replace(WAYS[PLAIN], backend="abacus").missing()
     assert WAYS[PLAIN].missing() == ""
+    monkeypatch.setattr("benchmarks.spikingjelly_model.find_spec", lambda name: object())
+    assert "asks for np.int" in WAYS["SpikingJelly, cupy"].missing()
 
 
 IDS, MASK = torch.arange(45).view(5, 9) % (VOCABULARY - 1) + 1, torch.ones(5, 9, dtype=torch.long)
