@@ -27,7 +27,7 @@ from spikebert.commands import UserError, note, processors, run_command
 from spikebert.parts_of_speech import tagger_for
 
 BASE = "base"
-BUDGET = (  # of every run, beside what the recipe `mr` says
+BUDGET = (  # of every run, beside what the recipe `mr_small` says
     "--student.hidden_size 256 --student.heads 4 --student.intermediate_size 1024 --stage1.epochs 2 --stage2.epochs 4 "
     "--stage2.extra_lines 0 --quantise.epochs 1"
 )
@@ -99,7 +99,7 @@ def train(out: Path, name: str, seed: int, common: Sequence[str]) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as said:
         ended = subprocess.run(
-            [sys.executable, "-m", "spikebert.train_command", "--recipe", "mr", *flags],
+            [sys.executable, "-m", "spikebert.train_command", "--recipe", "mr_small", *flags],
             env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=said, stderr=said,
         )  # fmt: skip
     if ended.returncode != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -111,7 +112,8 @@ def body(argv: Sequence[str]) -> int:
             note(f"{record.name}: {record.summary}{same}")
         write_output(f"{arguments.out}: {len(done.bundle.graph.nodes)} nodes, {size / 1e6:.1f} MB")
         note(f"report: {arguments.out / 'report.html'} (open it in a browser), report.json beside it for machines")
-        note(f'try: spikebert-run {arguments.out} --text "a gripping , funny film"')
+        example = shlex.quote(done.bundle.config["example"])
+        note(f"try: spikebert-run {arguments.out} --text {example}")
     return OK
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import operator
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -56,6 +56,17 @@ GOLDEN_TEXTS = (
     "what a waste of an evening",
     "the soup was cold , the waiter was rude and we still paid thirty dollars each",
 )
+CHINESE_GOLDEN_TEXTS = (
+    "",
+    "好",
+    "不好，一点都不好",
+    "味道很好，送餐也快",
+    "电池用了两天就坏了！",
+    "The battery died after two days !",
+    "浪费了一个晚上",
+    "汤是凉的，服务员态度很差，我们每个人还付了两百块钱",
+)
+EXAMPLE = 3  # which of them a bundle's card shows
 
 
 class Target(Protocol):
@@ -89,9 +100,16 @@ def find_target(name: str) -> Target:
     return registered[name].load()()
 
 
+def golden_texts(vocabulary: Collection[str]) -> tuple[str, ...]:
+    """Those in the language of a tokenizer: Chinese where most of its tokens hold a Chinese character, else English."""
+    chinese = sum(any("\u4e00" <= character <= "\u9fff" for character in token) for token in vocabulary)
+    return CHINESE_GOLDEN_TEXTS if chinese > len(vocabulary) / 2 else GOLDEN_TEXTS
+
+
 def tokenise_golden(tokenizer: Any, n_max: int, pad_id: int) -> TokenBatch:
-    """`GOLDEN_TEXTS` as a batch [8, N], tokenised by a transformers tokenizer."""
-    encoded = [tokenizer(text, truncation=True, max_length=n_max)["input_ids"] for text in GOLDEN_TEXTS[:GOLDEN_MAX]]
+    """`golden_texts` as a batch [8, N], tokenised by a transformers tokenizer."""
+    texts = golden_texts(tokenizer.get_vocab())[:GOLDEN_MAX]
+    encoded = [tokenizer(text, truncation=True, max_length=n_max)["input_ids"] for text in texts]
     width = max(map(len, encoded))
     ids = np.array([text + [pad_id] * (width - len(text)) for text in encoded])
     return TokenBatch(ids, np.arange(width) < np.array([[len(text)] for text in encoded]))
@@ -142,7 +160,7 @@ def export(
     target_name: str | None,
     *,
     name: str | None = None,
-    example: str = "a gripping , funny film",
+    example: str | None = None,
     overwrite: bool = False,
     command: str = "",
     passes: Sequence[str] = DEFAULT_PASSES,
@@ -151,6 +169,7 @@ def export(
 ) -> Export:
     """Write the bundle of a trained model.
 
+    example     a text that the bundle's card classifies; one of `golden_texts` if left out
     timesteps   T, where it shall be another than the model was trained for; what training measured then counts no more
     passes      passes (`converters.passes`), `NAME` or `NAME:option=value,...`; `prove-ranges` is run in any case
     save_passes a folder for the graph before and after each pass, as text
@@ -201,7 +220,7 @@ def export_module(
     description: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
     name: str | None = None,
-    example: str = "a gripping , funny film",
+    example: str | None = None,
     overwrite: bool = False,
     command: str = "",
     passes: Sequence[str] = DEFAULT_PASSES,
@@ -272,7 +291,7 @@ def export_module(
                 "labels": list(labels),
                 "accuracies": accuracies(results),
                 "licences": licences(results),
-                "example": example,
+                "example": example or golden_texts(loaded.get_vocab())[EXAMPLE],
                 "model": dict(description or {"class": f"{type(module).__module__}.{type(module).__qualname__}"}),
             },
             provenance={

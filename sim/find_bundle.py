@@ -7,13 +7,14 @@ from pathlib import Path
 
 from spikebert.commands import UserError
 
+FOLDERS = ("bundles", "research")  # below `recipes`; the second is in a checkout alone, for its licences
+
 
 def shipped_bundles() -> dict[str, Path]:
     """The bundles that come with the package `recipes`: name -> folder."""
-    folder = Path(str(resources.files("recipes"))) / "bundles"
-    if not folder.is_dir():
-        return {}
-    return {path.name: path for path in sorted(folder.iterdir()) if (path / "manifest.json").is_file()}
+    recipes = Path(str(resources.files("recipes")))
+    folders = [path for kind in FOLDERS for path in sorted((recipes / kind).glob("*"))]
+    return {path.name: path for path in folders if (path / "manifest.json").is_file()}
 
 
 def find_bundle(name: str) -> Path:

@@ -97,6 +97,14 @@ def test_shipped_bundles_are_sound(name, capfd):
     assert "schema 2" in capfd.readouterr().out
 
 
+def test_research_bundles_say_so():
+    """What was taught on texts, or by a teacher, for research alone is kept apart, and its card names both."""
+    for name, folder in shipped_bundles().items():
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "- Learnt from the texts: " in card and "- and from the teacher: " in card
+        assert ("research only" in card) == (folder.parent.name == "research"), name
+
+
 @pytest.mark.parametrize("bits", [3, 8])
 def test_a_bundle_of_schema_1_is_checked(tmp_path, capfd, bits):
     graph = random_graph(np.random.default_rng(0), blocks=1, weight_bits=bits)

@@ -1,0 +1,133 @@
+"""The release models of six tasks, trained side by side: on one GPU, whose time they share, in minutes.
+
+    python -m benchmarks.release --data DATA --corpus CORPUS --out runs
+    python -m benchmarks.release --data DATA --corpus CORPUS --out runs --only mr waimai
+
+DATA has a folder with train.tsv and validation.tsv for each task (sst2, mr, subj, sst5, chnsenti, waimai), CORPUS the
+unlabelled text: en_imdb_unsup.txt.xz, zh_shopping_reviews.txt.xz, zh_wikipedia.txt.xz. Each task is the recipe of its
+name. The English ones share stage 1, the recipe `english`: while it is trained, they train their teachers. What is
+finished is not trained again, and a run that was stopped goes on. Flags that are not this script's own are
+spikebert-train's, for every run. The last lines are a table; a run's log stands beside its folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from benchmarks.timing import table
+from spikebert.commands import CheckFailed, UserError, note, run_command, write_output
+
+SHARED = "english"  # whose stage 1 the English tasks share
+ENGLISH = ("mr", "sst2", "subj", "sst5")
+TASKS = (*ENGLISH, "chnsenti", "waimai")
+FILMS, REVIEWS, WIKIPEDIA = "en_imdb_unsup.txt.xz", "zh_shopping_reviews.txt.xz", "zh_wikipedia.txt.xz"
+THREADS = "2"  # of each task
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders: of the tasks' texts, of the unlabelled text, and of the runs."""
+
+    data: Path
+    corpus: Path
+    out: Path
+
+
+def flags_of(recipe: str, places: Places) -> list[str]:
+    """What a run reads and writes, beside its own recipe; stage 1 of English tasks left out."""
+    films, reviews, wikipedia = (str(places.corpus / name) for name in (FILMS, REVIEWS, WIKIPEDIA))
+    flags = ["--recipe", recipe, "--out", str(places.out / recipe)]
+    if recipe == SHARED:  # of the task it needs the number of classes alone, and trains on nothing of it
+        return [*flags, "--data.folder", str(places.data / ENGLISH[0]), f"--stage1.text=[{films}]"]
+    flags += ["--data.folder", str(places.data / recipe)]
+    if recipe in ENGLISH:
+        return [*flags, f"--stage2.extra_text=[{films}]"]
+    return [*flags, f"--stage1.text=[{reviews},{wikipedia}]", f"--stage2.extra_text=[{reviews}]"]
+
+
+def train(recipe: str, places: Places, flags: Sequence[str]) -> None:
+    """spikebert-train as a program of its own. Raises UserError where it fails."""
+    log = places.out / f"{recipe}.log"
+    with log.open("a") as said:
+        ended = subprocess.run(
+            [sys.executable, "-m", "spikebert.train_command", *flags],
+            env={"OMP_NUM_THREADS": THREADS} | os.environ, stdout=said, stderr=said,
+        )  # fmt: skip
+    if ended.returncode != 0:
+        raise UserError(f"{recipe}: spikebert-train ended with {ended.returncode}; {log} says why")
+
+
+def train_shared(places: Places, common: Sequence[str], done: Event) -> None:
+    try:
+        train(SHARED, places, [*flags_of(SHARED, places), *common, "--until", "stage1"])
+    finally:
+        done.set()  # where it failed, those that wait find no stage 1 and say so
+
+
+def train_task(task: str, places: Places, common: Sequence[str], shared: Event) -> None:
+    """All stages of a task; an English one waits for the shared stage 1 after its teacher."""
+    flags = [*flags_of(task, places), *common]
+    if task in ENGLISH:
+        if not (places.out / task / "teacher" / "stage.json").is_file():
+            train(task, places, [*flags, "--until", "teacher"])
+        shared.wait()
+        flags += ["--stage1.reuse", str(places.out / SHARED / "stage1")]
+    train(task, places, flags)
+
+
+def row(task: str, out: Path) -> list[str]:
+    results: dict[str, Any] = json.loads((out / task / "results.json").read_text())
+    accuracy = {name: found["validation"]["value"] for name, found in results["accuracy"].items()}
+    stages = results["stages"].values()
+    seconds = sum(stage.get("seconds", 0.0) for stage in stages)
+    return [
+        task, f"{accuracy['teacher']:.2%}", f"{accuracy['float student']:.2%}", f"{accuracy['integer student']:.2%}",
+        f"{results['mean_firing_rate']:.2%}", f"{seconds:.0f}",
+    ]  # fmt: skip
+
+
+def release(argv: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with a folder for each task")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of the unlabelled text")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--only", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    arguments, common = parser.parse_known_args(argv)
+    places = Places(arguments.data.resolve(), arguments.corpus.resolve(), arguments.out.resolve())
+    places.out.mkdir(parents=True, exist_ok=True)
+    shared, wrong = Event(), []
+    with ThreadPoolExecutor(1 + len(arguments.only)) as pool:
+        runs = {task: pool.submit(train_task, task, places, common, shared) for task in arguments.only}
+        if set(arguments.only) & set(ENGLISH):
+            runs[SHARED] = pool.submit(train_shared, places, common, shared)
+        for name, run in runs.items():
+            try:
+                run.result()
+            except UserError as error:
+                note(str(error))
+                wrong.append(name)
+    header = ["", "teacher", "float student", "integer student", "mean firing rate", "seconds of steps"]
+    write_output(table(header, [row(task, places.out) for task in arguments.only if task not in wrong]))
+    if wrong:
+        raise CheckFailed(f"not trained: {', '.join(wrong)}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see `spikebert.commands` for the exit codes."""
+    return run_command(release, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
