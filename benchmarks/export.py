@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.timing import Usage, machine, table
-from sim.find_bundle import shipped_bundles
+from sim.find_bundle import known_bundles
 
 Result = TypeVar("Result")
 
@@ -57,7 +57,7 @@ def make_model(folder: Path, size: Size, bits: int) -> None:
     from spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
     from spikebert.quantisation import quantise
 
-    tokenizer = shipped_bundles()["reviews"] / "tokenizer"
+    tokenizer = known_bundles()["reviews"] / "tokenizer"
     config = SpikeBertConfig(
         vocab_size=Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab_size(),
         hidden_size=size.hidden,

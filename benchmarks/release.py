@@ -7,7 +7,8 @@ DATA has a folder with train.tsv and validation.tsv for each task (sst2, mr, sub
 unlabelled text: en_imdb_unsup.txt.xz, zh_shopping_reviews.txt.xz, zh_wikipedia.txt.xz. Each task is the recipe of its
 name. The English ones share stage 1, the recipe `english`: while it is trained, they train their teachers. What is
 finished is not trained again, and a run that was stopped goes on. Flags that are not this script's own are
-spikebert-train's, for every run. The last lines are a table; a run's log stands beside its folder.
+spikebert-train's, for every run. The last lines are a table; a run's log stands beside its folder. The English tasks
+need the folder of `mr` too, whichever are chosen.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 from benchmarks.timing import table
@@ -31,6 +32,16 @@ SHARED = "english"  # whose stage 1 the English tasks share
 ENGLISH = ("mr", "sst2", "subj", "sst5")
 TASKS = (*ENGLISH, "chnsenti", "waimai")
 FILMS, REVIEWS, WIKIPEDIA = "en_imdb_unsup.txt.xz", "zh_shopping_reviews.txt.xz", "zh_wikipedia.txt.xz"
+OWN = (
+    "--recipe",
+    "--out",
+    "--until",
+    "--json",
+    "--data.folder",
+    "--stage1.reuse",
+    "--stage1.text",
+    "--stage2.extra_text",
+)
 THREADS = "2"  # of each task
 
 
@@ -55,37 +66,58 @@ def flags_of(recipe: str, places: Places) -> list[str]:
     return [*flags, f"--stage1.text=[{reviews},{wikipedia}]", f"--stage2.extra_text=[{reviews}]"]
 
 
-def train(recipe: str, places: Places, flags: Sequence[str]) -> None:
-    """spikebert-train as a program of its own. Raises UserError where it fails."""
-    log = places.out / f"{recipe}.log"
-    with log.open("a") as said:
-        ended = subprocess.run(
-            [sys.executable, "-m", "spikebert.train_command", *flags],
-            env={"OMP_NUM_THREADS": THREADS} | os.environ, stdout=said, stderr=said,
-        )  # fmt: skip
-    if ended.returncode != 0:
-        raise UserError(f"{recipe}: spikebert-train ended with {ended.returncode}; {log} says why")
+class Programs:
+    """Runs of spikebert-train, each a program of its own, which `stop` ends."""
+
+    def __init__(self) -> None:
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped, self.lock = False, Lock()
+
+    def train(self, recipe: str, places: Places, flags: Sequence[str]) -> None:
+        """Raises UserError where it fails, or is stopped."""
+        log = places.out / f"{recipe}.log"
+        with log.open("a") as said:
+            with self.lock:
+                if self.stopped:
+                    raise UserError(f"{recipe}: stopped")
+                program = subprocess.Popen(
+                    [sys.executable, "-m", "spikebert.train_command", *flags],
+                    env={"OMP_NUM_THREADS": THREADS} | os.environ, stdout=said, stderr=said,
+                )  # fmt: skip
+                self.running.add(program)
+            code = program.wait()
+            self.running.discard(program)
+        if code != 0:
+            raise UserError(f"{recipe}: spikebert-train ended with {code}; {log} says why")
+
+    def stop(self) -> None:
+        """End those that run, and start no more."""
+        with self.lock:
+            self.stopped = True
+            for program in self.running:
+                program.terminate()
 
 
-def train_shared(places: Places, common: Sequence[str], done: Event) -> None:
+def train_shared(programs: Programs, places: Places, common: Sequence[str], done: Event) -> None:
     try:
-        train(SHARED, places, [*flags_of(SHARED, places), *common, "--until", "stage1"])
+        programs.train(SHARED, places, [*flags_of(SHARED, places), *common, "--until", "stage1"])
     finally:
         done.set()  # where it failed, those that wait find no stage 1 and say so
 
 
-def train_task(task: str, places: Places, common: Sequence[str], shared: Event) -> None:
+def train_task(task: str, programs: Programs, places: Places, common: Sequence[str], shared: Event) -> None:
     """All stages of a task; an English one waits for the shared stage 1 after its teacher."""
     flags = [*flags_of(task, places), *common]
     if task in ENGLISH:
         if not (places.out / task / "teacher" / "stage.json").is_file():
-            train(task, places, [*flags, "--until", "teacher"])
+            programs.train(task, places, [*flags, "--until", "teacher"])
         shared.wait()
         flags += ["--stage1.reuse", str(places.out / SHARED / "stage1")]
-    train(task, places, flags)
+    programs.train(task, places, flags)
 
 
 def row(task: str, out: Path) -> list[str]:
+    """Of `results.json`; seconds without those of the shared stage 1."""
     results: dict[str, Any] = json.loads((out / task / "results.json").read_text())
     accuracy = {name: found["validation"]["value"] for name, found in results["accuracy"].items()}
     stages = results["stages"].values()
@@ -104,20 +136,27 @@ def release(argv: Sequence[str] | None) -> int:
     parser.add_argument("--only", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     arguments, common = parser.parse_known_args(argv)
-    places = Places(arguments.data.resolve(), arguments.corpus.resolve(), arguments.out.resolve())
+    for flag in common:
+        if flag.split("=")[0] in OWN:
+            raise UserError(f"{flag}: this script gives it to every run itself")
+    places = Places(arguments.data, arguments.corpus, arguments.out)
     places.out.mkdir(parents=True, exist_ok=True)
-    shared, wrong = Event(), []
+    shared, programs, wrong = Event(), Programs(), []
     with ThreadPoolExecutor(1 + len(arguments.only)) as pool:
-        runs = {task: pool.submit(train_task, task, places, common, shared) for task in arguments.only}
+        runs = {task: pool.submit(train_task, task, programs, places, common, shared) for task in arguments.only}
         if set(arguments.only) & set(ENGLISH):
-            runs[SHARED] = pool.submit(train_shared, places, common, shared)
-        for name, run in runs.items():
-            try:
-                run.result()
-            except UserError as error:
-                note(str(error))
-                wrong.append(name)
-    header = ["", "teacher", "float student", "integer student", "mean firing rate", "seconds of steps"]
+            runs[SHARED] = pool.submit(train_shared, programs, places, common, shared)
+        try:
+            for name, run in runs.items():
+                try:
+                    run.result()
+                except UserError as error:
+                    note(str(error))
+                    wrong.append(name)
+        except KeyboardInterrupt:
+            programs.stop()
+            raise
+    header = ["", "teacher", "float student", "integer student", "mean rate of layers", "seconds of steps"]
     write_output(table(header, [row(task, places.out) for task in arguments.only if task not in wrong]))
     if wrong:
         raise CheckFailed(f"not trained: {', '.join(wrong)}")

@@ -366,7 +366,10 @@ def licences(results: Mapping[str, Any]) -> dict[str, str]:
         return {}
     data, stage1, stage2 = (recipe[part] for part in ("data", "stage1", "stage2"))
     extra = stage2["extra_text"] if stage2["extra_lines"] else []
-    texts = [data["folder"] or data["hub"], *stage1["text"], *extra, *filter(None, [stage1["reuse"]])]
+    reused = (
+        results.get("stages", {}).get("stage1", {}).get("learnt_from", [stage1["reuse"]] if stage1["reuse"] else [])
+    )
+    texts = [data["folder"] or data["hub"], *stage1["text"], *extra, *reused]  # runs of old name the folder alone
     names = dict.fromkeys(text if ":" in text else Path(text).name for text in texts)
     teacher, terms = recipe["teacher"]["model"], results.get("teacher_licence")
     known = {

@@ -1,4 +1,4 @@
-"""Finding a bundle: a folder or a zip, or by name one of those that are shipped with the package."""
+"""Finding a bundle: a folder or a zip, or by name one that stands beside the recipes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 from spikebert.commands import UserError
 
-FOLDERS = ("bundles", "research")  # below `recipes`; the second is in a checkout alone, for its licences
+FOLDERS = ("research", "bundles")  # below `recipes`; of a name in both the later counts
 
 
-def shipped_bundles() -> dict[str, Path]:
-    """The bundles that come with the package `recipes`: name -> folder."""
+def known_bundles() -> dict[str, Path]:
+    """Those known by name -> folder: `bundles`, which comes with the package, and in a checkout `research`, which does
+    not, for its licences."""
     recipes = Path(str(resources.files("recipes")))
     folders = [path for kind in FOLDERS for path in sorted((recipes / kind).glob("*"))]
     return {path.name: path for path in folders if (path / "manifest.json").is_file()}
@@ -22,10 +23,10 @@ def find_bundle(name: str) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    shipped = shipped_bundles()
-    if name in shipped:
-        return shipped[name]
+    known = known_bundles()
+    if name in known:
+        return known[name]
     raise UserError(
-        f"there is no bundle {name}: no such folder or zip, and the shipped bundles are "
-        f"{', '.join(shipped) or 'none'}. Write one with spikebert-export"
+        f"there is no bundle {name}: no such folder or zip, and those known by name are "
+        f"{', '.join(sorted(known)) or 'none'}. Write one with spikebert-export"
     )

@@ -317,7 +317,7 @@ class Training:
         pupil = Pupil(student, self._new_alignment(teacher)).to(self.device)
         if options.reuse:
             reuse(pupil, Path(options.reuse))
-            return {"reused": options.reuse}, pupil_saver(pupil)
+            return {"reused": options.reuse, "learnt_from": learnt_from(Path(options.reuse))}, pupil_saver(pupil)
         texts = self._stage1_texts(work / TEXTS)
         weights = LossWeights(hidden=options.hidden_weight, embedding=options.embedding_weight)
         self._spare_memory(student)
@@ -641,6 +641,19 @@ def _load(kind: Any, folder: str, **options: object) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"teacher.model: cannot load '{folder}': {reason}") from None
+
+
+def learnt_from(stage: Path) -> list[str]:
+    """The texts, as recipes name them, that the student of a finished stage 1 or 2 learnt from, those of stages that it
+    went on from included. Raises UserError where its record is damaged."""
+    record = _read_record(stage / "stage.json")
+    made_from, earlier = record["made_from"], record["figures"].get("learnt_from", [])
+    data, stage1, stage2 = made_from["data"], made_from["stage1"], made_from.get("stage2")
+    task = [data["folder"] or data["hub"]]
+    texts = [*earlier, *(stage1["text"] or ([] if stage1["reuse"] else task))]
+    if stage2:
+        texts += [*task, *(stage2["extra_text"] if stage2["extra_lines"] else [])]
+    return list(dict.fromkeys(texts))
 
 
 def _read_record(path: Path) -> dict:

@@ -42,7 +42,7 @@ def ask_teacher(
     Texts go in from short to long, `chunk` at a time, so that a batch of mixed lengths costs little padding. None: 8 on
     the CPU; all at once on a GPU, which pads faster than it is told what to do.
     """
-    chunk = chunk or (CHUNK if ids.device.type == "cpu" else len(ids))
+    chunk = chunk or texts_at_once(ids.device, len(ids))
     lengths = mask.sum(1)
     begins = lengths.cumsum(0) - lengths  # [B]: the place of each text's first token among the real ones
     order = lengths.argsort(stable=True)
@@ -58,6 +58,11 @@ def ask_teacher(
             places = begins[rows, None] + torch.arange(width, device=ids.device)
             states[:, places[part.bool()]] = normalised([taught.hidden_states[i] for i in wanted], part)
     return TeacherOutputs(torch.cat(logits)[order.argsort()] if logits else None, states if wanted else None)
+
+
+def texts_at_once(device: torch.device, texts: int) -> int:
+    """How many of so many texts of a batch a teacher is asked about at a time."""
+    return CHUNK if device.type == "cpu" else max(1, texts)
 
 
 def merged(first: TeacherOutputs, second: TeacherOutputs, is_first: Tensor, lengths: Tensor) -> TeacherOutputs:

@@ -19,6 +19,7 @@ EXAMPLE = """\
 examples:
   spikebert-train --recipe reviews --out runs/reviews
   spikebert-train --recipe my.yaml --stage2.epochs 10 --student.layers 2
+  spikebert-train --recipe my.yaml --until stage1                                   (later without it: it goes on)
   torchrun --nproc_per_node 2 -m spikebert.train_command --recipe my.yaml           (two processes, CPU or GPUs)
   accelerate launch --num_processes 2 -m spikebert.train_command --recipe my.yaml   (the same, on GPUs)
 

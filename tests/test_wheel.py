@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from small_bundles import small_bundle
 
-from sim.find_bundle import shipped_bundles
+from sim.find_bundle import known_bundles
 
 ROOT = Path(__file__).parents[1]
 IGNORED = shutil.ignore_patterns(".*", "build", "dist", "runs", "teachers", "*.egg-info", "__pycache__")
@@ -73,7 +73,7 @@ def test_the_wheel_runs_a_bundle_outside_the_checkout(python, tmp_path):
     assert json.loads(done.stdout)["verify"]["mismatches"] == 0
 
 
-@pytest.mark.parametrize("name", [name for name, path in shipped_bundles().items() if path.parent.name == "bundles"])
+@pytest.mark.parametrize("name", [name for name, path in known_bundles().items() if path.parent.name == "bundles"])
 def test_the_wheel_runs_what_it_ships(python, tmp_path, name):
     done = run_elsewhere(python, tmp_path, name, "--verify")
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from converters.bundle import BundleError, Golden, manifest_digest, read_bundle
 from converters.execution import TokenBatch
 from converters.serialise import graph_to_plain
-from sim.find_bundle import shipped_bundles
+from sim.find_bundle import known_bundles
 from sim.reference import ReferenceEngine
 
 
@@ -207,7 +207,7 @@ def test_a_bundle_of_schema_1_is_read(tmp_path, bits):
 
 
 def test_the_shipped_bundle_is_read_as_documented():
-    folder = shipped_bundles()["reviews"]
+    folder = known_bundles()["reviews"]
     bundle = read_bundle(folder)
     assert bundle.manifest["schema"] == 2
     first = bundle.golden.batch[:2]

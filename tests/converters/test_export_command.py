@@ -19,7 +19,7 @@ from converters.bundle import GOLDEN_MAX, read_bundle
 from converters.export_command import main
 from converters.graph import LIF, Attention, Graph, GraphError, Node, Product, Readout
 from converters.pipeline import CHINESE_GOLDEN_TEXTS, EXAMPLE, GOLDEN_TEXTS, golden_texts
-from sim.find_bundle import shipped_bundles
+from sim.find_bundle import known_bundles
 
 ROOT = Path(__file__).parents[2]
 ILLEGAL = ("blocks.0.query.lif", "blocks.0.up.lif")
@@ -273,7 +273,7 @@ def test_recorded_inputs_and_the_cards_example_are_in_the_tokenizers_language() 
     assert golden_texts(["[PAD]", "good", "film", "好"]) == english
     assert golden_texts(["[PAD]", "a", "好", "##菜", "快"]) == chinese
     assert golden_texts(["好", "good"]) == english, "half is not most"
-    for folder in shipped_bundles().values():
+    for folder in known_bundles().values():
         tokens = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
         example = read_bundle(folder).config["example"]
         assert example == (chinese if folder.name in ("chnsenti", "waimai") else english)[EXAMPLE]

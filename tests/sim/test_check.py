@@ -19,7 +19,7 @@ from small_bundles import rewrite_as_schema_1, sign_again, small_bundle, zip_bun
 import sim.check
 from converters.graph import ACCUMULATOR_MAX
 from converters.ranges import largest_current, prove_ranges
-from sim.find_bundle import shipped_bundles
+from sim.find_bundle import known_bundles
 from sim.run_command import main
 
 ROOT = Path(__file__).parents[2]
@@ -91,15 +91,15 @@ def test_json_is_exactly_one_object(bundle, capfd):
     assert checks["golden vectors"]["mismatches"] == 0 and checks["golden vectors"]["first_mismatch"] is None
 
 
-@pytest.mark.parametrize("name", sorted(shipped_bundles()))
-def test_shipped_bundles_are_sound(name, capfd):
+@pytest.mark.parametrize("name", sorted(known_bundles()))
+def test_bundles_known_by_name_are_sound(name, capfd):
     assert main([name, "--check"]) == 0
     assert "schema 2" in capfd.readouterr().out
 
 
 def test_research_bundles_say_so():
     """What was taught on texts, or by a teacher, for research alone is kept apart, and its card names both."""
-    for name, folder in shipped_bundles().items():
+    for name, folder in known_bundles().items():
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert "- Learnt from the texts: " in card and "- and from the teacher: " in card
         assert ("research only" in card) == (folder.parent.name == "research"), name
@@ -205,7 +205,7 @@ def test_a_damaged_bundle_exits_2_as_ever(tmp_path, capfd, spoil, message, json_
 
 def test_a_bundle_that_is_not_there_exits_2(capfd):
     assert main(["no-such-bundle", "--check"]) == 2
-    assert "shipped bundles are" in one_error(capfd)
+    assert "those known by name are" in one_error(capfd)
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_wrong_use_is_one_clear_line_and_exits_2(bundle, capsys, arguments, mess
 
 def test_a_bundle_that_is_not_there_lists_the_shipped_ones(capsys):
     assert main(["no-such-bundle", "--text", "a"]) == 2
-    assert "shipped bundles are" in capsys.readouterr().err
+    assert "those known by name are" in capsys.readouterr().err
 
 
 def is_one_error(captured, message: str) -> bool:

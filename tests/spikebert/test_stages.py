@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from small_teachers import recipe_arguments
 
 from spikebert import stages
+from spikebert.commands import UserError
 from spikebert.data import UNLABELLED, TokenisedTexts
 from spikebert.loop import Outcome
 from spikebert.train_command import main
@@ -83,3 +85,27 @@ def test_text_that_was_read_is_not_asked_for_again(trained, tmp_path, monkeypatc
     (unfinished / "offsets.npy").touch()  # stands for texts that are there whole; what it holds is no array
     assert main(arguments) != 0
     assert asked[2:] == [[]], "of stage 2 alone"
+
+
+def record(folder: Path, **made_from: object) -> Path:
+    figures = made_from.pop("figures", {})
+    folder.mkdir()
+    parts = {"data": {"folder": "data/films", "hub": ""}, "stage1": {"text": [], "reuse": ""}} | made_from
+    (folder / "stage.json").write_text(json.dumps({"made_from": parts, "figures": figures}))
+    return folder
+
+
+def test_what_a_reused_student_learnt_from_is_known(tmp_path: Path) -> None:
+    """A model card names these, so a text that is for research alone is not lost on the way."""
+    own = record(tmp_path / "own")
+    assert stages.learnt_from(own) == ["data/films"], "stage 1 of no text of its own reads the task's"
+    read = record(tmp_path / "read", stage1={"text": ["a.txt", "b.txt"], "reuse": ""})
+    assert stages.learnt_from(read) == ["a.txt", "b.txt"]
+    task = {"stage1": {"text": ["a.txt"], "reuse": ""}, "stage2": {"extra_text": ["c.txt"], "extra_lines": 5}}
+    assert stages.learnt_from(record(tmp_path / "task", **task)) == ["a.txt", "data/films", "c.txt"]
+    unread = task | {"stage2": {"extra_text": ["c.txt"], "extra_lines": 0}}
+    assert stages.learnt_from(record(tmp_path / "unread", **unread)) == ["a.txt", "data/films"]
+    again = {"stage1": {"text": [], "reuse": "x"}, "figures": {"learnt_from": ["d.txt", "a.txt"]}}
+    assert stages.learnt_from(record(tmp_path / "again", **again)) == ["d.txt", "a.txt"]
+    with pytest.raises(UserError, match=r"stage.json is damaged"):
+        stages.learnt_from(tmp_path)

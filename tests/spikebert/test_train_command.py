@@ -354,7 +354,6 @@ def test_ctrl_c_while_the_teacher_is_trained(arguments: list[str], tmp_path: Pat
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["teacher.unfinished"]
 
 
-@pytest.mark.slow
 def test_it_may_end_after_a_stage_and_go_on_later(arguments: list[str], trained: Path, tmp_path: Path, capfd) -> None:
     run = tmp_path / "run"
     assert main([*arguments, "--until", "stage1", "--json"]) == 0
@@ -370,6 +369,7 @@ def test_it_may_end_after_a_stage_and_go_on_later(arguments: list[str], trained:
     assert "--until" in one_error(capfd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stopped_stage_goes_on_where_it_was(arguments: list[str], trained: Path, tmp_path: Path, stage: str) -> None:
     run = tmp_path / "run"
