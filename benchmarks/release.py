@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 
 from benchmarks.timing import table
+from benchmarks.training_programs import TrainingPrograms
 from spikebert.commands import CheckFailed, UserError, note, run_command, write_output
 
 SHARED = "english"  # whose stage 1 the English tasks share
@@ -42,7 +41,7 @@ OWN = (
     "--stage1.text",
     "--stage2.extra_text",
 )
-THREADS = "2"  # of each task
+THREADS = 2  # of each run
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Places:
 def flags_of(recipe: str, places: Places) -> list[str]:
     """What a run reads and writes, beside its own recipe; stage 1 of English tasks left out."""
     films, reviews, wikipedia = (str(places.corpus / name) for name in (FILMS, REVIEWS, WIKIPEDIA))
-    flags = ["--recipe", recipe, "--out", str(places.out / recipe)]
+    flags = ["--recipe", recipe]
     if recipe == SHARED:  # of the task it needs the number of classes alone, and trains on nothing of it
         return [*flags, "--data.folder", str(places.data / ENGLISH[0]), f"--stage1.text=[{films}]"]
     flags += ["--data.folder", str(places.data / recipe)]
@@ -66,54 +65,22 @@ def flags_of(recipe: str, places: Places) -> list[str]:
     return [*flags, f"--stage1.text=[{reviews},{wikipedia}]", f"--stage2.extra_text=[{reviews}]"]
 
 
-class Programs:
-    """Runs of spikebert-train, each a program of its own, which `stop` ends."""
-
-    def __init__(self) -> None:
-        self.running: set[subprocess.Popen[bytes]] = set()
-        self.stopped, self.lock = False, Lock()
-
-    def train(self, recipe: str, places: Places, flags: Sequence[str]) -> None:
-        """Raises UserError where it fails, or is stopped."""
-        log = places.out / f"{recipe}.log"
-        with log.open("a") as said:
-            with self.lock:
-                if self.stopped:
-                    raise UserError(f"{recipe}: stopped")
-                program = subprocess.Popen(
-                    [sys.executable, "-m", "spikebert.train_command", *flags],
-                    env={"OMP_NUM_THREADS": THREADS} | os.environ, stdout=said, stderr=said,
-                )  # fmt: skip
-                self.running.add(program)
-            code = program.wait()
-            self.running.discard(program)
-        if code != 0:
-            raise UserError(f"{recipe}: spikebert-train ended with {code}; {log} says why")
-
-    def stop(self) -> None:
-        """End those that run, and start no more."""
-        with self.lock:
-            self.stopped = True
-            for program in self.running:
-                program.terminate()
-
-
-def train_shared(programs: Programs, places: Places, common: Sequence[str], done: Event) -> None:
+def train_shared(programs: TrainingPrograms, places: Places, common: Sequence[str], done: Event) -> None:
     try:
-        programs.train(SHARED, places, [*flags_of(SHARED, places), *common, "--until", "stage1"])
+        programs.train(places.out / SHARED, [*flags_of(SHARED, places), *common, "--until", "stage1"])
     finally:
         done.set()  # where it failed, those that wait find no stage 1 and say so
 
 
-def train_task(task: str, programs: Programs, places: Places, common: Sequence[str], shared: Event) -> None:
+def train_task(task: str, programs: TrainingPrograms, places: Places, common: Sequence[str], shared: Event) -> None:
     """All stages of a task; an English one waits for the shared stage 1 after its teacher."""
     flags = [*flags_of(task, places), *common]
     if task in ENGLISH:
         if not (places.out / task / "teacher" / "stage.json").is_file():
-            programs.train(task, places, [*flags, "--until", "teacher"])
+            programs.train(places.out / task, [*flags, "--until", "teacher"])
         shared.wait()
         flags += ["--stage1.reuse", str(places.out / SHARED / "stage1")]
-    programs.train(task, places, flags)
+    programs.train(places.out / task, flags)
 
 
 def row(task: str, out: Path) -> list[str]:
@@ -140,22 +107,17 @@ def release(argv: Sequence[str] | None) -> int:
         if flag.split("=")[0] in OWN:
             raise UserError(f"{flag}: this script gives it to every run itself")
     places = Places(arguments.data, arguments.corpus, arguments.out)
-    places.out.mkdir(parents=True, exist_ok=True)
-    shared, programs, wrong = Event(), Programs(), []
-    with ThreadPoolExecutor(1 + len(arguments.only)) as pool:
+    shared, wrong = Event(), []
+    with ThreadPoolExecutor(1 + len(arguments.only)) as pool, TrainingPrograms(THREADS) as programs:
         runs = {task: pool.submit(train_task, task, programs, places, common, shared) for task in arguments.only}
         if set(arguments.only) & set(ENGLISH):
             runs[SHARED] = pool.submit(train_shared, programs, places, common, shared)
-        try:
-            for name, run in runs.items():
-                try:
-                    run.result()
-                except UserError as error:
-                    note(str(error))
-                    wrong.append(name)
-        except KeyboardInterrupt:
-            programs.stop()
-            raise
+        for name, run in runs.items():
+            try:
+                run.result()
+            except UserError as error:
+                note(str(error))
+                wrong.append(name)
     header = ["", "teacher", "float student", "integer student", "mean rate of layers", "seconds of steps"]
     write_output(table(header, [row(task, places.out) for task in arguments.only if task not in wrong]))
     if wrong:

@@ -13,17 +13,16 @@ every run. About 20 minutes a run on one core, so all of them take a night on tw
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.compare_runs import compare
-from spikebert.commands import UserError, note, processors, run_command
+from benchmarks.training_programs import TrainingPrograms
+from spikebert.commands import note, processors, run_command
 from spikebert.parts_of_speech import tagger_for
 
 BASE = "base"
@@ -82,28 +81,16 @@ def folder_of(out: Path, name: str, seed: int) -> Path:
     return out / (name if seed == 42 else f"{name}-{seed}")  # 42 is the seed of a recipe that names none
 
 
-def train(out: Path, name: str, seed: int, common: Sequence[str]) -> None:
-    """One run, as a program of its own with one thread; what it says goes to a file beside its folder.
-
-    Raises UserError where it fails.
-    """
+def train(programs: TrainingPrograms, out: Path, name: str, seed: int, common: Sequence[str]) -> None:
+    """One run, if it is not finished. Raises UserError where it fails."""
     folder = folder_of(out, name, seed)
     if (folder / "results.json").is_file():
         return
     teacher = folder_of(out, BASE, seed) / "teacher"
     if teacher.is_dir() and not (folder / "teacher").exists() and not OPTIONS[name].startswith(TEACHERS_OWN):
         shutil.copytree(teacher, folder / "teacher")
-    flags = [*common, *shlex.split(OPTIONS[name]), "--seed", str(seed), "--out", str(folder)]
-    log = folder.with_name(folder.name + ".log")
-    note(f"{folder}: training ({log})")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as said:
-        ended = subprocess.run(
-            [sys.executable, "-m", "spikebert.train_command", "--recipe", "mr_small", *flags],
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=said, stderr=said,
-        )  # fmt: skip
-    if ended.returncode != 0:
-        raise UserError(f"{folder}: spikebert-train ended with {ended.returncode}; {log} says why")
+    note(f"{folder}: training ({folder}.log)")
+    programs.train(folder, ["--recipe", "mr_small", *common, *shlex.split(OPTIONS[name]), "--seed", str(seed)])
 
 
 def screen(argv: Sequence[str] | None) -> int:
@@ -124,9 +111,13 @@ def screen(argv: Sequence[str] | None) -> int:
     if any("parts_of_speech" in OPTIONS[name] for name in names):
         tagger_for("en")  # said now, not after a night
     common = ["--data.folder", str(arguments.data), *shlex.split(BUDGET), *others]
-    with ThreadPoolExecutor(arguments.at_once) as pool:
+    with ThreadPoolExecutor(arguments.at_once) as pool, TrainingPrograms(threads=1) as programs:
         for wave in ([BASE], arguments.only):  # the others need its teacher
-            runs = [pool.submit(train, arguments.out, name, seed, common) for seed in arguments.seeds for name in wave]
+            runs = [
+                pool.submit(train, programs, arguments.out, name, seed, common)
+                for seed in arguments.seeds
+                for name in wave
+            ]
             for run in runs:
                 run.result()
     table = [

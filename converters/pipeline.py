@@ -106,10 +106,9 @@ def golden_texts(vocabulary: Collection[str]) -> tuple[str, ...]:
     return CHINESE_GOLDEN_TEXTS if chinese > len(vocabulary) / 2 else GOLDEN_TEXTS
 
 
-def tokenise_golden(tokenizer: Any, n_max: int, pad_id: int) -> TokenBatch:
-    """`golden_texts` as a batch [8, N], tokenised by a transformers tokenizer."""
-    texts = golden_texts(tokenizer.get_vocab())[:GOLDEN_MAX]
-    encoded = [tokenizer(text, truncation=True, max_length=n_max)["input_ids"] for text in texts]
+def tokenise_golden(texts: Sequence[str], tokenizer: Any, n_max: int, pad_id: int) -> TokenBatch:
+    """At most 8 texts as a batch [8, N], tokenised by a transformers tokenizer."""
+    encoded = [tokenizer(text, truncation=True, max_length=n_max)["input_ids"] for text in texts[:GOLDEN_MAX]]
     width = max(map(len, encoded))
     ids = np.array([text + [pad_id] * (width - len(text)) for text in encoded])
     return TokenBatch(ids, np.arange(width) < np.array([[len(text)] for text in encoded]))
@@ -253,7 +252,8 @@ def export_module(
     check_fits(graph, loaded, labels)
     if target is not None and not passes:
         check_legal(graph, target)  # before the long work; a pass may make a graph legal that is not
-    batch = tokenise_golden(loaded, graph.n_max, loaded.pad_token_id or 0)
+    texts = golden_texts(loaded.get_vocab())
+    batch = tokenise_golden(texts, loaded, graph.n_max, loaded.pad_token_id or 0)
     comparison = check_against_torch(graph, TorchEngine(graph, module), batch)
     rounding = roundings(module, graph)
     latencies = None if target is None else target.latencies
@@ -291,7 +291,7 @@ def export_module(
                 "labels": list(labels),
                 "accuracies": accuracies(results),
                 "licences": licences(results),
-                "example": example or golden_texts(loaded.get_vocab())[EXAMPLE],
+                "example": example or texts[EXAMPLE],
                 "model": dict(description or {"class": f"{type(module).__module__}.{type(module).__qualname__}"}),
             },
             provenance={
@@ -366,10 +366,10 @@ def licences(results: Mapping[str, Any]) -> dict[str, str]:
         return {}
     data, stage1, stage2 = (recipe[part] for part in ("data", "stage1", "stage2"))
     extra = stage2["extra_text"] if stage2["extra_lines"] else []
-    reused = (
-        results.get("stages", {}).get("stage1", {}).get("learnt_from", [stage1["reuse"]] if stage1["reuse"] else [])
-    )
-    texts = [data["folder"] or data["hub"], *stage1["text"], *extra, *reused]  # runs of old name the folder alone
+    earlier = results.get("stages", {}).get("stage1", {}).get("learnt_from")  # of a stage 1 that was taken over
+    if earlier is None:  # or nobody knew: a run of old, which tells the folder alone
+        earlier = filter(None, [stage1["reuse"]])
+    texts = [data["folder"] or data["hub"], *stage1["text"], *extra, *earlier]
     names = dict.fromkeys(text if ":" in text else Path(text).name for text in texts)
     teacher, terms = recipe["teacher"]["model"], results.get("teacher_licence")
     known = {

@@ -144,6 +144,10 @@ def test_the_model_card_says_the_licences() -> None:
     graph = random_graph(np.random.default_rng(0), blocks=1)
     card = model_card(graph, {"licences": known}, None, "bundle")
     assert "## Licence\n\n- Learnt from the texts: waimai, wiki" in card and "teacher: research only\n" in card
+    recipe["stage1"] = recipe["stage1"] | {"text": [], "reuse": "runs/english/stage1"}
+    taken_over = licences({"recipe": recipe, "stages": {"stage1": {"learnt_from": ["corpus/films.txt"]}}})
+    assert taken_over["Learnt from the texts"] == "waimai, films.txt", "what it learnt from, not where that stands"
+    assert licences({"recipe": recipe})["Learnt from the texts"] == "waimai, stage1", "a run of old tells no more"
     assert licences({}) == {}
     assert "## Licence\n\nNot said. " in model_card(graph, {}, None, "bundle")
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import lzma
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 from small_teachers import make_data, make_teacher
 
-from benchmarks.release import ENGLISH, SHARED, TASKS, Places, Programs, flags_of, main
-from spikebert.commands import UserError
+from benchmarks.release import ENGLISH, SHARED, TASKS, Places, flags_of, main
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -53,23 +50,6 @@ def small(tmp_path: Path) -> list[str]:
 def test_flags_that_it_gives_itself_are_refused(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"--data={tmp_path}", f"--corpus={tmp_path}", f"--out={tmp_path / 'runs'}", flag]) == 2
     assert "gives it to every run itself" in capsys.readouterr().err
-
-
-def test_a_stopped_one_ends_its_programs_and_starts_no_more(tmp_path: Path, monkeypatch) -> None:
-    """The program is a sleep in place of a training."""
-    programs, places = Programs(), Places(tmp_path, tmp_path, tmp_path)
-    monkeypatch.setattr("benchmarks.release.sys.executable", str(tmp_path / "sleep"))
-    (tmp_path / "sleep").write_text("#!/bin/sh\nexec sleep 600\n")
-    (tmp_path / "sleep").chmod(0o755)
-    with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(programs.train, "mr", places, [])
-        while not programs.running:
-            time.sleep(0.01)
-        programs.stop()
-        with pytest.raises(UserError, match="spikebert-train ended with -15"):
-            run.result(60)
-    with pytest.raises(UserError, match="stopped"):
-        programs.train("mr", places, [])
 
 
 @pytest.mark.slow
