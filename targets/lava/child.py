@@ -219,6 +219,9 @@ def _exit_code(actor: multiprocessing.Process) -> int | None:
     """Of an actor that has ended, negative where a signal killed it. 0 where Lava's own `join` has let go of it."""
     with contextlib.suppress(ValueError):  # it is closed
         multiprocessing.Process.join(actor, timeout=REPORT_SECONDS)  # its sentinel comes a moment before its exit code
+        deadline = time.monotonic() + REPORT_SECONDS
+        while actor.exitcode is None and time.monotonic() < deadline:
+            time.sleep(0.001)  # Lava's own `join`, in another thread, has taken the code and is about to note it
         return actor.exitcode
     return 0
 
