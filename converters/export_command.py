@@ -45,6 +45,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--target", help="check the graph for this target and add what it needs, e.g. lava")
     parser.add_argument("--timesteps", type=int, metavar="T", help="run for so many timesteps; as trained if left out")
+    parser.add_argument(
+        "--vocabulary",
+        type=int,
+        metavar="N",
+        help="keep N tokens, those that --vocabulary-text uses most (default: all)",
+    )
+    parser.add_argument(
+        "--vocabulary-text",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="a text a line, plain, .gz or .xz; of a .tsv its column 'text'",
+    )
     parser.add_argument("--name", help="name on the model card; the folder's name if left out")
     parser.add_argument(
         "--pass",
@@ -87,6 +100,8 @@ def body(argv: Sequence[str]) -> int:
                 passes=[*stock, *arguments.passes],  # of a pass given twice the later counts, with its options
                 save_passes=arguments.save_passes,
                 timesteps=arguments.timesteps,
+                vocabulary=arguments.vocabulary,
+                vocabulary_text=arguments.vocabulary_text,
             )
     except IllegalGraphError as error:
         if arguments.json:

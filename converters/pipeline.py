@@ -7,7 +7,7 @@ import json
 import operator
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import entry_points, version
@@ -165,6 +165,8 @@ def export(
     passes: Sequence[str] = DEFAULT_PASSES,
     save_passes: Path | None = None,
     timesteps: int | None = None,
+    vocabulary: int | None = None,
+    vocabulary_text: Sequence[str] = (),
 ) -> Export:
     """Write the bundle of a trained model.
 
@@ -172,16 +174,23 @@ def export(
     timesteps   T, where it shall be another than the model was trained for; what training measured then counts no more
     passes      passes (`converters.passes`), `NAME` or `NAME:option=value,...`; `prove-ranges` is run in any case
     save_passes a folder for the graph before and after each pass, as text
+    vocabulary  so many tokens stay, those that the files of `vocabulary_text` use most; None: all. What training
+                measured is then measured again
 
     Raises UserError for what the user can mend, CheckFailed where the graph differs from the torch model or
     is illegal for the target. Nothing is written then.
     """
     check_destination(out, overwrite)  # all that can be told before the model is read
+    if (vocabulary is not None) != bool(vocabulary_text):
+        raise UserError(
+            "--vocabulary and --vocabulary-text: give both, a number of tokens and the texts that choose them"
+        )
     if target_name is not None:
         find_target(target_name)
     choose_passes(passes)
     results = training_results(model_folder)
 
+    from converters.fewer_tokens import measured_again, with_fewer_tokens
     from converters.from_torch import load_integer_model
 
     model = load_integer_model(model_folder)
@@ -190,23 +199,28 @@ def export(
             model.set_timesteps(timesteps)
         except ValueError as error:
             raise UserError(f"--timesteps: {error}") from None
-        results = {"recipe": results["recipe"]} if "recipe" in results else {}
+        results = unmeasured(results)
     config = model.config
-    return export_module(
-        model,
-        out,
-        target_name,
-        tokenizer=Path(config.name_or_path),
-        labels=[config.id2label[i] for i in range(config.num_labels)],
-        description={key: value for key, value in config.to_diff_dict().items() if key != "_name_or_path"},
-        results=results,
-        name=name,
-        example=example,
-        overwrite=overwrite,
-        command=command,
-        passes=passes,
-        save_passes=save_passes,
-    )
+    with ExitStack() as stack:
+        tokenizer = Path(config.name_or_path)
+        if vocabulary is not None:
+            tokenizer = stack.enter_context(with_fewer_tokens(model, vocabulary, vocabulary_text))
+            results = measured_again(model, tokenizer, results)
+        return export_module(
+            model,
+            out,
+            target_name,
+            tokenizer=tokenizer,
+            labels=[config.id2label[i] for i in range(config.num_labels)],
+            description={key: value for key, value in config.to_diff_dict().items() if key != "_name_or_path"},
+            results=results,
+            name=name,
+            example=example,
+            overwrite=overwrite,
+            command=command,
+            passes=passes,
+            save_passes=save_passes,
+        )
 
 
 def export_module(
@@ -349,6 +363,13 @@ def training_results(model_folder: Path) -> dict[str, Any]:
         return results
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: run spikebert-train again to measure again") from None
+
+
+def unmeasured(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What stays true of a model that is another than the one that was measured: what it learnt from."""
+    kept = {name: results[name] for name in ("recipe", "teacher_licence") if name in results}
+    stage1 = results.get("stages", {}).get("stage1")
+    return kept | ({"stages": {"stage1": stage1}} if stage1 else {})
 
 
 def _measured_here(results: Mapping[str, Any], stage: Path) -> bool:

@@ -75,7 +75,7 @@ def _choose(tokenizer: PreTrainedTokenizerBase, folder: Path, counts: np.ndarray
     must = named_ids(folder) | set(range((tokenizer.pad_token_id or 0) + 1))
     must |= {vocabulary[character] for character in characters if character in vocabulary}
     if len(must) > size:
-        raise UserError(f"data.vocabulary is {size}, special tokens and single characters are {len(must)} already")
+        raise UserError(f"a vocabulary of {size} tokens: special ones and single characters are {len(must)} already")
     by_count = np.argsort(-counts, kind="stable")
     others = [number for number in by_count[counts[by_count] > 0].tolist() if number not in must]
     return np.array(sorted([*must, *others[: size - len(must)]]), np.int64)

@@ -75,7 +75,7 @@ def test_the_frame_of_a_text_stays(roberta: bool) -> None:
 
 
 def test_too_few_tokens_are_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.vocabulary is 8, special tokens and single characters are 19 already"):
+    with pytest.raises(UserError, match="a vocabulary of 8 tokens: special ones and single characters are 19 already"):
         most_frequent(tokenizer_of(), ["é"], 8)
 
 
