@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHUNK = 8  # texts that a CPU's teacher is asked about at a time
+GPU_CHUNK = 256  # those of a GPU's: fewer are told slower than computed, more are padded more (docs/benchmarks.md)
 
 
 class TeacherOutputs(NamedTuple):
@@ -39,10 +40,10 @@ def ask_teacher(
 
     wanted  which of its hidden states, 0 the embedding; none where empty
 
-    Texts go in from short to long, `chunk` at a time, so that a batch of mixed lengths costs little padding. None: 8 on
-    the CPU; all at once on a GPU, which pads faster than it is told what to do.
+    Texts go in from short to long, `chunk` at a time, so that a batch of mixed lengths costs little padding. None: as
+    many as suit the device.
     """
-    chunk = chunk or texts_at_once(ids.device, len(ids))
+    chunk = chunk or (CHUNK if ids.device.type == "cpu" else GPU_CHUNK)
     lengths = mask.sum(1)
     begins = lengths.cumsum(0) - lengths  # [B]: the place of each text's first token among the real ones
     order = lengths.argsort(stable=True)
@@ -58,11 +59,6 @@ def ask_teacher(
             places = begins[rows, None] + torch.arange(width, device=ids.device)
             states[:, places[part.bool()]] = normalised([taught.hidden_states[i] for i in wanted], part)
     return TeacherOutputs(torch.cat(logits)[order.argsort()] if logits else None, states if wanted else None)
-
-
-def texts_at_once(device: torch.device, texts: int) -> int:
-    """How many of so many texts of a batch a teacher is asked about at a time."""
-    return CHUNK if device.type == "cpu" else max(1, texts)
 
 
 def merged(first: TeacherOutputs, second: TeacherOutputs, is_first: Tensor, lengths: Tensor) -> TeacherOutputs:
