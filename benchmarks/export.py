@@ -25,12 +25,14 @@ from sim.find_bundle import known_bundles
 
 Result = TypeVar("Result")
 
+WORDS = 30_522  # of BERT's vocabulary; the tokenizer, that of the shipped bundle, knows fewer
+
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of what the system tells
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model. Its vocabulary is that of the tokenizer of the shipped bundle, 30,522 words."""
+    """Of a model."""
 
     layers: int
     hidden: int
@@ -52,14 +54,13 @@ class Measured:
 def make_model(folder: Path, size: Size, bits: int) -> None:
     """Writes an integer model, random weights of `bits` bits, and the tokenizer of the shipped bundle, to `folder`."""
     import torch
-    from tokenizers import Tokenizer
 
     from spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
     from spikebert.quantisation import quantise
 
     tokenizer = known_bundles()["reviews"] / "tokenizer"
     config = SpikeBertConfig(
-        vocab_size=Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab_size(),
+        vocab_size=WORDS,
         hidden_size=size.hidden,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
