@@ -27,6 +27,7 @@ from benchmarks.spikingjelly_model import SpikingJellyBert
 from benchmarks.timing import Usage, Work, machine, side_by_side, table
 from converters.bundle import Bundle, read_bundle
 from converters.execution import EngineOptions, TokenBatch
+from converters.fewer_tokens import with_tokens_of
 from sim.engines import open_engine
 from spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
 from spikebert.commands import note, processors
@@ -58,6 +59,8 @@ def spiking_model(subject: Subject, mode: str) -> Classify:
     stage = {"float": "stage2", "integer": "integer"}[mode]
     if subject.run:
         model = SpikeBertForSequenceClassification.from_pretrained(subject.run / stage)
+        if subject.config.vocab_size < model.config.vocab_size:  # of an export with fewer tokens
+            with_tokens_of(model, subject.bundle.folder / "tokenizer")
     else:
         model = SpikeBertForSequenceClassification(SpikeBertConfig(**{**subject.bundle.config["model"], "mode": mode}))
     return torch_classifier(model)
@@ -78,7 +81,10 @@ def dense_model(subject: Subject) -> BertForSequenceClassification:
 
 def teacher(subject: Subject) -> BertForSequenceClassification:
     assert subject.run is not None
-    return BertForSequenceClassification.from_pretrained(subject.run / "teacher").eval()
+    model = BertForSequenceClassification.from_pretrained(subject.run / "teacher").eval()
+    if subject.config.vocab_size < model.config.vocab_size:
+        with_tokens_of(model, subject.bundle.folder / "tokenizer")
+    return model
 
 
 MODELS: dict[str, Callable[[Subject], Classify]] = {

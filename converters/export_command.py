@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--vocabulary",
         type=int,
         metavar="N",
-        help="keep N tokens, those that --vocabulary-text uses most (default: all)",
+        help="keep at most N tokens, those that --vocabulary-text uses most",
     )
     parser.add_argument(
         "--vocabulary-text",

@@ -12,32 +12,48 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from converters.from_torch import load_tokenizer
+from converters.report.accuracy import MEASURED, TOKENS_BEFORE
 from spikebert.commands import UserError, note
-from spikebert.data import read_lines, read_split, read_tsv, tokenise
+from spikebert.data import check_text_files, read_lines, read_split, read_tsv, tokenise
 from spikebert.evaluation import accuracy, predict
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.recipe import Data
-from spikebert.vocabulary import keep_rows, most_frequent
+from spikebert.vocabulary import keep_rows, most_frequent, tokens_of
 
-MEASURED = "integer student"  # the model that is exported, in results.json
+TABLES = (".tsv.gz", ".tsv.xz")
+
+
+def check_texts(files: Sequence[str]) -> None:
+    """Raises UserError where a file of `with_fewer_tokens` cannot be read, before anything else is done."""
+    for file in files:
+        if file.lower().endswith(TABLES):
+            raise UserError(f"--vocabulary-text: {file}: unpack a compressed table first")
+        if not Path(file).is_file():
+            raise UserError(f"--vocabulary-text: {file}: no such file")
+        if not _is_table(file):
+            check_text_files([file])
 
 
 @contextmanager
 def with_fewer_tokens(model: SpikeBertForSequenceClassification, size: int, files: Sequence[str]) -> Iterator[Path]:
-    """Leave `model`, in place, the `size` tokens that the texts of `files` use most; the folder of its tokenizer then.
+    """Leave `model`, in place, the `size` tokens that the texts of `files` use most, fewer where they use fewer; the
+    folder of its tokenizer then.
 
-    files   text files, a text a line, plain, .gz or .xz; of a .tsv its column "text"
+    files   text files, a text a line, plain, .gz or .xz; of a .tsv its column "text", beside a column "label"
 
     Raises UserError for a file that cannot be read, a size that is too small, and a tokenizer of another kind than
-    word pieces.
+    word pieces or of more tokens than the model has.
     """
     texts: list[str] = []
     for file in files:
-        texts += read_tsv(Path(file)).texts if file.endswith(".tsv") else read_lines([file])
-    if not texts:
-        raise UserError(f"--vocabulary-text: no text in {', '.join(files)}")
-    vocabulary = most_frequent(load_tokenizer(Path(model.config.name_or_path)), texts, size)
+        texts += read_tsv(Path(file)).texts if _is_table(file) else read_lines([file])
+    tokenizer = load_tokenizer(Path(model.config.name_or_path))
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model has {model.config.vocab_size}")
+    vocabulary = most_frequent(tokenizer, texts, size)
     note(
         f"vocabulary: {len(vocabulary.kept):,} of {model.config.vocab_size:,} tokens; with them the texts given have "
         f"{vocabulary.longer_by(texts):.3f} times as many"
@@ -48,32 +64,55 @@ def with_fewer_tokens(model: SpikeBertForSequenceClassification, size: int, file
         yield Path(folder)
 
 
-def measured_again(
-    model: SpikeBertForSequenceClassification, tokenizer: Path, results: Mapping[str, Any]
-) -> dict[str, Any]:
-    """`results` (of spikebert-train) with the accuracy of the model as it is now, on the splits that they have it of.
+def _is_table(file: str) -> bool:
+    return file.lower().endswith(".tsv")
 
-    Where a split cannot be read, which is said, they hold none of it.
+
+def with_tokens_of(model: PreTrainedModel, tokenizer: Path) -> None:
+    """Leave `model`, in place, the tokens of another tokenizer of fewer (a folder), in that one's order.
+
+    Raises UserError where that one knows other tokens, or cannot be read.
     """
-    again = {name: value for name, value in results.items() if name != "changed_predictions"}
+    keep_rows(model, tokens_of(load_tokenizer(Path(model.config.name_or_path)), load_tokenizer(tokenizer)))
+
+
+def measured_again(
+    model: SpikeBertForSequenceClassification, tokenizer: Path, results: Mapping[str, Any], tokens_before: int
+) -> dict[str, Any]:
+    """`results` (of spikebert-train) with the accuracy of the model as it is now, of each split that they have it of.
+
+    tokens_before  how many the other models knew that were measured: as many as this one did
+
+    Where the texts of a split cannot be read, or are not as many as were measured, none is told of it, and that is
+    said. Raises UserError where the record is damaged.
+    """
     if MEASURED not in results.get("accuracy", {}):
-        return again
-    again["accuracy"] = {name: value for name, value in results["accuracy"].items() if name != MEASURED}
-    data, words, n_max = (
-        Data(**results["recipe"]["data"]),
-        load_tokenizer(tokenizer),
-        model.config.max_position_embeddings,
-    )
-    measured = {}
+        return dict(results)
+    others = {name: value for name, value in results["accuracy"].items() if name != MEASURED}
     try:
-        for split in results["accuracy"][MEASURED]:
-            labelled = read_split(data, split)
-            if labelled is not None:
-                texts = tokenise(words, labelled.texts, n_max, labelled.labels)
-                measured[split] = accuracy(predict(model, texts, words.pad_token_id or 0), texts)
-                note(f"{split}: {measured[split]} with these tokens")
-    except UserError as error:
-        note(f"the card will tell no accuracy, for with fewer tokens it may be another: {error}")
-        return again
-    again["accuracy"][MEASURED] = {split: value.to_dict() for split, value in measured.items()}
-    return again
+        data = Data(**results["recipe"]["data"])
+        texts = {split: record["texts"] for split, record in results["accuracy"][MEASURED].items()}
+    except (KeyError, TypeError):
+        raise UserError("results.json is damaged, or of another version: run spikebert-train again") from None
+    measured = {}
+    for split, count in texts.items():
+        try:
+            measured[split] = _measure(model, tokenizer, data, split, count)
+        except UserError as error:
+            note(f"the card will tell no {split} accuracy, for with fewer tokens it may be another: {error}")
+    again = {name: value for name, value in results.items() if name != "changed_predictions"}
+    return again | {"accuracy": others | ({MEASURED: measured} if measured else {}), TOKENS_BEFORE: tokens_before}
+
+
+def _measure(
+    model: SpikeBertForSequenceClassification, tokenizer: Path, data: Data, split: str, texts: int
+) -> dict[str, Any]:
+    """Its accuracy, as results.json has it. Raises UserError where the texts are not there, or not so many."""
+    labelled, words = read_split(data, split), load_tokenizer(tokenizer)
+    if labelled is None or len(labelled.texts) != texts:
+        found = "no texts" if labelled is None else f"{len(labelled.texts)} texts"
+        raise UserError(f"{found} of {split} in {data.folder or data.hub}, where {texts} were measured")
+    tokenised = tokenise(words, labelled.texts, model.config.max_position_embeddings, labelled.labels)
+    found_right = accuracy(predict(model, tokenised, words.pad_token_id or 0), tokenised)
+    note(f"{split}: {found_right} with these tokens")
+    return found_right.to_dict()

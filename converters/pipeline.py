@@ -31,7 +31,7 @@ from converters.graph import Graph, GraphError
 from converters.passes.balance_delays import balance_delays
 from converters.passes.catalogue import DEFAULT_PASSES, PassContext, choose_passes, make_passes
 from converters.passes.run import Interpreters, PassedGraph, PassRecord, run_passes
-from converters.report.accuracy import stage_accuracies
+from converters.report.accuracy import MEASURED, stage_accuracies, tokens_of_others
 from converters.report.contents import PassReport
 from converters.report.gather import gather
 from converters.report.observe import Observations, observe
@@ -174,8 +174,8 @@ def export(
     timesteps   T, where it shall be another than the model was trained for; what training measured then counts no more
     passes      passes (`converters.passes`), `NAME` or `NAME:option=value,...`; `prove-ranges` is run in any case
     save_passes a folder for the graph before and after each pass, as text
-    vocabulary  so many tokens stay, those that the files of `vocabulary_text` use most; None: all. What training
-                measured is then measured again
+    vocabulary  at most so many tokens stay, those that the files of `vocabulary_text` use most; None: all. The
+                accuracy of the integer student is then measured again, where training did
 
     Raises UserError for what the user can mend, CheckFailed where the graph differs from the torch model or
     is illegal for the target. Nothing is written then.
@@ -190,9 +190,10 @@ def export(
     choose_passes(passes)
     results = training_results(model_folder)
 
-    from converters.fewer_tokens import measured_again, with_fewer_tokens
+    from converters.fewer_tokens import check_texts, measured_again, with_fewer_tokens
     from converters.from_torch import load_integer_model
 
+    check_texts(vocabulary_text)
     model = load_integer_model(model_folder)
     if timesteps not in (None, model.config.timesteps):
         try:
@@ -204,8 +205,9 @@ def export(
     with ExitStack() as stack:
         tokenizer = Path(config.name_or_path)
         if vocabulary is not None:
+            before = config.vocab_size
             tokenizer = stack.enter_context(with_fewer_tokens(model, vocabulary, vocabulary_text))
-            results = measured_again(model, tokenizer, results)
+            results = measured_again(model, tokenizer, results, before)
         return export_module(
             model,
             out,
@@ -403,8 +405,9 @@ def licences(results: Mapping[str, Any]) -> dict[str, str]:
 
 def accuracies(results: Mapping[str, Any]) -> dict[str, float]:
     """Of `training_results`: "split, model" -> share of texts that were classified rightly, for the model card."""
+    more_tokens = tokens_of_others(results)
     return {
-        f"{split}, {model}": measured["value"]
+        f"{split}, {model}{'' if model == MEASURED else more_tokens}": measured["value"]
         for model, splits in results.get("accuracy", {}).items()
         for split, measured in splits.items()
     }

@@ -10,6 +10,7 @@ from torch import nn
 
 from converters.early_exit import EarlyExit, stopped_early
 from converters.execution import EngineOptions, Execution, TokenBatch, check_observed
+from converters.fewer_tokens import with_tokens_of
 from converters.from_torch import graph_from_model, load_integer_model
 from converters.graph import Graph
 from converters.readout import logits_over_time
@@ -66,6 +67,8 @@ def open_torch(graph: Graph, options: EngineOptions) -> TorchEngine:
     if options.model is None:
         raise UserError("the engine 'torch' runs the trained model: name its folder with --model")
     model = load_integer_model(options.model)
+    if options.bundle is not None and len(graph.source.table) < model.config.vocab_size:
+        with_tokens_of(model, options.bundle / "tokenizer")  # of an export with fewer tokens
     if graph.timesteps <= model.config.timesteps or model.encoder.code is None:  # else the shapes differ, as told below
         model.set_timesteps(graph.timesteps)  # of an export with --timesteps
     own = graph_from_model(model)

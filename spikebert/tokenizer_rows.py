@@ -92,7 +92,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if found != "WordPiece":
         raise UserError(
             f"{folder / TOKENIZER}: its model is {found}; tokens can be left out of a WordPiece "
-            "only: leave out data.vocabulary, or the pass remove-unreachable-tokens"
+            "only: leave out data.vocabulary, --vocabulary, or the pass remove-unreachable-tokens"
         )
     post = document.get("post_processor")
     if post is not None and post["type"] not in POST_PROCESSORS:

@@ -28,9 +28,9 @@ ID_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "se
 class Vocabulary:
     """Some of a tokenizer's tokens, and the tokenizer that knows only these.
 
-    kept           int64, rising: their ids before; the i-th of them has id i now
+    kept           int64: their ids before; the i-th of them has id i now
     tokenizer      what it was, without the others
-    tokens_before  how many tokens the texts had with all of them
+    tokens_before  how many tokens the texts that chose them had with all of them; 0 where none did
     """
 
     kept: np.ndarray
@@ -61,6 +61,19 @@ def most_frequent(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size
         if names.is_file():
             (after / names.name).write_bytes(names.read_bytes())
         return Vocabulary(kept, AutoTokenizer.from_pretrained(after), int(counts.sum()))
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase, smaller: PreTrainedTokenizerBase) -> Vocabulary:
+    """The tokens of `tokenizer` that `smaller` knows, in the order in which that one numbers them.
+
+    Raises UserError where it knows others.
+    """
+    ids, wanted = tokenizer.get_vocab(), smaller.get_vocab()
+    others = sorted(wanted.keys() - ids.keys())
+    if others:
+        raise UserError(f"a tokenizer knows {len(others)} tokens that the model's does not, first '{others[0]}'")
+    kept = [ids[token] for token in sorted(wanted, key=lambda token: wanted[token])]
+    return Vocabulary(np.array(kept, np.int64), smaller, 0)
 
 
 def _choose(tokenizer: PreTrainedTokenizerBase, folder: Path, counts: np.ndarray, size: int) -> np.ndarray:

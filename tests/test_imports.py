@@ -44,7 +44,7 @@ RULES: dict[str, set[str]] = {
     "converters.schedule": {"converters.graph"},
     "converters.pipeline": {"converters", "sim.reference", "sim.clocked", "sim.verify", "targets.legality"},
     "converters.from_torch": {"converters", "spikebert", "torch", "transformers"},
-    "converters.fewer_tokens": {"converters.from_torch", "spikebert"},
+    "converters.fewer_tokens": {"converters.from_torch", "converters.report", "spikebert", "transformers"},
     "converters.torch_engine": {"converters", "spikebert", "torch"},
     "converters.export_command": {"converters", "spikebert", "targets.legality"},
     "targets": {"targets", *CONTRACT, "converters.passes", "converters.schedule", "lava"},

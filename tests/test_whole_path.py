@@ -323,6 +323,7 @@ def test_a_model_runs_for_another_number_of_timesteps(
     bundle, before = read_bundle(out), read_bundle(exported)
     assert bundle.graph.timesteps == timesteps and before.graph.timesteps == 4
     assert bundle.config["model"]["timesteps"] == timesteps and not bundle.config["accuracies"]
+    assert bundle.config["licences"] == before.config["licences"], "that of another T learnt from the same texts"
     batch = bundle.batch([bundle.tokenise(text) for text in ("good", "a bad , sad film")])
     names = [node.name for node in bundle.graph]
     now, then = (ReferenceEngine(each.graph).run(batch, names).values for each in (bundle, before))

@@ -8,14 +8,17 @@ from typing import Any
 from converters.report.contents import Measured, StageAccuracy
 
 SPLITS = ("validation", "test")
+MEASURED = "integer student"  # the model that is exported, in results.json
+TOKENS_BEFORE = "tokens_before"  # what the others knew, where an export left fewer (`converters.fewer_tokens`)
 # stage -> its name in results.json, and what it is
 STAGES = {
     "teacher": ("teacher", "the BERT that taught, for comparison"),
     "float": ("float student", "the spiking model as trained: floats, BatchNorm"),
     "folded": ("folded student", "BatchNorm folded into the weights, still floats"),
     "quantised": ("quantised student", "weights and thresholds rounded to integers, not trained since"),
-    "integer": ("integer student", "trained on with integers: what this bundle computes"),
+    "integer": (MEASURED, "trained on with integers: what this bundle computes"),
 }
+UNTRAINED = "rounded to integers, not trained since: what this bundle computes"
 
 
 def stage_accuracies(results: Mapping[str, Any]) -> tuple[StageAccuracy, ...]:
@@ -26,13 +29,21 @@ def stage_accuracies(results: Mapping[str, Any]) -> tuple[StageAccuracy, ...]:
     """
     recorded = results.get("accuracy", {})
     before = results.get("stages", {}).get("integer", {}).get("rounded_validation")
+    more_tokens = tokens_of_others(results)
+    trained = results.get("recipe", {}).get("quantise", {}).get("epochs", 1)
     stages = []
     for stage, (name, meaning) in STAGES.items():
+        meaning = (meaning if trained else UNTRAINED) if name == MEASURED else meaning + more_tokens
         splits = {split: _measured(recorded.get(name, {}).get(split)) for split in SPLITS}
         if stage == "quantised" and splits["validation"] is None:
             splits["validation"] = _measured(before)
         stages.append(StageAccuracy(stage, meaning, splits))
     return tuple(stages)
+
+
+def tokens_of_others(results: Mapping[str, Any]) -> str:
+    """What is said of a model that was measured with more tokens than the exported one knows; nothing as a rule."""
+    return f", with {results[TOKENS_BEFORE]:,} tokens" if TOKENS_BEFORE in results else ""
 
 
 def _measured(entry: Mapping[str, Any] | None) -> Measured | None:

@@ -61,11 +61,13 @@ def test_texts_without_other_tokens_give_the_same_values(run: Path, texts: Path,
     )
 
 
-@pytest.mark.parametrize("engine", ["fast", "reference", "lava-inline"])
-def test_it_runs_and_is_proven_as_any_other(run: Path, texts: Path, tmp_path: Path, capfd, engine: str) -> None:
-    exported(run, tmp_path / "fewer", "--vocabulary", "9", "--vocabulary-text", str(texts))
+@pytest.mark.parametrize("engine", ["fast", "reference", "torch", "lava-inline"])
+@pytest.mark.parametrize("more", [[], ["--timesteps", "2"]])
+def test_it_runs_and_is_proven_as_any_other(run: Path, texts: Path, tmp_path: Path, capfd, engine, more) -> None:
+    exported(run, tmp_path / "fewer", "--vocabulary", "9", "--vocabulary-text", str(texts), *more)
     capfd.readouterr()
-    flags = ["--text", "the good soup", "--engine", engine, "--verify", "--json"]
+    model = ["--model", str(run)] if engine == "torch" else []
+    flags = ["--text", "the good soup", "--engine", engine, *model, "--verify", "--json"]
     assert run_main([str(tmp_path / "fewer"), *flags]) == 0
     assert json.loads(capfd.readouterr().out)["verify"]["mismatches"] == 0
 
@@ -73,7 +75,7 @@ def test_it_runs_and_is_proven_as_any_other(run: Path, texts: Path, tmp_path: Pa
 def test_the_card_tells_the_accuracy_of_what_is_in_the_bundle(run: Path, texts: Path, tmp_path: Path, capfd) -> None:
     before = exported(run, tmp_path / "whole").config["accuracies"]
     now = exported(run, tmp_path / "fewer", "--vocabulary", "9", "--vocabulary-text", str(texts)).config["accuracies"]
-    assert now["validation, teacher"] == before["validation, teacher"]
+    assert now["validation, teacher, with 20 tokens"] == before["validation, teacher"]
     for split in ("validation", "test"):
         capfd.readouterr()
         file = run.parent / f"{split}.tsv"
@@ -81,18 +83,49 @@ def test_the_card_tells_the_accuracy_of_what_is_in_the_bundle(run: Path, texts: 
         shutil.copy(Path(folder) / file.name, file)
         assert run_main([str(tmp_path / "fewer"), "--file", str(file), "--json"]) == 0
         assert now[f"{split}, integer student"] == json.loads(capfd.readouterr().out)["accuracy"]
-    assert now != before, "a control: most of its words have gone"
+    changed = {split: now[f"{split}, integer student"] for split in ("validation", "test")}
+    assert changed != {split: before[f"{split}, integer student"] for split in changed}, "a control: words have gone"
+    report = json.loads((tmp_path / "fewer" / "report.json").read_text())
+    meanings = {stage["stage"]: stage["meaning"] for stage in report["accuracy"]}
+    assert meanings["float"].endswith(", with 20 tokens") and meanings["integer"].endswith("what this bundle computes")
 
 
-def test_where_it_cannot_be_measured_the_card_tells_none(run: Path, texts: Path, tmp_path: Path, capfd) -> None:
-    results = run / "results.json"
-    record = json.loads(results.read_text())
-    record["recipe"]["data"]["folder"] = str(tmp_path / "gone")
-    results.write_text(json.dumps(record))
+@pytest.mark.parametrize("spoilt", ["validation.tsv is away", "test.tsv is away", "test.tsv is another"])
+def test_of_a_split_that_cannot_be_measured_the_card_tells_none(
+    run: Path, trained: Path, texts: Path, tmp_path: Path, capfd, spoilt: str
+) -> None:
+    data = Path(shutil.copytree(trained / "data", tmp_path / "data"))
+    record = json.loads((run / "results.json").read_text())
+    record["recipe"]["data"]["folder"] = str(data)
+    (run / "results.json").write_text(json.dumps(record))
+    name, _, how = spoilt.split()
+    (data / name).unlink()
+    if how == "another":
+        (data / name).write_text("text\tlabel\ngood\t1\n")
     bundle = exported(run, tmp_path / "fewer", "--vocabulary", "9", "--vocabulary-text", str(texts))
-    assert "the card will tell no accuracy" in capfd.readouterr().err
-    assert "validation, integer student" not in bundle.config["accuracies"]
-    assert "validation, teacher" in bundle.config["accuracies"]
+    split = name.removesuffix(".tsv")
+    assert f"the card will tell no {split} accuracy" in capfd.readouterr().err
+    told = {name for name in bundle.config["accuracies"] if name.endswith("integer student")}
+    assert told == {f"{other}, integer student" for other in ("validation", "test") if other != split}
+    assert f"{split}, teacher, with 20 tokens" in bundle.config["accuracies"]
+
+
+def test_a_record_of_another_version_is_refused(run: Path, texts: Path, tmp_path: Path, capfd) -> None:
+    record = json.loads((run / "results.json").read_text())
+    record["recipe"]["data"]["colour"] = "blue"
+    (run / "results.json").write_text(json.dumps(record))
+    flags = ["--vocabulary", "9", "--vocabulary-text", str(texts)]
+    assert main(["--model", str(run), "--out", str(tmp_path / "fewer"), *flags]) == 2
+    assert "damaged, or of another version" in capfd.readouterr().err
+
+
+def test_a_model_of_other_words_is_refused(run: Path, trained: Path, texts: Path, tmp_path: Path, capfd) -> None:
+    exported(run, tmp_path / "fewer", "--vocabulary", "9", "--vocabulary-text", str(texts))
+    tokenizer = run / "integer" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"film"', '"movie"'))
+    capfd.readouterr()
+    assert run_main([str(tmp_path / "fewer"), "--text", "good", "--engine", "torch", "--model", str(run)]) == 2
+    assert "knows 1 tokens that the model's does not, first 'film'" in one_error(capfd)
 
 
 def test_a_model_without_a_record_has_fewer_tokens_too(run: Path, texts: Path, tmp_path: Path) -> None:
@@ -115,8 +148,10 @@ def test_the_texts_of_a_table_are_those_of_its_column(run: Path, tmp_path: Path)
         (["--vocabulary", "9"], "--vocabulary and --vocabulary-text: give both"),
         (["--vocabulary-text", "FILE"], "--vocabulary and --vocabulary-text: give both"),
         (["--vocabulary", "3", "--vocabulary-text", "FILE"], "a vocabulary of 3 tokens: special ones"),
-        (["--vocabulary", "9", "--vocabulary-text", "gone.txt"], "gone.txt: no such text file"),
-        (["--vocabulary", "9", "--vocabulary-text", "EMPTY"], "no text in"),
+        (["--vocabulary", "9", "--vocabulary-text", "gone.txt"], "gone.txt: no such file"),
+        (["--vocabulary", "9", "--vocabulary-text", "gone.tsv"], "gone.tsv: no such file"),
+        (["--vocabulary", "9", "--vocabulary-text", "train.tsv.gz"], "unpack a compressed table first"),
+        (["--vocabulary", "9", "--vocabulary-text", "EMPTY"], "holds no text"),
     ],
 )
 def test_what_cannot_be_done_is_told(run: Path, texts: Path, tmp_path: Path, capfd, flags, message: str) -> None:
