@@ -10,9 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from converters.from_torch import load_tokenizer
 from converters.report.accuracy import MEASURED, TOKENS_BEFORE
@@ -22,6 +20,9 @@ from spikebert.evaluation import accuracy, predict
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.recipe import Data
 from spikebert.vocabulary import keep_rows, most_frequent, tokens_of
+
+if TYPE_CHECKING:  # without torch, transformers would complain before we name what is missing
+    from transformers import PreTrainedModel
 
 TABLES = (".tsv.gz", ".tsv.xz")
 
