@@ -59,8 +59,7 @@ def spiking_model(subject: Subject, mode: str) -> Classify:
     stage = {"float": "stage2", "integer": "integer"}[mode]
     if subject.run:
         model = SpikeBertForSequenceClassification.from_pretrained(subject.run / stage)
-        if subject.config.vocab_size < model.config.vocab_size:  # of an export with fewer tokens
-            with_tokens_of(model, subject.bundle.folder / "tokenizer")
+        with_tokens_of(subject.bundle.folder, subject.bundle.graph, model)
     else:
         model = SpikeBertForSequenceClassification(SpikeBertConfig(**{**subject.bundle.config["model"], "mode": mode}))
     return torch_classifier(model)
@@ -82,8 +81,7 @@ def dense_model(subject: Subject) -> BertForSequenceClassification:
 def teacher(subject: Subject) -> BertForSequenceClassification:
     assert subject.run is not None
     model = BertForSequenceClassification.from_pretrained(subject.run / "teacher").eval()
-    if subject.config.vocab_size < model.config.vocab_size:
-        with_tokens_of(model, subject.bundle.folder / "tokenizer")
+    with_tokens_of(subject.bundle.folder, subject.bundle.graph, model)
     return model
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converters.from_torch import load_tokenizer
+from converters.graph import Graph
 from converters.report.accuracy import MEASURED, TOKENS_BEFORE
 from spikebert.commands import UserError, note
 from spikebert.data import check_text_files, read_lines, read_split, read_tsv, tokenise
 from spikebert.evaluation import accuracy, predict
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.recipe import Data
-from spikebert.vocabulary import keep_rows, most_frequent, tokens_of
+from spikebert.vocabulary import ids_of, keep_rows, most_frequent
 
 if TYPE_CHECKING:  # without torch, transformers would complain before we name what is missing
     from transformers import PreTrainedModel
@@ -59,7 +60,7 @@ def with_fewer_tokens(model: SpikeBertForSequenceClassification, size: int, file
         f"vocabulary: {len(vocabulary.kept):,} of {model.config.vocab_size:,} tokens; with them the texts given have "
         f"{vocabulary.longer_by(texts):.3f} times as many"
     )
-    keep_rows(model, vocabulary)
+    keep_rows(model, vocabulary.kept)
     with tempfile.TemporaryDirectory() as folder:
         vocabulary.tokenizer.save_pretrained(folder)
         yield Path(folder)
@@ -69,12 +70,14 @@ def _is_table(file: str) -> bool:
     return file.lower().endswith(".tsv")
 
 
-def with_tokens_of(model: PreTrainedModel, tokenizer: Path) -> None:
-    """Leave `model`, in place, the tokens of another tokenizer of fewer (a folder), in that one's order.
+def with_tokens_of(bundle: Path, graph: Graph, model: PreTrainedModel) -> None:
+    """Leave `model`, in place, the tokens of the bundle (a folder, its graph) where that was exported with fewer.
 
-    Raises UserError where that one knows other tokens, or cannot be read.
+    Raises UserError where it knows other tokens than the model's tokenizer, or one of the two cannot be read.
     """
-    keep_rows(model, tokens_of(load_tokenizer(Path(model.config.name_or_path)), load_tokenizer(tokenizer)))
+    if len(graph.source.table) < model.config.vocab_size:
+        own, fewer = load_tokenizer(Path(model.config.name_or_path)), load_tokenizer(bundle / "tokenizer")
+        keep_rows(model, ids_of(fewer, own))
 
 
 def measured_again(

@@ -67,8 +67,8 @@ def open_torch(graph: Graph, options: EngineOptions) -> TorchEngine:
     if options.model is None:
         raise UserError("the engine 'torch' runs the trained model: name its folder with --model")
     model = load_integer_model(options.model)
-    if options.bundle is not None and len(graph.source.table) < model.config.vocab_size:
-        with_tokens_of(model, options.bundle / "tokenizer")  # of an export with fewer tokens
+    if options.bundle is not None:
+        with_tokens_of(options.bundle, graph, model)
     if graph.timesteps <= model.config.timesteps or model.encoder.code is None:  # else the shapes differ, as told below
         model.set_timesteps(graph.timesteps)  # of an export with --timesteps
     own = graph_from_model(model)

@@ -297,7 +297,7 @@ class Training:
         options = self.recipe.teacher
         teacher = self._classifier(self.teacher_folder)
         if self.vocabulary:
-            keep_rows(teacher, self.vocabulary)
+            keep_rows(teacher, self.vocabulary.kept)
         teacher.to(self.device)
         outcome = fit(
             Classifier(teacher),
@@ -338,7 +338,7 @@ class Training:
         options = self.recipe.stage2
         pupil = self._load_pupil("stage1")
         if self.vocabulary:
-            keep_rows(pupil.student, self.vocabulary)
+            keep_rows(pupil.student, self.vocabulary.kept)
         schedule = Schedule(
             options.epochs, options.batch_size, options.learning_rate, token_rate=options.token_rate,
             patience=options.patience,

@@ -43,7 +43,7 @@ def ask_teacher(
     Texts go in from short to long, `chunk` at a time, so that a batch of mixed lengths costs little padding. None: as
     many as suit the device.
     """
-    chunk = chunk or (CHUNK if ids.device.type == "cpu" else GPU_CHUNK)
+    chunk = chunk or texts_at_once(ids.device)
     lengths = mask.sum(1)
     begins = lengths.cumsum(0) - lengths  # [B]: the place of each text's first token among the real ones
     order = lengths.argsort(stable=True)
@@ -59,6 +59,11 @@ def ask_teacher(
             places = begins[rows, None] + torch.arange(width, device=ids.device)
             states[:, places[part.bool()]] = normalised([taught.hidden_states[i] for i in wanted], part)
     return TeacherOutputs(torch.cat(logits)[order.argsort()] if logits else None, states if wanted else None)
+
+
+def texts_at_once(device: torch.device) -> int:
+    """How many texts of a batch a teacher is asked about at a time."""
+    return CHUNK if device.type == "cpu" else GPU_CHUNK
 
 
 def merged(first: TeacherOutputs, second: TeacherOutputs, is_first: Tensor, lengths: Tensor) -> TeacherOutputs:

@@ -28,9 +28,9 @@ ID_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "se
 class Vocabulary:
     """Some of a tokenizer's tokens, and the tokenizer that knows only these.
 
-    kept           int64: their ids before; the i-th of them has id i now
+    kept           int64, rising: their ids before; the i-th of them has id i now
     tokenizer      what it was, without the others
-    tokens_before  how many tokens the texts that chose them had with all of them; 0 where none did
+    tokens_before  how many tokens the texts had with all of them
     """
 
     kept: np.ndarray
@@ -63,17 +63,16 @@ def most_frequent(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size
         return Vocabulary(kept, AutoTokenizer.from_pretrained(after), int(counts.sum()))
 
 
-def tokens_of(tokenizer: PreTrainedTokenizerBase, smaller: PreTrainedTokenizerBase) -> Vocabulary:
-    """The tokens of `tokenizer` that `smaller` knows, in the order in which that one numbers them.
+def ids_of(smaller: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """int64: which id each token of `smaller`, in the order of its own ids, has in `tokenizer`.
 
-    Raises UserError where it knows others.
+    Raises UserError for a token that `tokenizer` does not know.
     """
     ids, wanted = tokenizer.get_vocab(), smaller.get_vocab()
     others = sorted(wanted.keys() - ids.keys())
     if others:
         raise UserError(f"a tokenizer knows {len(others)} tokens that the model's does not, first '{others[0]}'")
-    kept = [ids[token] for token in sorted(wanted, key=lambda token: wanted[token])]
-    return Vocabulary(np.array(kept, np.int64), smaller, 0)
+    return np.array([ids[token] for token in sorted(wanted, key=lambda token: wanted[token])], np.int64)
 
 
 def _choose(tokenizer: PreTrainedTokenizerBase, folder: Path, counts: np.ndarray, size: int) -> np.ndarray:
@@ -94,17 +93,17 @@ def _choose(tokenizer: PreTrainedTokenizerBase, folder: Path, counts: np.ndarray
     return np.array(sorted([*must, *others[: size - len(must)]]), np.int64)
 
 
-def keep_rows(model: PreTrainedModel, vocabulary: Vocabulary) -> None:
-    """Leave the model, in place, no rows of its token table but those of the vocabulary; so too its configuration."""
+def keep_rows(model: PreTrainedModel, kept: np.ndarray) -> None:
+    """Leave the model, in place, no rows of its token table but `kept` (ids, in their order); so too its config."""
     table = model.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
     padding = table.padding_idx  # it is among the first rows, and all of these stay
-    smaller = nn.Embedding(len(vocabulary.kept), table.embedding_dim, padding_idx=padding)
+    smaller = nn.Embedding(len(kept), table.embedding_dim, padding_idx=padding)
     with torch.no_grad():
-        smaller.weight.copy_(table.weight[torch.from_numpy(vocabulary.kept)])
+        smaller.weight.copy_(table.weight[torch.from_numpy(kept)])
     model.set_input_embeddings(smaller.to(table.weight.device))
-    new = {int(old): place for place, old in enumerate(vocabulary.kept)}
-    model.config.vocab_size = len(vocabulary.kept)
+    new = {int(old): place for place, old in enumerate(kept)}
+    model.config.vocab_size = len(kept)
     for name in ID_FIELDS:
         old = getattr(model.config, name, None)
         if old is not None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from spikebert.data import TokenisedTexts
-from spikebert.teacher_outputs import TeacherOutputs, ask_teacher, merged
+from spikebert.teacher_outputs import TeacherOutputs, ask_teacher, merged, texts_at_once
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,8 @@ def test_outputs_are_those_of_each_text_alone(teacher: torch.nn.Module) -> None:
 
 
 def test_all_texts_at_once_say_what_few_say(teacher: torch.nn.Module) -> None:
+    """A GPU is asked about many texts, a CPU about a few of like length."""
+    assert texts_at_once(torch.device("cpu")) == 8 and texts_at_once(torch.device("cuda")) == 256
     ids, mask = batch_of(*range(2, 22))
     few, all_of_them = ask_teacher(teacher, ids, mask, [0, 2]), ask_teacher(teacher, ids, mask, [0, 2], chunk=20)
     torch.testing.assert_close(few.logits, all_of_them.logits, rtol=1e-5, atol=1e-6)
