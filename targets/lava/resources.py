@@ -27,7 +27,8 @@ UNLIMITED = 1 << 62
 # What an actor, and a channel between actors, take; measured, and held against a large network by a test
 DESCRIPTORS_PER_ACTOR, DESCRIPTORS_BESIDE = 6, 40  # of the process that holds the runtime
 TASKS_PER_ACTOR, TASKS_PER_CHANNEL, TASKS_BESIDE = 6, 2, 30  # a thread waits at each end of a channel
-ACTOR_BYTES, BYTES_BESIDE = 17 << 20, 192 << 20  # apart from weights and channels
+# Apart from weights and channels. An actor took 13 MiB on one machine, and 18 on another with the same libraries.
+ACTOR_BYTES, BYTES_BESIDE = 24 << 20, 192 << 20
 ADDRESS_BYTES = 2 << 30  # of one process with Lava and the libraries that it loads
 STACK_BYTES = 8 << 20  # of a thread, in address space
 
