@@ -81,6 +81,10 @@ class Counters:
             elif isinstance(node, Norm):
                 self._per_site[row[node.name], NORMALISED] = graph.features[node.name]
 
+    def clear(self) -> None:
+        """Before a run: attention adds to its operations."""
+        self._operations[:] = 0
+
     def activity(self, sites: int) -> Activity:
         """By node, the counts of a run of so many tokens times timesteps."""
         counts = self._per_site * sites

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from itertools import pairwise
+from itertools import groupby, pairwise
 from operator import add
 from threading import Timer
+from typing import cast
 
 import numpy as np
 
@@ -38,6 +39,7 @@ from sim.fast.plan import (
     planes_of,
     words_of,
 )
+from sim.fast.program import Program, Team, Work, team_of
 from sim.fast.vectors import BLOCK, aligned
 from spikebert.commands import note, processors
 
@@ -48,6 +50,7 @@ NO_LANE = np.zeros((0, 0, 0), np.uint64)
 NO_ROWS = np.zeros(0, np.int64)
 NO_SPIKES = np.zeros((1, 0, 0, 0), np.uint64)
 COMPILING_IS_SLOW = 2.0  # seconds until it is said
+TOGETHER_MOST = 4  # threads on one sample: small layers have no more to share
 
 
 class Room:
@@ -98,6 +101,8 @@ class Share:
     logits      int64 [B, classes]
     values      node name -> integers [R, T, D], of the nodes observed
     before      int64 [B, classes], the logits until `first`, or [1, 1] of 0
+    alone       whether its batch has no other share, so that threads are free to help
+    divided     whether steps are divided into units, which helpers can take
     stops       int64 [B]: after how many timesteps each sample stopped, with an early exit
     """
 
@@ -115,13 +120,15 @@ class Share:
     values: dict[str, np.ndarray] = field(default_factory=dict)
     before: np.ndarray = field(default_factory=lambda: np.zeros((1, 1), np.int64))
     stops: np.ndarray = field(default_factory=lambda: NO_ROWS)
+    alone: bool = False
+    divided: bool = False
 
 
 class FastEngine:
     """Event-driven and compiled; every value is the reference's.
 
-    threads: at most so many samples are in work at a time; 0 for all processors. (The tokens of one sample are not
-             shared among threads: each would read all weights, and that is what one sample waits for.)
+    threads: at most so many samples are in work at a time; 0 for all processors. A batch of a single sample is shared
+             by up to TOGETHER_MOST of them: each computes some neurons of a layer, and reads their weights alone.
     early_exit: samples that have stopped are computed no further; membranes are carried from one check to the next
     """
 
@@ -131,11 +138,14 @@ class FastEngine:
         self.graph, self.early_exit = graph, early_exit
         self.threads = threads or processors()
         steps = make_plan(graph)
-        self.workers = [_Worker(graph, steps, early_exit) for _ in range(self.threads)]
+        self.team = team_of(self, min(self.threads, TOGETHER_MOST) - 1)
+        teams = [self.team, *(Team(0) for _ in range(self.threads - 1))]
+        self.workers = [_Worker(graph, steps, early_exit, team) for team in teams]
         self.pool = ThreadPoolExecutor(self.threads)
-        with _said_if_slow():
+        with _said_if_slow():  # compiles, or reads what was compiled before
             one = np.ones((1, 1), np.int64)
-            self.run(TokenBatch(one * 0, one))  # compiles, or reads what was compiled before
+            for samples in (one, np.repeat(one, self.threads + 1, 0)):  # a sample alone, and shares of several
+                self.run(TokenBatch(samples * 0, samples))
 
     def run(self, batch: TokenBatch, observe: Collection[str] = ()) -> Execution:
         """See `converters.execution.Engine`. The activity is counted on the way."""
@@ -145,6 +155,7 @@ class FastEngine:
         cuts = _cuts(batch.mask.sum(1), self.threads)
         ids, mask, timesteps = batch.ids, batch.mask, self.graph.timesteps
         shares = [_pack(ids[low:high], mask[low:high], observed, timesteps) for low, high in pairwise(cuts)]
+        shares[0].alone = len(shares) == 1
         run = self.pool.map if len(shares) > 1 else map
         work = _Worker.run if self.early_exit is None else _Worker.run_until_certain
         done, counts = zip(*run(work, self.workers, shares))
@@ -156,17 +167,18 @@ class FastEngine:
     def close(self) -> None:
         """Ends the threads."""
         self.pool.shutdown()
+        self.team.close()
 
 
 class _Worker:
     """Takes a share through all steps, in memory of its own.
 
-    A share is *bound* first: for each step, the calls that it takes, with their arrays. That of a single sample is kept
-    and used for the next one of as many tokens: binding takes as long as a third of its work.
+    A share is *bound* first: for each step, the calls that it takes, with their arrays. Those of a single sample are
+    joined to programs, and kept for the next one of as many tokens: binding takes longer than its work.
     """
 
-    def __init__(self, graph: Graph, steps: tuple[Step, ...], early_exit: EarlyExit | None) -> None:
-        self.graph, self.steps, self.early_exit = graph, steps, early_exit
+    def __init__(self, graph: Graph, steps: tuple[Step, ...], early_exit: EarlyExit | None, team: Team) -> None:
+        self.graph, self.steps, self.early_exit, self.team = graph, steps, early_exit, team
         checks = early_exit.checks(graph) if early_exit else ()
         self.units = {t: unit_of(graph.readout, t) for t in checks}  # by the timesteps after which samples may stop
         self.counters = Counters(graph, steps)
@@ -175,6 +187,7 @@ class _Worker:
         rooms = [Room(self._bound.clear) for _ in set(numbers)]
         self.rooms = [rooms[number] for number in numbers]
         self.scratch, self.lists = Room(self._bound.clear), Room(self._bound.clear)
+        self.spans = np.zeros((kernels.TILE, 2), np.int64)
         self.membranes = [Room(self._bound.clear) for _ in steps]
 
     def run_until_certain(self, share: Share) -> tuple[Share, Activity]:
@@ -201,7 +214,7 @@ class _Worker:
 
     def run(self, share: Share) -> tuple[Share, Activity]:
         """The share with its logits and values (perhaps not that one, but one like it), and the activity."""
-        tokens = len(share.ids)
+        tokens, alone = len(share.ids), share.alone
         key = tokens, share.first
         if share.observed or len(share.starts) != 2 or tokens < share.kept_rows:
             calls = self._bind(share)
@@ -211,8 +224,11 @@ class _Worker:
             kept.before[:] = share.before
             share = kept
         else:
-            calls = self._bind(share)
+            share.divided = self.team.helpers > 0 and tokens > 0
+            calls = _joined(self._bind(share), self.team)
             self._bound[key] = share, calls
+        self.team.begin(alone)
+        self.counters.clear()
         for call in calls:
             call()
         return share, self.counters.activity(share.timesteps * tokens)
@@ -252,11 +268,12 @@ class _Worker:
     def _encode(self, number: int, step: EncodeStep, share: Share) -> Iterator[Call]:
         out, neurons = self._spikes(number, share, step.node.name), step.neurons
         code = np.ascontiguousarray(step.code[:, share.first : share.first + share.timesteps])
-        yield partial(
-            kernels.encode, share.ids, share.places, step.table, step.position, code, step.node.kind == "sign",
-            neurons.free, neurons.subtract, neurons.level, neurons.keep, out.planes[0], out.events,
-            self.counters.cuts[number], *self._carried(number, neurons.level, share),
+        arguments = (
+            share.ids, share.places, step.table, step.position, code, step.node.kind == "sign", neurons.free,
+            neurons.subtract, neurons.level, neurons.keep, out.planes[0], out.events, self.counters.cuts[number],
+            *self._carried(number, neurons.level, share),
         )  # fmt: skip
+        yield Work(kernels.encode, arguments)
 
     def _norm(self, number: int, step: NormStep, share: Share) -> Iterator[Call]:
         node = step.node
@@ -297,14 +314,24 @@ class _Worker:
         else:
             kept, currents = True, room.array(shape, np.int32)
         size = inputs, len(x.planes), timesteps
-        index = self.scratch.array((kernels.tile_entries(*size),), np.uint32)
-        lists = self.lists.array((kernels.tile_lists(*size), 5), np.int64)
-        fired = self.counters.fired[number]
-        yield partial(
-            kernels.synapses, x.planes, step.weight, step.group, step.bias, step.wide, bool(step.lifs), neurons.free,
-            neurons.subtract, neurons.level, neurons.keep, step.places, spikes, currents, index, lists, fired,
-            self.counters.cuts[number], *self._carried(number, neurons.level, share),
+        entries, count = kernels.chunk_entries(*size), kernels.chunk_lists(*size)
+        index = self.scratch.array((kernels.CHUNKS * entries,), np.uint32)
+        lists = self.lists.array((kernels.CHUNKS * count, 5), np.int64)
+        arguments = (
+            x.planes, step.weight, step.group, step.bias, step.wide, bool(step.lifs), neurons.free, neurons.subtract,
+            neurons.level, neurons.keep, step.places, spikes, currents, index, lists, self.spans,
+            self.counters.fired[number], self.counters.cuts[number], *self._carried(number, neurons.level, share),
         )  # fmt: skip
+        if share.divided:
+            longest = kernels.longest_list(step.wide, index)
+            for first in range(0, tokens, kernels.TILE):
+                left = tokens - first
+                chunks = min(kernels.CHUNKS, -(-left // kernels.CHUNK))
+                listed = x.planes, first, longest, entries, count, index, lists, self.spans
+                yield Work(kernels.list_spikes, listed, chunks)
+                yield Work(kernels.add_block, (*arguments, first, self.team.helpers + 1), blocks)
+        else:
+            yield Work(kernels.synapses, arguments)
         first = 0
         for place, layer in enumerate(step.layers):
             words = blocks_of(layer.weight.shape[0])
@@ -327,13 +354,17 @@ class _Worker:
         else:
             planes = self._spikes(number, share, step.lif.name).planes
             currents = np.empty(shape, np.int32) if kept else NO_CURRENTS
-        cells = self.scratch.array((kernels.attention_cells(longest, timesteps, width, node.heads),), np.int32)
-        yield partial(
-            kernels.attention, q, k, v, lane, share.starts, width, node.heads, node.similarity == "xnor", step.bias,
-            np.empty(longest, step.sums), step.lif is not None, neurons.free, neurons.subtract, neurons.level,
-            neurons.keep, planes[0], currents, cells, self.counters.operations[number][0],
+        together = kernels.heads_together(width, node.heads)
+        parts = node.heads // together if share.divided else 1
+        room = parts * kernels.attention_cells(longest, timesteps, width, node.heads)
+        arguments: tuple = (
+            q, k, v, lane, share.starts, width, node.heads, together, node.similarity == "xnor", step.bias,
+            np.empty(0, step.sums), step.lif is not None, neurons.free, neurons.subtract, neurons.level, neurons.keep,
+            planes[0], currents, self.scratch.array((room,), np.int32), self.counters.operations[number][0],
             self.counters.fired[number], self.counters.cuts[number], *self._carried(number, neurons.level, share),
+            parts,
         )  # fmt: skip
+        yield Work(kernels.attention, arguments, parts)
         if kept:
             share.currents[node.name] = currents
 
@@ -345,9 +376,8 @@ class _Worker:
         total, *others = (share.spikes[name] for name in step.node.inputs)
         out = self._spikes(number, share, step.node.name)
         for x in others:
-            yield partial(
-                kernels.add, total.planes, x.planes, out.planes, total.payload, x.payload, out.payload, out.events
-            )
+            counts = total.payload, x.payload, out.payload, out.events
+            yield Work(kernels.add, (total.planes, x.planes, out.planes, *counts))
             total = out
 
     def _add_signed(self, number: int, step: AddStep, share: Share) -> Iterator[Call]:
@@ -428,9 +458,8 @@ class _Worker:
             else:
                 yield partial(sums.fill, 0)
                 yield partial(kernels.sum_samples, x.planes, share.starts, sums)
-            yield partial(
-                kernels.read_out, sums, step.weight, step.bias, share.timesteps * tokens, share.before, share.logits
-            )
+            arguments = sums, step.weight, step.bias, share.timesteps * tokens, share.before, share.logits
+            yield Work(kernels.read_out, arguments)
         else:
             yield partial(self._integrate, step, share, x.planes, sums, tokens[:, None] * step.bias)
         if step.node.name in share.observed:
@@ -472,6 +501,15 @@ def open_fast(graph: Graph, options: EngineOptions) -> FastEngine:
     return FastEngine(graph, options.threads, options.early_exit)
 
 
+def _joined(calls: Sequence[Call], team: Team) -> list[Call]:
+    """The same, with works that follow one another joined to programs."""
+    joined: list[Call] = []
+    for together, group in groupby(calls, key=lambda call: isinstance(call, Work)):
+        run = list(group)
+        joined += [Program(cast("list[Work]", run), team)] if together else run
+    return joined
+
+
 def _plain(planes: np.ndarray, width: int, signed: bool = False) -> np.ndarray:
     """Planes [P, R, T, W] -> the values [R, T, D], integers of their own."""
     if signed:
@@ -483,6 +521,9 @@ def _plain(planes: np.ndarray, width: int, signed: bool = False) -> np.ndarray:
 
 
 def _pack(ids: np.ndarray, mask: np.ndarray, observed: frozenset[str], timesteps: int) -> Share:
+    if len(mask) == 1:  # what follows, quicker
+        count = int(mask.sum())
+        return Share(ids[0, :count].copy(), np.arange(count), np.array([0, count]), observed, timesteps)
     samples, places = mask.nonzero()
     starts = np.zeros(len(mask) + 1, np.int64)
     np.cumsum(mask.sum(1), out=starts[1:])
@@ -498,7 +539,7 @@ def _part_of(share: Share, samples: np.ndarray, first: int, end: int) -> Share:
     else:
         rows = np.flatnonzero(np.repeat(np.isin(np.arange(len(lengths)), samples), lengths))
         ids, places, starts = share.ids[rows], share.places[rows], np.append(0, np.cumsum(lengths[samples]))
-    part = Share(ids, places, starts, share.observed, end - first, first, rows, tokens)
+    part = Share(ids, places, starts, share.observed, end - first, first, rows, tokens, alone=share.alone)
     part.before = share.logits[samples]
     return part
 

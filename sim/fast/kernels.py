@@ -19,6 +19,7 @@ from converters.graph import (
     ROOT_BITS,
     SHIFT,
 )
+from sim.fast import atomics
 from sim.fast.vectors import (
     BIT_PLACES,
     BLOCK,
@@ -41,6 +42,8 @@ from sim.fast.vectors import (
 from spikebert.compiled import compiled
 
 TILE = 64  # tokens whose spikes wait while a block of weights is in the first-level cache
+CHUNK = 4  # of these, how many are listed at a time where threads share a sample
+CHUNKS = TILE // CHUNK
 SPIKES, OPERATIONS, WEIGHTED, SATURATIONS, MESSAGES = map(
     COUNTS.index, ("spikes", "synaptic_operations", "weighted_operations", "saturations", "messages")
 )
@@ -57,15 +60,20 @@ FEWEST_SHARED = min(int(cost) // (several - 1) + 1 for several, cost in enumerat
 PLANE_COST = 40  # the same for a plane of few spikes
 
 
-def tile_entries(inputs: int, planes: int, timesteps: int) -> int:
-    """The most entries that the lists of a tile of tokens can have."""
-    return TILE * _token_entries(inputs, planes, timesteps) + SLACK
+def chunk_entries(inputs: int, planes: int, timesteps: int) -> int:
+    """The most entries that the lists of a chunk of tokens can have."""
+    return CHUNK * _token_entries(inputs, planes, timesteps) + SLACK
 
 
-def tile_lists(inputs: int, planes: int, timesteps: int) -> int:
-    """The most lists of a tile of tokens, with those that go on beyond LIST_MAX."""
+def chunk_lists(inputs: int, planes: int, timesteps: int) -> int:
+    """The most lists of a chunk of tokens, with those that go on beyond LIST_MAX."""
     begun = planes * ((timesteps + 3) // 4) * (len(TOGETHER) + 4)
-    return TILE * (begun + _token_entries(inputs, planes, timesteps) // LIST_MAX)
+    return CHUNK * (begun + _token_entries(inputs, planes, timesteps) // LIST_MAX)
+
+
+def longest_list(wide: bool, index: np.ndarray) -> int:
+    """How many entries a list may have: what sums of 16 bits surely hold, where currents need more than these."""
+    return LIST_MAX if wide else index.shape[0]
 
 
 def _token_entries(inputs: int, planes: int, timesteps: int) -> int:
@@ -73,9 +81,17 @@ def _token_entries(inputs: int, planes: int, timesteps: int) -> int:
     return planes * (inputs * timesteps + 2 * PLANE_COST)
 
 
+def heads_together(width: int, heads: int) -> int:
+    """How many heads are worked on together: as few as fill whole words of spikes."""
+    size = width // heads
+    whole = (count for count in range(1, heads) if heads % count == 0 and count * size % BLOCK == 0)
+    return next(whole, heads)
+
+
 def attention_cells(tokens: int, timesteps: int, width: int, heads: int) -> int:
-    """Entries of the currents of one sample, with what a head may write beyond its own."""
-    words, slices = -(-width // BLOCK), -(-(width // heads) // BLOCK)
+    """Entries of the currents that heads together give one sample, with what a head may write beyond its own."""
+    size = width // heads
+    words, slices = -(-heads_together(width, heads) * size // BLOCK), -(-size // BLOCK)
     return tokens * timesteps * (words + slices) * BLOCK
 
 
@@ -199,22 +215,24 @@ def _choose(bits: np.ndarray, chosen: np.ndarray) -> int:
 
 @compiled(nogil=True)
 def _list_spikes(
-    x: np.ndarray, first: int, tokens: int, longest: int, index: np.ndarray, lists: np.ndarray, ends: np.ndarray
-) -> None:
+    x: np.ndarray, first: int, tokens: int, longest: int, index: np.ndarray, at: int, lists: np.ndarray, count: int,
+    spans: np.ndarray,
+) -> None:  # fmt: skip
     """What spiked in `tokens` tokens from `first` on, in lists, so that each row of weights is read few times.
 
     Of each four timesteps, inputs that spiked at several go to one list for all of these where that pays, and all
     others to a list for each timestep.
 
-    index uint32, the entries of all lists
-    lists int64 [.., 5]: start and end in `index`; the first of four timesteps, which of them (bits), and the plane
-    ends  int64 [tokens]: where the lists of each token end
+    index uint32, the entries of all lists, written from `at` on
+    lists int64 [.., 5], written from `count` on: start and end in `index`; the first of four timesteps, which of them
+          (bits), and the plane
+    spans int64 [tokens, 2], set: where the lists of each token begin and end
     """
     planes, steps, words = x.shape[0], x.shape[2], x.shape[3]
     rest = np.empty((4, words), np.uint64)
     base, chosen = np.empty(planes, np.int64), np.empty(len(TOGETHER), np.int64)
-    at = count = 0
     for r in range(tokens):
+        spans[r, 0] = count
         _bases(x, first + r, base)
         for p in range(planes):
             if base[p] != p:
@@ -249,7 +267,7 @@ def _list_spikes(
                                 for _ in range(1 << (thin - p)):
                                     at = _list_word(word, w * BLOCK * BLOCK, index, at)
                     count = _end_list(lists, count, start, at, t, 1 << i, p, longest)
-        ends[r] = count
+        spans[r, 1] = count
 
 
 @compiled(nogil=True, inline="always")
@@ -264,11 +282,91 @@ def _add_rows(
 
 
 @compiled(nogil=True)
+def list_spikes(
+    x: np.ndarray, first: int, longest: int, entries: int, count: int, index: np.ndarray, lists: np.ndarray,
+    spans: np.ndarray, part: int,
+) -> None:  # fmt: skip
+    """The spikes of chunk `part` of the tile that begins with token `first`, in lists.
+
+    entries, count  room of a chunk in `index` and in `lists`; longest: a list has no more entries
+    spans           int64 [TILE, 2], see `_list_spikes`
+    """
+    start = part * CHUNK
+    end = min(start + CHUNK, x.shape[1] - first)
+    _list_spikes(x, first + start, end - start, longest, index, part * entries, lists, part * count, spans[start:end])
+
+
+@compiled(nogil=True)
+def add_block(
+    x: np.ndarray, weight: np.ndarray, group: int, bias: np.ndarray, wide: bool, fires: bool, free: bool,
+    subtract: bool, level: np.ndarray, keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray,
+    index: np.ndarray, lists: np.ndarray, spans: np.ndarray, fired: np.ndarray, cuts: np.ndarray, state: np.ndarray,
+    rows: np.ndarray, fresh: bool, first: int, threads: int, block: int,
+) -> None:  # fmt: skip
+    """`synapses` of the tile that begins with token `first`, for one block of neurons, from the lists of spikes.
+
+    threads  how many do this for different blocks; where there are several, `fired` is set here, with the last tile
+    """
+    tokens, steps = x.shape[1], x.shape[2]
+    blocks, inputs = weight.shape[0], weight.shape[1]
+    flat, flat_currents = weight.reshape(-1), currents.reshape(-1)
+    keeps, tile = currents.size > 0, min(TILE, tokens - first)
+    cells = np.empty(steps * BLOCK, bias.dtype)
+    words, row = places[block, 1], block * inputs * BLOCK
+    own = tokens * steps * places[block, 0] + places[block, 2]  # its first word of spikes; then each `words`-th
+    own += first * steps * words
+    # Words side by side are of one cache line, for which threads would wait in turn: each collects what it has to write
+    column = np.empty(tile * steps if threads > 1 else 0, np.uint64)
+    sent, sent_at, stride = (column, 0, 1) if threads > 1 else (spikes, own, words)
+    if fires and first == 0:
+        cuts[block] = 0
+    for r in range(tile):
+        if block + threads < blocks:  # its weights will be needed next, from farther away
+            for i in range(inputs * r // tile, inputs * (r + 1) // tile):
+                fetch(flat, row + (threads * inputs + i) * BLOCK)
+        fill_cells(bias, block * BLOCK, cells, steps)
+        for number in range(spans[r, 0], spans[r, 1]):
+            start, end, t, chosen, plane = lists[number]
+            _add_rows(group, flat, row, index, start, end, cells, t, chosen, plane)
+        at = (first + r) * steps
+        if keeps:
+            for t in range(steps):
+                _copy_cell(cells, t * BLOCK, wide, flat_currents, ((at + t) * blocks + block) * BLOCK)
+        if fires:
+            _fire(
+                cells, 0, BLOCK, steps, free, subtract, level, block * BLOCK, keep, sent, sent_at + r * steps * stride,
+                stride, cuts, block, state, rows, first + r, fresh,
+            )  # fmt: skip
+    if fires and threads > 1:
+        for i in range(tile * steps):
+            spikes[own + i * words] = column[i]
+        if first + tile == tokens:
+            if first > 0:  # all tiles
+                own -= first * steps * words
+                column = spikes[own : own + ((tokens * steps - 1) * words + 1) : words].copy()
+            _count_sent(column.reshape(-1, 1), places[block, 3] != 0, fired[block * BLOCK : (block + 1) * BLOCK])
+
+
+@compiled(nogil=True)
+def _count_sent(sent: np.ndarray, each: bool, fired: np.ndarray) -> None:
+    """How often the neurons of sent uint64 [M, W] fired: int64 fired [W * 64], set, for each one, or else for all of
+    them in the first."""
+    if each:
+        count_bits(sent, fired)
+        return
+    words, total = sent.reshape(-1), 0
+    for i in range(words.shape[0]):
+        total += popcount(words[i])
+    fired[:] = 0
+    fired[0] = total
+
+
+@compiled(nogil=True)
 def synapses(
     x: np.ndarray, weight: np.ndarray, group: int, bias: np.ndarray, wide: bool, fires: bool, free: bool,
     subtract: bool, level: np.ndarray, keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray,
-    index: np.ndarray, lists: np.ndarray, fired: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray,
-    fresh: bool,
+    index: np.ndarray, lists: np.ndarray, spans: np.ndarray, fired: np.ndarray, cuts: np.ndarray, state: np.ndarray,
+    rows: np.ndarray, fresh: bool,
 ) -> None:  # fmt: skip
     """`a = W x + b` of every token and timestep, then a LIF where `fires`, for layers that read the same x.
 
@@ -280,56 +378,28 @@ def synapses(
              whether each of its neurons is counted, see `fired`
     spikes   uint64 [R * T * blocks], written where `fires`: all of the first layer [R, T, its words], then the next
     currents int32 [R, T, blocks * 64], written where it is not empty
-    index    uint32, room for `tile_entries`; lists int64 [`tile_lists`, 5]
+    index    uint32, room for CHUNKS times `chunk_entries`; lists int64 [CHUNKS times `chunk_lists`, 5]
+    spans    int64 [TILE, 2], room
     fired    int64 [blocks * 64]: how often each neuron fired, set where `fires`; of a layer whose neurons are not
-             counted each, how often all of them did, at the first, and 0 at the others
+             counted each, numbers whose sum is how often all of them did
     cuts     int64 [blocks]: how often membranes of each block were cut, set where `fires`
     state, rows, fresh  the membranes that are carried, see above
     """
-    cuts[:] = 0
     tokens, steps = x.shape[1], x.shape[2]
-    blocks, inputs = weight.shape[0], weight.shape[1]
-    flat, flat_currents = weight.reshape(-1), currents.reshape(-1)
-    keeps = currents.size > 0
-    cells = np.empty(steps * BLOCK, bias.dtype)
-    ends = np.empty(TILE, np.int64)
-    longest = LIST_MAX if wide else index.shape[0]
+    blocks, longest = weight.shape[0], LIST_MAX if wide else index.shape[0]
     for first in range(0, tokens, TILE):
-        tile = min(TILE, tokens - first)
-        _list_spikes(x, first, tile, longest, index, lists, ends)
+        _list_spikes(x, first, min(TILE, tokens - first), longest, index, 0, lists, 0, spans)
         for block in range(blocks):
-            place = tokens * steps * places[block, 0] + places[block, 2]
-            stride, row = places[block, 1], block * inputs * BLOCK
-            number = 0
-            for r in range(tile):
-                if block + 1 < blocks:  # its weights will be needed next, from farther away
-                    for i in range(inputs * r // tile, inputs * (r + 1) // tile):
-                        fetch(flat, row + (inputs + i) * BLOCK)
-                fill_cells(bias, block * BLOCK, cells, steps)
-                while number < ends[r]:
-                    start, end, t, chosen, plane = lists[number]
-                    _add_rows(group, flat, row, index, start, end, cells, t, chosen, plane)
-                    number += 1
-                at = (first + r) * steps
-                if keeps:
-                    for t in range(steps):
-                        _copy_cell(cells, t * BLOCK, wide, flat_currents, ((at + t) * blocks + block) * BLOCK)
-                if fires:
-                    _fire(
-                        cells, 0, BLOCK, steps, free, subtract, level, block * BLOCK, keep, spikes,
-                        place + at * stride, stride, cuts, block, state, rows, first + r, fresh,
-                    )  # fmt: skip
+            add_block(
+                x, weight, group, bias, wide, fires, free, subtract, level, keep, places, spikes, currents, index,
+                lists, spans, fired, cuts, state, rows, fresh, first, 1, block,
+            )  # fmt: skip
     if fires:
         first = 0
         while first < blocks:
             words = places[first, 1]
-            own = spikes[tokens * steps * first : tokens * steps * (first + words)].reshape(tokens * steps, words)
-            count = fired[first * BLOCK : (first + words) * BLOCK]
-            if places[first, 3]:
-                count_bits(own, count)
-            else:
-                count[:] = 0
-                count[0] = _count_all(own.reshape(-1))
+            sent = spikes[tokens * steps * first : tokens * steps * (first + words)].reshape(tokens * steps, words)
+            _count_sent(sent, places[first, 3] != 0, fired[first * BLOCK : (first + words) * BLOCK])
             first += words
 
 
@@ -581,28 +651,30 @@ def _score(
 @compiled(nogil=True)
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, lane: np.ndarray, starts: np.ndarray, width: int, heads: int,
-    equal: bool, bias: np.ndarray, scores: np.ndarray, fires: bool, free: bool, subtract: bool, level: np.ndarray,
-    keep: float, spikes: np.ndarray, currents: np.ndarray, cells: np.ndarray, operations: np.ndarray,
-    fired: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool,
+    together: int, equal: bool, bias: np.ndarray, scores: np.ndarray, fires: bool, free: bool, subtract: bool,
+    level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray, cells: np.ndarray,
+    operations: np.ndarray, fired: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool,
+    parts: int, part: int,
 ) -> None:  # fmt: skip
     """`a = (q k^T) v` for each head of each sample, then a LIF where `fires`. Scores may be of "xnor", or have a bias.
+
+    Heads are worked on `together` at a time; this does part `part` of `parts` of them.
 
     q, k, v    uint64 [1, R, T, W] of `width` neurons
     lane       uint64 [R, T, 1]: where it is 0, a query gets nothing; empty where the node has none, for all tokens
                here are real
     starts     int64 [B + 1]: sample b has tokens starts[b] .. starts[b + 1] - 1
+    together   see `heads_together`
     equal      whether features match that are both 0
     bias       int32 [1 or heads, n_max, n_max], or empty
-    scores     [n_max], of the type that sums are made in: int16 or int32
+    scores     [0], of the type that sums are made in: int16 or int32
     level      [W * 64]; spikes uint64 [R, T, W], written where `fires`
     currents   int32 [R, T, W * 64], written where it is not empty
-    cells      int32, room for `attention_cells`
-    operations int64 [2], set: synaptic, weighted
+    cells      int32, room for `parts` times `attention_cells`
+    operations int64 [2], added to: synaptic, weighted
     fired      int64 [W * 64], cuts int64 [W], set where `fires`
     state, rows, fresh  the membranes that are carried, see above
     """
-    cuts[:] = 0
-    steps, words = q.shape[2], q.shape[3]
     size = width // heads  # of a head
     slices = (size + BLOCK - 1) // BLOCK
     longest = 0
@@ -610,68 +682,103 @@ def attention(
         longest = max(longest, starts[b + 1] - starts[b])
     queries, keys = np.empty((longest, slices), np.uint64), np.empty((longest, slices), np.uint64)
     masks, index = np.empty(slices * longest * BLOCK, np.int16), np.empty(longest + 1, np.uint16)
-    targets = np.empty(longest, np.int64)
+    targets, own_scores = np.empty(longest, np.int64), np.empty(longest, scores.dtype)
+    room = cells.shape[0] // parts
+    own_cells = cells[part * room : (part + 1) * room]
+    sent = spikes.reshape(spikes.shape[0] * spikes.shape[1], spikes.shape[2])
+    plain = weighted = 0
+    for first_head in range(part * together, heads, parts * together):
+        low = first_head * size // BLOCK
+        high = (first_head * size + together * size + BLOCK - 1) // BLOCK
+        cuts[low:high] = 0
+        for b in range(starts.shape[0] - 1):
+            added = _attend(
+                q, k, v, lane, starts[b], starts[b + 1] - starts[b], first_head, together, size, low, high, equal,
+                bias, fires, free, subtract, level, keep, spikes, currents, own_cells, cuts, state, rows, fresh,
+                queries, keys, masks, index, targets, own_scores,
+            )  # fmt: skip
+            plain += added[0]
+            weighted += added[1]
+        if fires and parts > 1:
+            count_bits(np.ascontiguousarray(sent[:, low:high]), fired[low * BLOCK : high * BLOCK])
+    atomics.add(operations, 0, plain)
+    atomics.add(operations, 1, weighted)
+    if fires and parts == 1:
+        count_bits(sent, fired)
+
+
+@compiled(nogil=True)
+def _attend(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, lane: np.ndarray, first: int, count: int, first_head: int,
+    together: int, size: int, low: int, high: int, equal: bool, bias: np.ndarray, fires: bool, free: bool,
+    subtract: bool, level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray, cells: np.ndarray,
+    cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool, queries: np.ndarray, keys: np.ndarray,
+    masks: np.ndarray, index: np.ndarray, targets: np.ndarray, scores: np.ndarray,
+) -> tuple[int, int]:  # fmt: skip
+    """Attention of the sample of `count` tokens from `first` on, for `together` heads of `size` features that lie in
+    words low .. high - 1; its operations, plain and weighted. From `queries` on, room for one head."""
+    steps, words, slices = q.shape[2], q.shape[3], queries.shape[1]
+    longest = queries.shape[0]
     plainly = not equal and bias.size == 0  # then most scores are 0, and adding up leaves them out
-    stride = (words + slices) * BLOCK  # a head writes whole blocks; what it writes too much, the next one overwrites
+    stride = (high - low + slices) * BLOCK  # a head writes whole blocks; what it writes too much, the next overwrites
     out = spikes.reshape(-1)
     plain = weighted = 0
-    for b in range(starts.shape[0] - 1):
-        first, count = starts[b], starts[b + 1] - starts[b]
-        for t in range(steps):
-            for h in range(heads):
-                targets[:count] = 0
-                for s in range(slices):
-                    low, bits = h * size + s * BLOCK, min(BLOCK, size - s * BLOCK)
-                    for m in range(count):
-                        queries[m, s] = bits_at(q[0, first + m, t], low, bits)
-                        keys[m, s] = bits_at(k[0, first + m, t], low, bits)
-                        value = bits_at(v[0, first + m, t], low, bits)
-                        targets[m] += popcount(value)
-                        spread_bits(value, masks, (s * longest + m) * BLOCK)
-                for n in range(count):
-                    found = 0
-                    if not plainly:
-                        if lane.size == 0 or lane[first + n, t, 0] != 0:
-                            found, matched, met, weight = _score(
-                                queries, keys, n, count, size, equal, bias, h, targets, index, scores
-                            )
-                            plain += matched + met
-                            weighted += matched + weight
-                        for s in range(slices):
-                            target = (n * steps + t) * stride + h * size + s * BLOCK
-                            add_scored(masks, s * longest * BLOCK, index, scores, found, cells, target)
-                        continue
-                    for m in range(count):
-                        meet = queries[n, 0] & keys[m, 0]
-                        for s in range(1, slices):
-                            meet |= queries[n, s] & keys[m, s]
-                        index[found] = m
-                        found += meet != 0  # no branch to be guessed
-                    for e in range(found):
-                        m, score = index[e], 0
-                        for s in range(slices):
-                            score += popcount(queries[n, s] & keys[m, s])
-                        scores[e] = score
-                        plain += score + targets[m]
-                        weighted += score + score * targets[m]
+    for t in range(steps):
+        for h in range(first_head, first_head + together):
+            column = h * size - low * BLOCK
+            targets[:count] = 0
+            for s in range(slices):
+                bit, bits = h * size + s * BLOCK, min(BLOCK, size - s * BLOCK)
+                for m in range(count):
+                    queries[m, s] = bits_at(q[0, first + m, t], bit, bits)
+                    keys[m, s] = bits_at(k[0, first + m, t], bit, bits)
+                    value = bits_at(v[0, first + m, t], bit, bits)
+                    targets[m] += popcount(value)
+                    spread_bits(value, masks, (s * longest + m) * BLOCK)
+            for n in range(count):
+                found = 0
+                if not plainly:
+                    if lane.size == 0 or lane[first + n, t, 0] != 0:
+                        found, matched, met, weight = _score(
+                            queries, keys, n, count, size, equal, bias, h, targets, index, scores
+                        )
+                        plain += matched + met
+                        weighted += matched + weight
                     for s in range(slices):
-                        target = (n * steps + t) * stride + h * size + s * BLOCK
+                        target = (n * steps + t) * stride + column + s * BLOCK
                         add_scored(masks, s * longest * BLOCK, index, scores, found, cells, target)
-        for n in range(count):
-            r = first + n
-            if currents.size > 0:
-                for t in range(steps):
-                    start = (n * steps + t) * stride
-                    currents[r, t, :width] = cells[start : start + width]
-            if fires:
-                for w in range(words):
-                    _fire(
-                        cells, n * steps * stride + w * BLOCK, stride, steps, free, subtract, level, w * BLOCK, keep,
-                        out, r * steps * words + w, words, cuts, w, state, rows, r, fresh,
-                    )  # fmt: skip
-    operations[0], operations[1] = plain, weighted
-    if fires:
-        count_bits(spikes.reshape(spikes.shape[0] * steps, words), fired)
+                    continue
+                for m in range(count):
+                    meet = queries[n, 0] & keys[m, 0]
+                    for s in range(1, slices):
+                        meet |= queries[n, s] & keys[m, s]
+                    index[found] = m
+                    found += meet != 0  # no branch to be guessed
+                for e in range(found):
+                    m, score = index[e], 0
+                    for s in range(slices):
+                        score += popcount(queries[n, s] & keys[m, s])
+                    scores[e] = score
+                    plain += score + targets[m]
+                    weighted += score + score * targets[m]
+                for s in range(slices):
+                    target = (n * steps + t) * stride + column + s * BLOCK
+                    add_scored(masks, s * longest * BLOCK, index, scores, found, cells, target)
+    for n in range(count):
+        r = first + n
+        if currents.size > 0:
+            for t in range(steps):
+                start = (n * steps + t) * stride
+                currents[r, t, first_head * size : (first_head + together) * size] = cells[
+                    start : start + together * size
+                ]
+        if fires:
+            for w in range(low, high):
+                _fire(
+                    cells, n * steps * stride + (w - low) * BLOCK, stride, steps, free, subtract, level, w * BLOCK,
+                    keep, out, r * steps * words + w, words, cuts, w, state, rows, r, fresh,
+                )  # fmt: skip
+    return plain, weighted
 
 
 @compiled(nogil=True)
@@ -845,15 +952,6 @@ def count_bits(rows: np.ndarray, counts: np.ndarray) -> None:
     flat = counter.reshape(-1)
     for w in range(words):
         expand_digits(flat, w, words, digits, counts, w * BLOCK)
-
-
-@compiled(nogil=True)
-def _count_all(words: np.ndarray) -> int:
-    """How many bits are set."""
-    total = 0
-    for i in range(words.shape[0]):
-        total += popcount(words[i])
-    return total
 
 
 @compiled(nogil=True, inline="always")

@@ -75,7 +75,6 @@ class Neurons:
 
 
 NO_BIAS = np.zeros((0, 0, 0), np.int32)
-NO_BIAS.flags.writeable = False  # as those of nodes, or kernels would be compiled for both
 SILENT = Neurons(np.zeros(0, np.float32), np.float32(0), True)  # stands where no LIF runs in a step
 
 
@@ -282,7 +281,7 @@ def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
     if isinstance(node, Attention):
         lif, bound = _only_lif(node, readers), graph.value_max[node.name]
         neurons = Neurons.of([lif], [width], bound, graph.timesteps) if lif else SILENT
-        bias = NO_BIAS if node.bias is None else node.bias
+        bias = NO_BIAS if node.bias is None else node.bias.copy()  # writable, or kernels would be compiled for both
         return AttentionStep(node, bias, lif, neurons, np.int16 if bound <= INT16_MAX else np.int32)
     if isinstance(node, Norm):
         return NormStep(node, node.gamma.astype(np.int64), node.beta.astype(np.int64))

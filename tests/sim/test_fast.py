@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
 from contextlib import closing
 
 import numpy as np
@@ -16,18 +19,19 @@ from converters.execution import TokenBatch
 from converters.graph import LIF, Add, Attention, Concat, Graph, Readout, Relay, Slice, Source, Synapses
 from sim.activity import count_activity
 from sim.fast import kernels, wiring
-from sim.fast.engine import FastEngine
+from sim.fast.engine import TOGETHER_MOST, FastEngine
 from sim.fast.plan import LIFStep, SynapsesStep, make_plan
 from sim.reference import ReferenceEngine
 from sim.verify import compare
 
 
 def assert_equal(graph: Graph, batch: TokenBatch, threads: int = 2) -> None:
-    """Values when all are asked for, logits and activity when none is."""
+    """Values when all are asked for, logits and activity when none is; those of the first sample alone, twice."""
     names = tuple(node.name for node in graph)
     expected = ReferenceEngine(graph).run(batch, names)
     with closing(FastEngine(graph, threads)) as engine:
         everything, nothing, spikes = engine.run(batch, names), engine.run(batch), engine.run(batch, graph.spiking)
+        alone = [engine.run(batch[:1]) for _ in range(2)]
     for name in graph.spiking:  # currents that nobody asks for are never stored
         assert np.array_equal(spikes.values[name], expected.values[name]), name
     comparison = compare(graph, expected, everything)
@@ -37,6 +41,10 @@ def assert_equal(graph: Graph, batch: TokenBatch, threads: int = 2) -> None:
     counted = count_activity(graph, expected.values, batch)
     assert everything.activity == counted
     assert nothing.activity == counted
+    first = count_activity(graph, {name: values[:, :1] for name, values in expected.values.items()}, batch[:1])
+    for result in alone:
+        assert np.array_equal(result.logits, expected.logits[:1])
+        assert result.activity == first
 
 
 BATCH = TokenBatch(np.array([[1, 2], [3, 0]]), np.array([[1, 1], [1, 0]]))
@@ -304,12 +312,13 @@ def test_what_does_not_fit_is_refused() -> None:
             engine.run(TokenBatch(np.ones((1, 3)), np.ones((1, 3))), ["nothing"])
 
 
-def test_single_samples_one_after_another() -> None:
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_single_samples_one_after_another(threads: int) -> None:
     """What was bound for some number of tokens serves the next sample of as many, until a larger batch moves it."""
     rng = np.random.default_rng(7)
     graph = random_graph(rng, blocks=2, hidden=72, heads=4, n_max=9)
     masks = [[1, 1, 1], [1] * 9, [1, 1, 1, 0], "many", [1, 1, 1], [1] * 9, [0], [1, 1, 1]]
-    with closing(FastEngine(graph, threads=1)) as engine:
+    with closing(FastEngine(graph, threads)) as engine:
         for mask in masks:
             batch = random_batch(rng, graph, 30)
             if mask != "many":
@@ -318,6 +327,46 @@ def test_single_samples_one_after_another() -> None:
             result = engine.run(batch)
             assert np.array_equal(result.logits, expected.logits)
             assert result.activity == count_activity(graph, expected.values, batch)
+
+
+def test_threads_that_share_a_sample() -> None:
+    """More of them than processors, so that some are always late; layers of many blocks, more tokens than a tile."""
+    rng = np.random.default_rng(8)
+    graph = random_graph(rng, blocks=2, hidden=192, heads=6, n_max=kernels.TILE + 70)
+    batch = random_batch(rng, graph, 3)
+    batches = [batch[number : number + 1] for number in range(3)]
+    expected = [ReferenceEngine(graph).run(each, graph.spiking) for each in batches]
+    with closing(FastEngine(graph, threads=8)) as engine:
+        assert engine.team.helpers == TOGETHER_MOST - 1
+        for _ in range(20):
+            for each, right in zip(batches, expected):
+                result = engine.run(each)
+                assert np.array_equal(result.logits, right.logits)
+                assert result.activity == count_activity(graph, right.values, each)
+
+
+def test_threads_end_with_their_engine() -> None:
+    """Closed or dropped; and one that is only opened for batches has no helper that is awake."""
+    graph = random_graph(np.random.default_rng(0), n_max=3)
+
+    def helpers() -> int:
+        return sum(thread.name == "fast-helper" for thread in threading.enumerate())
+
+    def wait_for(count: int) -> None:
+        deadline = time.monotonic() + 30
+        while helpers() != count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    wait_for(0)
+    with closing(FastEngine(graph, threads=3)):
+        assert helpers() == 2
+    wait_for(0)
+    engine = FastEngine(graph, threads=2)
+    assert helpers() == 1
+    del engine
+    gc.collect()
+    wait_for(0)
 
 
 # Attention by equal features, and with a bias

@@ -120,12 +120,12 @@ def test_lists_hold_every_spike_once(
     rng = np.random.default_rng(seed)
     bits = rng.random((planes, tokens, timesteps, words * 64)) < density * rng.random(words * 64)
     expected = (bits * 2 ** np.arange(planes)[:, None, None, None]).sum(0)
-    index = np.zeros(kernels.tile_entries(words * 64, planes, timesteps), np.uint32)
-    lists = np.zeros((100 * kernels.tile_lists(words * 64, planes, timesteps), 5), np.int64)
-    ends = np.zeros(kernels.TILE, np.int64)
-    kernels._list_spikes(words_of(bits), 0, tokens, longest, index, lists, ends)
+    index = np.zeros(kernels.CHUNKS * kernels.chunk_entries(words * 64, planes, timesteps), np.uint32)
+    lists = np.zeros((100 * kernels.CHUNKS * kernels.chunk_lists(words * 64, planes, timesteps), 5), np.int64)
+    spans = np.zeros((kernels.TILE, 2), np.int64)
+    kernels._list_spikes(words_of(bits), 0, tokens, longest, index, 0, lists, 0, spans)
     found = np.zeros_like(expected)
-    for r, (low, high) in enumerate(zip([0, *ends], ends[:tokens])):
+    for r, (low, high) in enumerate(spans[:tokens]):
         for start, end, t, steps, plane in lists[low:high]:
             assert 0 < end - start <= longest
             for i in range(4):
@@ -140,9 +140,9 @@ def test_a_list_for_several_timesteps_where_it_pays() -> None:
         bits = np.zeros((1, 1, 4, 128), bool)
         bits[..., :inputs] = True
         index, lists = np.zeros(2000, np.uint32), np.zeros((99, 5), np.int64)
-        ends = np.zeros(kernels.TILE, np.int64)
-        kernels._list_spikes(words_of(bits), 0, 1, 10**6, index, lists, ends)
-        assert (lists[: ends[0], 1] - lists[: ends[0], 0]).sum() == rows
+        spans = np.zeros((kernels.TILE, 2), np.int64)
+        kernels._list_spikes(words_of(bits), 0, 1, 10**6, index, 0, lists, 0, spans)
+        assert (lists[: spans[0, 1], 1] - lists[: spans[0, 1], 0]).sum() == rows
 
 
 def test_the_room_that_lists_are_given_suffices() -> None:
@@ -150,12 +150,25 @@ def test_the_room_that_lists_are_given_suffices() -> None:
     for planes, timesteps, words in ((1, 1, 1), (3, 5, 9), (4, 16, 5)):
         inputs = words * 64
         bits = np.ones((planes, kernels.TILE, timesteps, inputs), bool)
-        index = np.zeros(kernels.tile_entries(inputs, planes, timesteps), np.uint32)
-        lists = np.zeros((kernels.tile_lists(inputs, planes, timesteps), 5), np.int64)
-        ends = np.zeros(kernels.TILE, np.int64)
-        kernels._list_spikes(words_of(bits), 0, kernels.TILE, vectors.LIST_MAX, index, lists, ends)
-        assert ends[-1] <= len(lists)
-        assert lists[: ends[-1], 1].max() + kernels.SLACK <= len(index)
+        assert_room_suffices(words_of(bits), inputs)
+
+
+def assert_room_suffices(x: np.ndarray, inputs: int) -> np.ndarray:
+    """Of a tile, listed at once and chunk by chunk. The lists that were written at once."""
+    planes, timesteps = x.shape[0], x.shape[2]
+    entries, count = (room(inputs, planes, timesteps) for room in (kernels.chunk_entries, kernels.chunk_lists))
+    index, lists = np.zeros(kernels.CHUNKS * entries, np.uint32), np.zeros((kernels.CHUNKS * count, 5), np.int64)
+    spans = np.zeros((kernels.TILE, 2), np.int64)
+    for part in range(kernels.CHUNKS):
+        kernels.list_spikes(x, 0, vectors.LIST_MAX, entries, count, index, lists, spans, part)
+        own = spans[part * kernels.CHUNK : (part + 1) * kernels.CHUNK]
+        assert own[0, 0] == part * count and own[-1, 1] <= (part + 1) * count
+        assert lists[own[0, 0], 0] == part * entries
+        assert lists[own[-1, 1] - 1, 1] + kernels.SLACK <= (part + 1) * entries
+    kernels._list_spikes(x, 0, kernels.TILE, vectors.LIST_MAX, index, 0, lists, 0, spans)
+    assert spans[-1, 1] <= len(lists)
+    assert lists[: spans[-1, 1], 1].max() + kernels.SLACK <= len(index)
+    return lists[: spans[-1, 1]]
 
 
 def test_the_room_of_lists_suffices_for_planes_of_few_spikes() -> None:
@@ -165,14 +178,9 @@ def test_the_room_of_lists_suffices_for_planes_of_few_spikes() -> None:
     bits[0, ..., :inputs] = True
     for p in range(1, planes):
         bits[p, ..., : (kernels.PLANE_COST - 1) // (2**p - 1)] = True
-    index = np.zeros(kernels.tile_entries(inputs, planes, 1), np.uint32)
-    lists = np.zeros((kernels.tile_lists(inputs, planes, 1), 5), np.int64)
-    ends = np.zeros(kernels.TILE, np.int64)
-    kernels._list_spikes(words_of(bits), 0, kernels.TILE, vectors.LIST_MAX, index, lists, ends)
-    assert set(lists[: ends[-1], 4]) == {0}, "all go with the lowest plane"
-    assert (lists[: ends[-1], 1] - lists[: ends[-1], 0]).sum() > kernels.TILE * inputs * planes
-    assert ends[-1] <= len(lists)
-    assert lists[: ends[-1], 1].max() + kernels.SLACK <= len(index)
+    lists = assert_room_suffices(words_of(bits), inputs)
+    assert set(lists[:, 4]) == {0}, "all go with the lowest plane"
+    assert (lists[:, 1] - lists[:, 0]).sum() > kernels.TILE * inputs * planes
 
 
 @settings(deadline=None)
