@@ -354,9 +354,10 @@ class _Worker:
         else:
             planes = self._spikes(number, share, step.lif.name).planes
             currents = np.empty(shape, np.int32) if kept else NO_CURRENTS
-        together = kernels.heads_together(width, node.heads)
-        parts = node.heads // together if share.divided else 1
-        room = parts * kernels.attention_cells(longest, timesteps, width, node.heads)
+        size = width // node.heads
+        together = kernels.heads_together(size, node.heads) if share.divided else node.heads
+        parts = node.heads // together
+        room = parts * kernels.attention_cells(longest, timesteps, size, together)
         arguments: tuple = (
             q, k, v, lane, share.starts, width, node.heads, together, node.similarity == "xnor", step.bias,
             np.empty(0, step.sums), step.lif is not None, neurons.free, neurons.subtract, neurons.level, neurons.keep,

@@ -81,18 +81,22 @@ def _token_entries(inputs: int, planes: int, timesteps: int) -> int:
     return planes * (inputs * timesteps + 2 * PLANE_COST)
 
 
-def heads_together(width: int, heads: int) -> int:
-    """How many heads are worked on together: as few as fill whole words of spikes."""
-    size = width // heads
+def heads_together(size: int, heads: int) -> int:
+    """How many heads of `size` features can be worked on apart from others: as few as fill whole words of spikes."""
     whole = (count for count in range(1, heads) if heads % count == 0 and count * size % BLOCK == 0)
     return next(whole, heads)
 
 
-def attention_cells(tokens: int, timesteps: int, width: int, heads: int) -> int:
-    """Entries of the currents that heads together give one sample, with what a head may write beyond its own."""
-    size = width // heads
-    words, slices = -(-heads_together(width, heads) * size // BLOCK), -(-size // BLOCK)
-    return tokens * timesteps * (words + slices) * BLOCK
+@compiled(inline="always")
+def _cell_stride(words: int, size: int) -> int:
+    """Entries for the currents of some words at one timestep. A head of `size` features writes whole blocks; what it
+    writes too much, the next one overwrites, and that of the last one has room here."""
+    return (words if size % BLOCK == 0 else words + size // BLOCK + 1) * BLOCK
+
+
+def attention_cells(tokens: int, timesteps: int, size: int, together: int) -> int:
+    """Entries of the currents that heads of `size` features, so many together, give one sample."""
+    return tokens * timesteps * _cell_stride(-(-together * size // BLOCK), size)
 
 
 @compiled(nogil=True, inline="always")
@@ -305,46 +309,62 @@ def add_block(
 ) -> None:  # fmt: skip
     """`synapses` of the tile that begins with token `first`, for one block of neurons, from the lists of spikes.
 
-    threads  how many do this for different blocks; where there are several, `fired` is set here, with the last tile
+    threads  how many do this for different blocks. `fired` is set with the last tile
     """
-    tokens, steps = x.shape[1], x.shape[2]
-    blocks, inputs = weight.shape[0], weight.shape[1]
-    flat, flat_currents = weight.reshape(-1), currents.reshape(-1)
-    keeps, tile = currents.size > 0, min(TILE, tokens - first)
-    cells = np.empty(steps * BLOCK, bias.dtype)
-    words, row = places[block, 1], block * inputs * BLOCK
-    own = tokens * steps * places[block, 0] + places[block, 2]  # its first word of spikes; then each `words`-th
-    own += first * steps * words
+    tokens, steps, words = x.shape[1], x.shape[2], places[block, 1]
+    tile = min(TILE, tokens - first)
     # Words side by side are of one cache line, for which threads would wait in turn: each collects what it has to write
-    column = np.empty(tile * steps if threads > 1 else 0, np.uint64)
-    sent, sent_at, stride = (column, 0, 1) if threads > 1 else (spikes, own, words)
+    column = np.empty(tile * steps, np.uint64)
+    _add_block(
+        weight.reshape(-1), weight.shape[1], group, bias, wide, fires, free, subtract, level, keep, column, 0, 1,
+        currents.reshape(-1), index, lists, spans, cuts, state, rows, fresh, first, tile, threads, block,
+        np.empty(steps * BLOCK, bias.dtype),
+    )  # fmt: skip
+    if not fires:
+        return
+    own = tokens * steps * places[block, 0] + places[block, 2]  # its first word; then each `words`-th
+    for i in range(tile * steps):
+        spikes[own + (first * steps + i) * words] = column[i]
+    if first + tile == tokens:
+        if first > 0:
+            column = spikes[own::words][: tokens * steps].copy()
+        _count_sent(column.reshape(-1, 1), places[block, 3] != 0, fired[block * BLOCK : (block + 1) * BLOCK])
+
+
+@compiled(nogil=True, inline="always")
+def _add_block(
+    weight: np.ndarray, inputs: int, group: int, bias: np.ndarray, wide: bool, fires: bool, free: bool,
+    subtract: bool, level: np.ndarray, keep: float, sent: np.ndarray, sent_at: int, stride: int, currents: np.ndarray,
+    index: np.ndarray, lists: np.ndarray, spans: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray,
+    fresh: bool, first: int, tile: int, ahead: int, block: int, cells: np.ndarray,
+) -> None:  # fmt: skip
+    """The currents of a block in the `tile` tokens from `first` on, and what its neurons send: a word for each token
+    and timestep, from sent[sent_at] on, `stride` apart.
+
+    weight, currents  as in `synapses`, but flat
+    ahead  the weights of so many blocks on are wanted next; cells: room for those of a token
+    """
+    steps, blocks, row = cells.shape[0] // BLOCK, bias.shape[0] // BLOCK, block * inputs * BLOCK
+    keeps = currents.size > 0
     if fires and first == 0:
         cuts[block] = 0
     for r in range(tile):
-        if block + threads < blocks:  # its weights will be needed next, from farther away
+        if block + ahead < blocks:  # its weights will be needed next, from farther away
             for i in range(inputs * r // tile, inputs * (r + 1) // tile):
-                fetch(flat, row + (threads * inputs + i) * BLOCK)
+                fetch(weight, row + (ahead * inputs + i) * BLOCK)
         fill_cells(bias, block * BLOCK, cells, steps)
         for number in range(spans[r, 0], spans[r, 1]):
             start, end, t, chosen, plane = lists[number]
-            _add_rows(group, flat, row, index, start, end, cells, t, chosen, plane)
+            _add_rows(group, weight, row, index, start, end, cells, t, chosen, plane)
         at = (first + r) * steps
         if keeps:
             for t in range(steps):
-                _copy_cell(cells, t * BLOCK, wide, flat_currents, ((at + t) * blocks + block) * BLOCK)
+                _copy_cell(cells, t * BLOCK, wide, currents, ((at + t) * blocks + block) * BLOCK)
         if fires:
             _fire(
                 cells, 0, BLOCK, steps, free, subtract, level, block * BLOCK, keep, sent, sent_at + r * steps * stride,
                 stride, cuts, block, state, rows, first + r, fresh,
             )  # fmt: skip
-    if fires and threads > 1:
-        for i in range(tile * steps):
-            spikes[own + i * words] = column[i]
-        if first + tile == tokens:
-            if first > 0:  # all tiles
-                own -= first * steps * words
-                column = spikes[own : own + ((tokens * steps - 1) * words + 1) : words].copy()
-            _count_sent(column.reshape(-1, 1), places[block, 3] != 0, fired[block * BLOCK : (block + 1) * BLOCK])
 
 
 @compiled(nogil=True)
@@ -387,12 +407,17 @@ def synapses(
     """
     tokens, steps = x.shape[1], x.shape[2]
     blocks, longest = weight.shape[0], LIST_MAX if wide else index.shape[0]
+    flat, flat_currents, cells = weight.reshape(-1), currents.reshape(-1), np.empty(steps * BLOCK, bias.dtype)
+    begin = np.int64(0)  # a plain 0 would be a type of its own, and compiled for it
     for first in range(0, tokens, TILE):
-        _list_spikes(x, first, min(TILE, tokens - first), longest, index, 0, lists, 0, spans)
+        tile = min(TILE, tokens - first)
+        _list_spikes(x, first, tile, longest, index, begin, lists, begin, spans)
         for block in range(blocks):
-            add_block(
-                x, weight, group, bias, wide, fires, free, subtract, level, keep, places, spikes, currents, index,
-                lists, spans, fired, cuts, state, rows, fresh, first, 1, block,
+            words = places[block, 1]
+            own = tokens * steps * places[block, 0] + first * steps * words + places[block, 2]
+            _add_block(
+                flat, weight.shape[1], group, bias, wide, fires, free, subtract, level, keep, spikes, own, words,
+                flat_currents, index, lists, spans, cuts, state, rows, fresh, first, tile, 1, block, cells,
             )  # fmt: skip
     if fires:
         first = 0
@@ -664,7 +689,7 @@ def attention(
     lane       uint64 [R, T, 1]: where it is 0, a query gets nothing; empty where the node has none, for all tokens
                here are real
     starts     int64 [B + 1]: sample b has tokens starts[b] .. starts[b + 1] - 1
-    together   see `heads_together`
+    together   as `heads_together` has it, or all
     equal      whether features match that are both 0
     bias       int32 [1 or heads, n_max, n_max], or empty
     scores     [0], of the type that sums are made in: int16 or int32
@@ -685,16 +710,15 @@ def attention(
     targets, own_scores = np.empty(longest, np.int64), np.empty(longest, scores.dtype)
     room = cells.shape[0] // parts
     own_cells = cells[part * room : (part + 1) * room]
-    sent = spikes.reshape(spikes.shape[0] * spikes.shape[1], spikes.shape[2])
+    sent, flat = spikes.reshape(spikes.shape[0] * spikes.shape[1], spikes.shape[2]), spikes.reshape(-1)
     plain = weighted = 0
     for first_head in range(part * together, heads, parts * together):
-        low = first_head * size // BLOCK
-        high = (first_head * size + together * size + BLOCK - 1) // BLOCK
+        low, high = _words_of(first_head, together, size)
         cuts[low:high] = 0
         for b in range(starts.shape[0] - 1):
             added = _attend(
-                q, k, v, lane, starts[b], starts[b + 1] - starts[b], first_head, together, size, low, high, equal,
-                bias, fires, free, subtract, level, keep, spikes, currents, own_cells, cuts, state, rows, fresh,
+                q, k, v, lane, starts[b], starts[b + 1] - starts[b], first_head, together, size, equal, bias,
+                fires, free, subtract, level, keep, flat, currents, own_cells, cuts, state, rows, fresh,
                 queries, keys, masks, index, targets, own_scores,
             )  # fmt: skip
             plain += added[0]
@@ -707,21 +731,27 @@ def attention(
         count_bits(sent, fired)
 
 
-@compiled(nogil=True)
+@compiled(nogil=True, inline="always")
+def _words_of(first: int, count: int, size: int) -> tuple[int, int]:
+    """Between which words of spikes `count` heads of `size` features lie, from head `first` on."""
+    return first * size // BLOCK, ((first + count) * size + BLOCK - 1) // BLOCK
+
+
+@compiled(nogil=True, inline="always")
 def _attend(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, lane: np.ndarray, first: int, count: int, first_head: int,
-    together: int, size: int, low: int, high: int, equal: bool, bias: np.ndarray, fires: bool, free: bool,
+    together: int, size: int, equal: bool, bias: np.ndarray, fires: bool, free: bool,
     subtract: bool, level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray, cells: np.ndarray,
     cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool, queries: np.ndarray, keys: np.ndarray,
     masks: np.ndarray, index: np.ndarray, targets: np.ndarray, scores: np.ndarray,
 ) -> tuple[int, int]:  # fmt: skip
-    """Attention of the sample of `count` tokens from `first` on, for `together` heads of `size` features that lie in
-    words low .. high - 1; its operations, plain and weighted. From `queries` on, room for one head."""
+    """Attention of the sample of `count` tokens from `first` on, for `together` heads of `size` features; its
+    operations, plain and weighted. `spikes` is flat here; from `queries` on, room for one head."""
     steps, words, slices = q.shape[2], q.shape[3], queries.shape[1]
+    low, high = _words_of(first_head, together, size)
     longest = queries.shape[0]
     plainly = not equal and bias.size == 0  # then most scores are 0, and adding up leaves them out
-    stride = (high - low + slices) * BLOCK  # a head writes whole blocks; what it writes too much, the next overwrites
-    out = spikes.reshape(-1)
+    stride = _cell_stride(high - low, size)
     plain = weighted = 0
     for t in range(steps):
         for h in range(first_head, first_head + together):
@@ -776,7 +806,7 @@ def _attend(
             for w in range(low, high):
                 _fire(
                     cells, n * steps * stride + (w - low) * BLOCK, stride, steps, free, subtract, level, w * BLOCK,
-                    keep, out, r * steps * words + w, words, cuts, w, state, rows, r, fresh,
+                    keep, spikes, r * steps * words + w, words, cuts, w, state, rows, r, fresh,
                 )  # fmt: skip
     return plain, weighted
 

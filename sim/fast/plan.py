@@ -78,6 +78,9 @@ NO_BIAS = np.zeros((0, 0, 0), np.int32)
 SILENT = Neurons(np.zeros(0, np.float32), np.float32(0), True)  # stands where no LIF runs in a step
 
 
+# Arrays of nodes are read-only; steps have writable ones, or kernels would be compiled for both.
+
+
 @dataclass(frozen=True, eq=False)
 class EncodeStep:
     node: Source
@@ -272,16 +275,16 @@ def reads_of(step: Step) -> tuple[str, ...]:
 def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
     width = graph.features[node.name]
     if isinstance(node, Source):
-        position = np.zeros((0, width), np.int32) if node.position is None else node.position
+        position = np.zeros((0, width), np.int32) if node.position is None else node.position.copy()  # writable
         reach = int(np.abs(node.table.astype(np.int64)).max()) + int(np.abs(position.astype(np.int64)).max(initial=0))
         neurons = Neurons.of([node], [width], reach, graph.timesteps)
-        return EncodeStep(node, neurons, node.table, position, _code_words(graph, node))
+        return EncodeStep(node, neurons, node.table.copy(), position, _code_words(graph, node))
     if isinstance(node, Synapses):
         return _synapses(graph, node, readers)
     if isinstance(node, Attention):
         lif, bound = _only_lif(node, readers), graph.value_max[node.name]
         neurons = Neurons.of([lif], [width], bound, graph.timesteps) if lif else SILENT
-        bias = NO_BIAS if node.bias is None else node.bias.copy()  # writable, or kernels would be compiled for both
+        bias = NO_BIAS if node.bias is None else node.bias.copy()  # writable
         return AttentionStep(node, bias, lif, neurons, np.int16 if bound <= INT16_MAX else np.int32)
     if isinstance(node, Norm):
         return NormStep(node, node.gamma.astype(np.int64), node.beta.astype(np.int64))

@@ -14,13 +14,15 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, types
 from numba.extending import overload
 
-from sim.fast import kernels
+from sim.fast import atomics, kernels, vectors
 from sim.fast.atomics import add, call, exchange, load, pause, pointer, real, store
 from sim.fast.vectors import aligned
 from spikebert.compiled import compiled
@@ -168,7 +170,10 @@ def _run(table: np.ndarray, board: np.ndarray, shared: bool) -> None:
 
 
 # How a kernel's arguments are written down, one word each: "?" a boolean, "n" an integer, "f" or "d" a real number,
-# else an array: the type of its elements and how many dimensions it has.
+# else an array: the type of its elements and how many dimensions it has. Then what kernels they are: numba keeps what
+# it compiled until this file changes or the layout does, and the kernels are in other files.
+_FILES = [Path(str(module.__file__)) for module in (kernels, vectors, atomics)]
+SOURCES = sha256(b"".join(file.read_bytes() for file in _FILES)).hexdigest()
 
 
 def unpack(words: np.ndarray, layout: str) -> tuple:
@@ -181,7 +186,7 @@ def _unpack(words: Any, layout: Any) -> Callable | None:
     if not isinstance(layout, types.StringLiteral):
         return None  # numba tries that too, to tell of an error
     values = []
-    for number, kind in enumerate(layout.literal_value.split()):
+    for number, kind in enumerate(_arguments(layout.literal_value)):
         at = SLOT * number
         if kind == "n":
             values.append(f"words[{at}]")
@@ -199,9 +204,17 @@ def _unpack(words: Any, layout: Any) -> Callable | None:
     return made
 
 
+def _layout(arguments: str) -> str:
+    return f"{arguments} # {SOURCES}"
+
+
+def _arguments(layout: str) -> list[str]:
+    return layout.split("#")[0].split()
+
+
 def _write(work: Work, layout: str, words: np.ndarray) -> None:
     """A work's arguments into int64 [ARGUMENTS, SLOT]. Raises TypeError where they are not of the layout."""
-    kinds = layout.split()
+    kinds = _arguments(layout)
     if len(kinds) != len(work.arguments):
         raise TypeError(f"{work.kernel.__name__} takes {len(kinds)} arguments, not {len(work.arguments)}")
     for number, (kind, value) in enumerate(zip(kinds, work.arguments)):
@@ -256,7 +269,7 @@ def _words(address: int) -> np.ndarray:
 
 @lru_cache(None)
 def _list_spikes() -> tuple[Any, str]:
-    layout = "L4 n n n n I1 l2 l2"
+    layout = _layout("L4 n n n n I1 l2 l2")
 
     @c_function
     def run(address: int, unit: int) -> None:
@@ -267,7 +280,7 @@ def _list_spikes() -> tuple[Any, str]:
 
 @lru_cache(None)
 def _add_block(cells: str, level: str) -> tuple[Any, str]:
-    layout = f"L4 b3 n {cells}1 ? ? ? ? {level}1 {level} l2 L1 i3 I1 l2 l2 l1 l1 {level}2 l1 ? n n"
+    layout = _layout(f"L4 b3 n {cells}1 ? ? ? ? {level}1 {level} l2 L1 i3 I1 l2 l2 l1 l1 {level}2 l1 ? n n")
 
     @c_function
     def run(address: int, unit: int) -> None:
@@ -278,7 +291,7 @@ def _add_block(cells: str, level: str) -> tuple[Any, str]:
 
 @lru_cache(None)
 def _synapses(cells: str, level: str) -> tuple[Any, str]:
-    layout = f"L4 b3 n {cells}1 ? ? ? ? {level}1 {level} l2 L1 i3 I1 l2 l2 l1 l1 {level}2 l1 ?"
+    layout = _layout(f"L4 b3 n {cells}1 ? ? ? ? {level}1 {level} l2 L1 i3 I1 l2 l2 l1 l1 {level}2 l1 ?")
 
     @c_function
     def run(address: int, unit: int) -> None:
@@ -289,7 +302,7 @@ def _synapses(cells: str, level: str) -> tuple[Any, str]:
 
 @lru_cache(None)
 def _attention(scores: str, level: str) -> tuple[Any, str]:
-    layout = f"L4 L4 L4 L3 l1 n n n ? i3 {scores}1 ? ? ? {level}1 {level} L3 i3 i1 l1 l1 l1 {level}2 l1 ? n"
+    layout = _layout(f"L4 L4 L4 L3 l1 n n n ? i3 {scores}1 ? ? ? {level}1 {level} L3 i3 i1 l1 l1 l1 {level}2 l1 ? n")
 
     @c_function
     def run(address: int, unit: int) -> None:
@@ -300,7 +313,7 @@ def _attention(scores: str, level: str) -> tuple[Any, str]:
 
 @lru_cache(None)
 def _encode(level: str) -> tuple[Any, str]:
-    layout = f"l1 l1 b2 i2 L3 ? ? ? {level}1 {level} L3 l1 l1 {level}2 l1 ?"
+    layout = _layout(f"l1 l1 b2 i2 L3 ? ? ? {level}1 {level} L3 l1 l1 {level}2 l1 ?")
 
     @c_function
     def run(address: int, unit: int) -> None:
@@ -311,7 +324,7 @@ def _encode(level: str) -> tuple[Any, str]:
 
 @lru_cache(None)
 def _add() -> tuple[Any, str]:
-    layout = "L4 L4 L4 l1 l1 l1 l1"
+    layout = _layout("L4 L4 L4 l1 l1 l1 l1")
 
     @c_function
     def run(address: int, unit: int) -> None:
@@ -322,7 +335,7 @@ def _add() -> tuple[Any, str]:
 
 @lru_cache(None)
 def _read_out() -> tuple[Any, str]:
-    layout = "l2 l2 l1 l1 l2 l2"
+    layout = _layout("l2 l2 l1 l1 l2 l2")
 
     @c_function
     def run(address: int, unit: int) -> None:
