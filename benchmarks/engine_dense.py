@@ -45,13 +45,13 @@ def events(spikes: np.ndarray, weight: np.ndarray) -> Callable[[np.ndarray], Non
     index = np.empty(kernels.CHUNKS * kernels.chunk_entries(inputs, 1, steps), np.uint32)
     lists = np.empty((kernels.CHUNKS * kernels.chunk_lists(inputs, 1, steps), 5), np.int64)
     spans = np.empty((kernels.TILE, 2), np.int64)
-    places = np.array([(0, width // BLOCK, block) for block in range(width // BLOCK)], np.int64)
+    places = np.array([(0, width // BLOCK, block, True) for block in range(width // BLOCK)], np.int64)
     nothing, level = np.zeros(0, np.uint64), np.zeros(0, np.float32)
 
     def run(currents: np.ndarray) -> None:
         kernels.synapses(
             x, packed, 1, bias, False, False, True, False, level, np.float32(0), places, nothing, currents, index,
-            lists, spans, np.zeros(0, np.int64), np.zeros(len(packed), np.int64), np.zeros((0, 0), np.float32),
+            lists, spans, np.zeros(len(packed), np.int64), np.zeros((0, 0), np.float32),
             np.zeros(0, np.int64), True,
         )  # fmt: skip
 

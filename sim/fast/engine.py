@@ -320,7 +320,7 @@ class _Worker:
         arguments = (
             x.planes, step.weight, step.group, step.bias, step.wide, bool(step.lifs), neurons.free, neurons.subtract,
             neurons.level, neurons.keep, step.places, spikes, currents, index, lists, self.spans,
-            self.counters.fired[number], self.counters.cuts[number], *self._carried(number, neurons.level, share),
+            self.counters.cuts[number], *self._carried(number, neurons.level, share),
         )  # fmt: skip
         if share.divided:
             longest = kernels.longest_list(step.wide, index)
@@ -332,6 +332,8 @@ class _Worker:
                 yield Work(kernels.add_block, (*arguments, first, self.team.helpers + 1), blocks)
         else:
             yield Work(kernels.synapses, arguments)
+        if step.lifs:
+            yield Work(kernels.count_spikes, (spikes, step.places, sites, self.counters.fired[number]))
         first = 0
         for place, layer in enumerate(step.layers):
             words = blocks_of(layer.weight.shape[0])
@@ -362,10 +364,12 @@ class _Worker:
             q, k, v, lane, share.starts, width, node.heads, together, node.similarity == "xnor", step.bias,
             np.empty(0, step.sums), step.lif is not None, neurons.free, neurons.subtract, neurons.level, neurons.keep,
             planes[0], currents, self.scratch.array((room,), np.int32), self.counters.operations[number][0],
-            self.counters.fired[number], self.counters.cuts[number], *self._carried(number, neurons.level, share),
-            parts,
+            self.counters.cuts[number], *self._carried(number, neurons.level, share), parts,
         )  # fmt: skip
         yield Work(kernels.attention, arguments, parts)
+        if step.lif:
+            sites = len(share.ids) * timesteps
+            yield Work(kernels.count_spikes, (planes.reshape(-1), step.places, sites, self.counters.fired[number]))
         if kept:
             share.currents[node.name] = currents
 

@@ -304,12 +304,12 @@ def list_spikes(
 def add_block(
     x: np.ndarray, weight: np.ndarray, group: int, bias: np.ndarray, wide: bool, fires: bool, free: bool,
     subtract: bool, level: np.ndarray, keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray,
-    index: np.ndarray, lists: np.ndarray, spans: np.ndarray, fired: np.ndarray, cuts: np.ndarray, state: np.ndarray,
-    rows: np.ndarray, fresh: bool, first: int, threads: int, block: int,
+    index: np.ndarray, lists: np.ndarray, spans: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray,
+    fresh: bool, first: int, threads: int, block: int,
 ) -> None:  # fmt: skip
     """`synapses` of the tile that begins with token `first`, for one block of neurons, from the lists of spikes.
 
-    threads  how many do this for different blocks. `fired` is set with the last tile
+    threads  how many do this for different blocks
     """
     tokens, steps, words = x.shape[1], x.shape[2], places[block, 1]
     tile = min(TILE, tokens - first)
@@ -325,10 +325,6 @@ def add_block(
     own = tokens * steps * places[block, 0] + places[block, 2]  # its first word; then each `words`-th
     for i in range(tile * steps):
         spikes[own + (first * steps + i) * words] = column[i]
-    if first + tile == tokens:
-        if first > 0:
-            column = spikes[own::words][: tokens * steps].copy()
-        _count_sent(column.reshape(-1, 1), places[block, 3] != 0, fired[block * BLOCK : (block + 1) * BLOCK])
 
 
 @compiled(nogil=True, inline="always")
@@ -368,25 +364,34 @@ def _add_block(
 
 
 @compiled(nogil=True)
-def _count_sent(sent: np.ndarray, each: bool, fired: np.ndarray) -> None:
-    """How often the neurons of sent uint64 [M, W] fired: int64 fired [W * 64], set, for each one, or else for all of
-    them in the first."""
-    if each:
-        count_bits(sent, fired)
-        return
-    words, total = sent.reshape(-1), 0
-    for i in range(words.shape[0]):
-        total += popcount(words[i])
-    fired[:] = 0
-    fired[0] = total
+def count_spikes(spikes: np.ndarray, places: np.ndarray, sites: int, fired: np.ndarray) -> None:
+    """How often each neuron of some layers fired at so many tokens times timesteps.
+
+    spikes, places  see `synapses`
+    fired           int64 [blocks * 64], set; of a layer whose neurons are not counted each, the first number is how
+                    often all of them did, and the others are 0
+    """
+    first = 0
+    while first < places.shape[0]:
+        words = places[first, 1]
+        own, count = spikes[sites * first : sites * (first + words)], fired[first * BLOCK : (first + words) * BLOCK]
+        if places[first, 3]:
+            count_bits(own.reshape(sites, words), count)
+        else:
+            total = 0
+            for i in range(own.shape[0]):
+                total += popcount(own[i])
+            count[:] = 0
+            count[0] = total
+        first += words
 
 
 @compiled(nogil=True)
 def synapses(
     x: np.ndarray, weight: np.ndarray, group: int, bias: np.ndarray, wide: bool, fires: bool, free: bool,
     subtract: bool, level: np.ndarray, keep: float, places: np.ndarray, spikes: np.ndarray, currents: np.ndarray,
-    index: np.ndarray, lists: np.ndarray, spans: np.ndarray, fired: np.ndarray, cuts: np.ndarray, state: np.ndarray,
-    rows: np.ndarray, fresh: bool,
+    index: np.ndarray, lists: np.ndarray, spans: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray,
+    fresh: bool,
 ) -> None:  # fmt: skip
     """`a = W x + b` of every token and timestep, then a LIF where `fires`, for layers that read the same x.
 
@@ -395,13 +400,11 @@ def synapses(
     bias     [blocks * 64], in the form of cells that the sums are made in; `wide`: int32
     level    [blocks * 64], keep: see `Neurons`
     places   int64 [blocks, 4]: words of the layers before that of this block, words of its own, its place there, and
-             whether each of its neurons is counted, see `fired`
+             whether each of its neurons is counted, see `count_spikes`
     spikes   uint64 [R * T * blocks], written where `fires`: all of the first layer [R, T, its words], then the next
     currents int32 [R, T, blocks * 64], written where it is not empty
     index    uint32, room for CHUNKS times `chunk_entries`; lists int64 [CHUNKS times `chunk_lists`, 5]
     spans    int64 [TILE, 2], room
-    fired    int64 [blocks * 64]: how often each neuron fired, set where `fires`; of a layer whose neurons are not
-             counted each, numbers whose sum is how often all of them did
     cuts     int64 [blocks]: how often membranes of each block were cut, set where `fires`
     state, rows, fresh  the membranes that are carried, see above
     """
@@ -419,13 +422,6 @@ def synapses(
                 flat, weight.shape[1], group, bias, wide, fires, free, subtract, level, keep, spikes, own, words,
                 flat_currents, index, lists, spans, cuts, state, rows, fresh, first, tile, 1, block, cells,
             )  # fmt: skip
-    if fires:
-        first = 0
-        while first < blocks:
-            words = places[first, 1]
-            sent = spikes[tokens * steps * first : tokens * steps * (first + words)].reshape(tokens * steps, words)
-            _count_sent(sent, places[first, 3] != 0, fired[first * BLOCK : (first + words) * BLOCK])
-            first += words
 
 
 @compiled(nogil=True)
@@ -678,8 +674,7 @@ def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, lane: np.ndarray, starts: np.ndarray, width: int, heads: int,
     together: int, equal: bool, bias: np.ndarray, scores: np.ndarray, fires: bool, free: bool, subtract: bool,
     level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray, cells: np.ndarray,
-    operations: np.ndarray, fired: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool,
-    parts: int, part: int,
+    operations: np.ndarray, cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool, parts: int, part: int,
 ) -> None:  # fmt: skip
     """`a = (q k^T) v` for each head of each sample, then a LIF where `fires`. Scores may be of "xnor", or have a bias.
 
@@ -697,7 +692,7 @@ def attention(
     currents   int32 [R, T, W * 64], written where it is not empty
     cells      int32, room for `parts` times `attention_cells`
     operations int64 [2], added to: synaptic, weighted
-    fired      int64 [W * 64], cuts int64 [W], set where `fires`
+    cuts       int64 [W], set where `fires`
     state, rows, fresh  the membranes that are carried, see above
     """
     size = width // heads  # of a head
@@ -710,7 +705,7 @@ def attention(
     targets, own_scores = np.empty(longest, np.int64), np.empty(longest, scores.dtype)
     room = cells.shape[0] // parts
     own_cells = cells[part * room : (part + 1) * room]
-    sent, flat = spikes.reshape(spikes.shape[0] * spikes.shape[1], spikes.shape[2]), spikes.reshape(-1)
+    flat = spikes.reshape(-1)
     plain = weighted = 0
     for first_head in range(part * together, heads, parts * together):
         low, high = _words_of(first_head, together, size)
@@ -723,12 +718,8 @@ def attention(
             )  # fmt: skip
             plain += added[0]
             weighted += added[1]
-        if fires and parts > 1:
-            count_bits(np.ascontiguousarray(sent[:, low:high]), fired[low * BLOCK : high * BLOCK])
     atomics.add(operations, 0, plain)
     atomics.add(operations, 1, weighted)
-    if fires and parts == 1:
-        count_bits(sent, fired)
 
 
 @compiled(nogil=True, inline="always")

@@ -114,13 +114,14 @@ class SynapsesStep:
 
 @dataclass(frozen=True, eq=False)
 class AttentionStep:
-    """bias int32 [1 or heads, n_max, n_max], empty where the node has none"""
+    """bias int32 [1 or heads, n_max, n_max], empty where the node has none; places as those of synapses"""
 
     node: Attention
     bias: np.ndarray
     lif: LIF | None
     neurons: Neurons
     sums: type
+    places: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,7 +286,8 @@ def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
         lif, bound = _only_lif(node, readers), graph.value_max[node.name]
         neurons = Neurons.of([lif], [width], bound, graph.timesteps) if lif else SILENT
         bias = NO_BIAS if node.bias is None else node.bias.copy()  # writable
-        return AttentionStep(node, bias, lif, neurons, np.int16 if bound <= INT16_MAX else np.int32)
+        sums = np.int16 if bound <= INT16_MAX else np.int32
+        return AttentionStep(node, bias, lif, neurons, sums, _places([width], [True]))
     if isinstance(node, Norm):
         return NormStep(node, node.gamma.astype(np.int64), node.beta.astype(np.int64))
     if isinstance(node, LIF) and node.spike != "binary":

@@ -247,7 +247,13 @@ def _function_of(work: Work) -> tuple[Any, str]:
         return _attention(_kind(arguments[10]), _kind(arguments[14]))
     if kernel is kernels.encode:
         return _encode(_kind(arguments[8]))
-    return {kernels.list_spikes: _list_spikes, kernels.add: _add, kernels.read_out: _read_out}[kernel]()
+    others = {
+        kernels.list_spikes: _list_spikes,
+        kernels.count_spikes: _count_spikes,
+        kernels.add: _add,
+        kernels.read_out: _read_out,
+    }
+    return others[kernel]()
 
 
 def c_function(function: Callable) -> Any:
@@ -280,7 +286,7 @@ def _list_spikes() -> tuple[Any, str]:
 
 @lru_cache(None)
 def _add_block(cells: str, level: str) -> tuple[Any, str]:
-    layout = _layout(f"L4 b3 n {cells}1 ? ? ? ? {level}1 {level} l2 L1 i3 I1 l2 l2 l1 l1 {level}2 l1 ? n n")
+    layout = _layout(f"L4 b3 n {cells}1 ? ? ? ? {level}1 {level} l2 L1 i3 I1 l2 l2 l1 {level}2 l1 ? n n")
 
     @c_function
     def run(address: int, unit: int) -> None:
@@ -291,7 +297,7 @@ def _add_block(cells: str, level: str) -> tuple[Any, str]:
 
 @lru_cache(None)
 def _synapses(cells: str, level: str) -> tuple[Any, str]:
-    layout = _layout(f"L4 b3 n {cells}1 ? ? ? ? {level}1 {level} l2 L1 i3 I1 l2 l2 l1 l1 {level}2 l1 ?")
+    layout = _layout(f"L4 b3 n {cells}1 ? ? ? ? {level}1 {level} l2 L1 i3 I1 l2 l2 l1 {level}2 l1 ?")
 
     @c_function
     def run(address: int, unit: int) -> None:
@@ -301,8 +307,19 @@ def _synapses(cells: str, level: str) -> tuple[Any, str]:
 
 
 @lru_cache(None)
+def _count_spikes() -> tuple[Any, str]:
+    layout = _layout("L1 l2 n l1")
+
+    @c_function
+    def run(address: int, unit: int) -> None:
+        kernels.count_spikes(*unpack(_words(address), layout))
+
+    return run, layout
+
+
+@lru_cache(None)
 def _attention(scores: str, level: str) -> tuple[Any, str]:
-    layout = _layout(f"L4 L4 L4 L3 l1 n n n ? i3 {scores}1 ? ? ? {level}1 {level} L3 i3 i1 l1 l1 l1 {level}2 l1 ? n")
+    layout = _layout(f"L4 L4 L4 L3 l1 n n n ? i3 {scores}1 ? ? ? {level}1 {level} L3 i3 i1 l1 l1 {level}2 l1 ? n")
 
     @c_function
     def run(address: int, unit: int) -> None:
