@@ -31,9 +31,10 @@ SLOT = 5  # int64 for each argument: a number, or the address of an array and it
 ARGUMENTS = 27  # the most that a kernel takes
 PATIENCE = 30_000  # pauses until a helper goes to sleep, about a millisecond
 
-# Words of a board, each in a cache line of its own. TICKET: which work is shared, how many units it has, and the next
-# one to be taken; DONE: how many are finished. They and the stop are changed by atomic operations alone.
-TICKET, DONE, STOP, FUNCTION, WORDS, EPOCH = range(0, 6 * 8, 8)
+# Words of a board; those before FUNCTION each have a cache line of their own. TICKET: which work is shared, how many
+# units it has, and the next one to be taken; DONE: how many are finished. Those two are changed by atomic operations.
+TICKET, DONE, STOP, FUNCTION, WORDS, EPOCH = 0, 8, 16, 24, 25, 26
+BOARD = 32
 UNIT_BITS = 15
 UNIT_MASK = (1 << UNIT_BITS) - 1
 
@@ -66,7 +67,7 @@ class Team:
     """
 
     def __init__(self, helpers: int) -> None:
-        self.board = aligned((TICKET + 6 * 8,), np.int64)
+        self.board = aligned((BOARD,), np.int64)
         self.helpers, self.shared = helpers, False
         self._awake = [threading.Event() for _ in range(helpers)]
         self._started = False
