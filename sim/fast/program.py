@@ -79,6 +79,7 @@ class Team:
             return
         if not self._started:
             self._started = True
+            _help_out(np.ones(BOARD, np.int64))  # compiles it here: a program that ends must not find a thread at that
             for event in self._awake:
                 threading.Thread(target=_help, args=(self.board, event), name="fast-helper", daemon=True).start()
         for event in self._awake:
