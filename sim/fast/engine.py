@@ -227,7 +227,7 @@ class _Worker:
             share.divided = self.team.helpers > 0 and tokens > 0
             calls = _joined(self._bind(share), self.team)
             self._bound[key] = share, calls
-        self.team.begin(alone)
+        self.team.begin(alone and share.divided)
         self.counters.clear()
         for call in calls:
             call()

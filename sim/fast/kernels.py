@@ -41,6 +41,7 @@ from sim.fast.vectors import (
 )
 from spikebert.compiled import compiled
 
+BUILT_ON = "d25d0dcdf3c0"  # see CONTRIBUTING.md, "Changing the fast engine"
 TILE = 64  # tokens whose spikes wait while a block of weights is in the first-level cache
 CHUNK = 4  # of these, how many are listed at a time where threads share a sample
 CHUNKS = TILE // CHUNK
@@ -91,7 +92,7 @@ def heads_together(size: int, heads: int) -> int:
 def _cell_stride(words: int, size: int) -> int:
     """Entries for the currents of some words at one timestep. A head of `size` features writes whole blocks; what it
     writes too much, the next one overwrites, and that of the last one has room here."""
-    return (words if size % BLOCK == 0 else words + size // BLOCK + 1) * BLOCK
+    return (words if size % BLOCK == 0 else words + 1) * BLOCK
 
 
 def attention_cells(tokens: int, timesteps: int, size: int, together: int) -> int:
@@ -313,6 +314,8 @@ def add_block(
     """
     tokens, steps, words = x.shape[1], x.shape[2], places[block, 1]
     tile = min(TILE, tokens - first)
+    if fires and first == 0:
+        cuts[block] = 0
     # Words side by side are of one cache line, for which threads would wait in turn: each collects what it has to write
     column = np.empty(tile * steps, np.uint64)
     _add_block(
@@ -342,8 +345,6 @@ def _add_block(
     """
     steps, blocks, row = cells.shape[0] // BLOCK, bias.shape[0] // BLOCK, block * inputs * BLOCK
     keeps = currents.size > 0
-    if fires and first == 0:
-        cuts[block] = 0
     for r in range(tile):
         if block + ahead < blocks:  # its weights will be needed next, from farther away
             for i in range(inputs * r // tile, inputs * (r + 1) // tile):
@@ -409,7 +410,9 @@ def synapses(
     state, rows, fresh  the membranes that are carried, see above
     """
     tokens, steps = x.shape[1], x.shape[2]
-    blocks, longest = weight.shape[0], LIST_MAX if wide else index.shape[0]
+    blocks, longest = weight.shape[0], LIST_MAX if wide else index.shape[0]  # as `longest_list` has it
+    if fires:
+        cuts[:] = 0  # also where there is no token
     flat, flat_currents, cells = weight.reshape(-1), currents.reshape(-1), np.empty(steps * BLOCK, bias.dtype)
     begin = np.int64(0)  # a plain 0 would be a type of its own, and compiled for it
     for first in range(0, tokens, TILE):

@@ -3,8 +3,8 @@
 Calling compiled functions one by one from Python takes a tenth of the time of a sentence, and needs the interpreter's
 lock each time. Here their arguments are written down as numbers beforehand, a table of *works*, and one compiled
 function goes through them all. A work of several units is shared with helpers, threads that wait for it: whoever is
-free takes the next unit. Nobody waits for a helper to come, only for units that one has begun, so on a busy machine
-the thread that has the sentence does it alone.
+free takes the next unit. Nobody waits for a helper to come, only for units that one has begun. (On a busy machine that
+may take a while, when the system has another program run in the midst of one.)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ from sim.fast.atomics import add, call, exchange, load, pause, pointer, real, st
 from sim.fast.vectors import aligned
 from spikebert.compiled import compiled
 
-SLOT = 5  # int64 for each argument: a number, or the address of an array and its shape
-ARGUMENTS = 27  # the most that a kernel takes
-PATIENCE = 30_000  # pauses until a helper goes to sleep, about a millisecond
+BUILT_ON = "d1d51acaa68e"  # see CONTRIBUTING.md, "Changing the fast engine"
+PATIENCE = 30_000  # pauses until a helper goes to sleep, about a millisecond on x86
 
 # Words of a board; those before FUNCTION each have a cache line of their own. TICKET: which work is shared, how many
 # units it has, and the next one to be taken; DONE: how many are finished. Those two are changed by atomic operations.
 TICKET, DONE, STOP, FUNCTION, WORDS, EPOCH = 0, 8, 16, 24, 25, 26
 BOARD = 32
+FAILED = 0  # the first of a work's words: whether a unit of it raised an error
+WORDS_MOST = 100  # of a work, for what it has is known from its layout
 UNIT_BITS = 15
 UNIT_MASK = (1 << UNIT_BITS) - 1
 
@@ -101,10 +103,11 @@ class Program:
 
     def __init__(self, works: Sequence[Work], team: Team) -> None:
         self._works, self._team = tuple(works), team  # keeps their arrays
-        self._words = np.zeros((len(works), ARGUMENTS, SLOT), np.int64)
+        self._functions = [_function_of(work) for work in works]
+        size = max(_places(layout)[-1] for _, layout in self._functions)
+        self._words = np.zeros((len(works), size), np.int64)
         self._table = np.zeros((len(works), 3), np.int64)
-        for words, row, work in zip(self._words, self._table, works):
-            function, layout = _function_of(work)
+        for words, row, work, (function, layout) in zip(self._words, self._table, works, self._functions):
             _write(work, layout, words)
             row[:] = function.address, words.ctypes.data, work.units
         if max(work.units for work in works) > UNIT_MASK:
@@ -112,6 +115,9 @@ class Program:
 
     def __call__(self) -> None:
         _run(self._table, self._team.board, self._team.shared)
+        if self._words[:, FAILED].any():  # what a C function raises goes nowhere
+            self._words[:, FAILED] = 0
+            raise MemoryError("the fast engine has too little memory for a sentence")
 
 
 def team_of(owner: object, helpers: int) -> Team:
@@ -124,8 +130,8 @@ def team_of(owner: object, helpers: int) -> Team:
 def _help(board: np.ndarray, awake: threading.Event) -> None:
     while not board[STOP]:
         awake.wait()
+        awake.clear()  # before it helps, so that no call is lost
         _help_out(board)
-        awake.clear()
 
 
 @compiled(nogil=True)
@@ -172,25 +178,26 @@ def _run(table: np.ndarray, board: np.ndarray, shared: bool) -> None:
 
 
 # How a kernel's arguments are written down, one word each: "?" a boolean, "n" an integer, "f" or "d" a real number,
-# else an array: the type of its elements and how many dimensions it has. Then what kernels they are: numba keeps what
-# it compiled until this file changes or the layout does, and the kernels are in other files.
+# "u" the number of the unit, else an array: the type of its elements and how many dimensions it has. Then what kernels
+# they are: numba keeps what it compiled until this file changes or the layout does, and the kernels are in other files.
 _FILES = [Path(str(module.__file__)) for module in (kernels, vectors, atomics)]
 SOURCES = sha256(b"".join(file.read_bytes() for file in _FILES)).hexdigest()
 
 
-def unpack(words: np.ndarray, layout: str) -> tuple:
+def unpack(words: np.ndarray, layout: str, unit: int) -> tuple:
     """The arguments of such a layout, in compiled code."""
     raise NotImplementedError("compiled code alone can do this")
 
 
 @overload(unpack, prefer_literal=True, strict=False)  # not strict: hints may differ
-def _unpack(words: Any, layout: Any) -> Callable | None:
+def _unpack(words: Any, layout: Any, unit: Any) -> Callable | None:
     if not isinstance(layout, types.StringLiteral):
         return None  # numba tries that too, to tell of an error
     values = []
-    for number, kind in enumerate(_arguments(layout.literal_value)):
-        at = SLOT * number
-        if kind == "n":
+    for at, kind in zip(_places(layout.literal_value), _arguments(layout.literal_value)):
+        if kind == "u":
+            values.append("unit")
+        elif kind == "n":
             values.append(f"words[{at}]")
         elif kind == "?":
             values.append(f"words[{at}] != 0")
@@ -201,7 +208,7 @@ def _unpack(words: Any, layout: Any) -> Callable | None:
             values.append(f"carray(pointer(words[{at}]), ({shape}), {KINDS[kind[0]].__name__})")
     space: dict[str, Any] = {"carray": carray, "pointer": pointer, "real": real}
     space.update((kind.__name__, kind) for kind in KINDS.values())
-    exec(f"def arguments(words, layout):\n    return ({', '.join(values)},)\n", space)
+    exec(f"def arguments(words, layout, unit):\n    return ({', '.join(values)},)\n", space)
     made: Callable = space["arguments"]
     return made
 
@@ -214,21 +221,28 @@ def _arguments(layout: str) -> list[str]:
     return layout.split("#")[0].split()
 
 
+def _places(layout: str) -> list[int]:
+    """Where each argument begins in a work's words, behind FAILED; at last, how many words there are. A number takes
+    one, an array one for its address and one for each dimension."""
+    sizes = [1 + int(kind[1:] or 0) for kind in _arguments(layout)]
+    return list(accumulate(sizes, initial=FAILED + 1))
+
+
 def _write(work: Work, layout: str, words: np.ndarray) -> None:
-    """A work's arguments into int64 [ARGUMENTS, SLOT]. Raises TypeError where they are not of the layout."""
-    kinds = _arguments(layout)
+    """A work's arguments into its words. Raises TypeError where they are not of the layout."""
+    kinds = [kind for kind in _arguments(layout) if kind != "u"]  # that comes last
     if len(kinds) != len(work.arguments):
         raise TypeError(f"{work.kernel.__name__} takes {len(kinds)} arguments, not {len(work.arguments)}")
-    for number, (kind, value) in enumerate(zip(kinds, work.arguments)):
+    for number, (at, kind, value) in enumerate(zip(_places(layout), kinds, work.arguments)):
         if isinstance(value, np.ndarray):
             dtype, fits = np.dtype(KINDS.get(kind[0], object)), value.flags.c_contiguous and kind[1:] == str(value.ndim)
             if not fits or value.dtype != dtype:
                 raise TypeError(f"{work.kernel.__name__}, argument {number}: {value.dtype} of {value.ndim}, not {kind}")
-            words[number, 0], words[number, 1 : 1 + value.ndim] = value.ctypes.data, value.shape
+            words[at], words[at + 1 : at + 1 + value.ndim] = value.ctypes.data, value.shape
         elif kind in ("f", "d"):
-            words[number, :1].view(np.float64)[0] = value
+            words[at : at + 1].view(np.float64)[0] = value
         elif kind in "n?":
-            words[number, 0] = value
+            words[at] = value
         else:
             raise TypeError(f"{work.kernel.__name__}, argument {number}: {value!r}, not an array")
 
@@ -269,7 +283,7 @@ def c_function(function: Callable) -> Any:
 
 @compiled(nogil=True, inline="always")
 def _words(address: int) -> np.ndarray:
-    return carray(pointer(address), ARGUMENTS * SLOT, np.int64)
+    return carray(pointer(address), WORDS_MOST, np.int64)
 
 
 # One for each kernel, and the types of the sums and of the thresholds in it.
@@ -277,22 +291,30 @@ def _words(address: int) -> np.ndarray:
 
 @lru_cache(None)
 def _list_spikes() -> tuple[Any, str]:
-    layout = _layout("L4 n n n n I1 l2 l2")
+    layout = _layout("L4 n n n n I1 l2 l2 u")
 
     @c_function
     def run(address: int, unit: int) -> None:
-        kernels.list_spikes(*unpack(_words(address), layout), unit)
+        arguments = unpack(_words(address), layout, unit)
+        try:
+            kernels.list_spikes(*arguments)
+        except Exception:
+            _words(address)[FAILED] = 1
 
     return run, layout
 
 
 @lru_cache(None)
 def _add_block(cells: str, level: str) -> tuple[Any, str]:
-    layout = _layout(f"L4 b3 n {cells}1 ? ? ? ? {level}1 {level} l2 L1 i3 I1 l2 l2 l1 {level}2 l1 ? n n")
+    layout = _layout(f"L4 b3 n {cells}1 ? ? ? ? {level}1 {level} l2 L1 i3 I1 l2 l2 l1 {level}2 l1 ? n n u")
 
     @c_function
     def run(address: int, unit: int) -> None:
-        kernels.add_block(*unpack(_words(address), layout), unit)
+        arguments = unpack(_words(address), layout, unit)
+        try:
+            kernels.add_block(*arguments)
+        except Exception:
+            _words(address)[FAILED] = 1
 
     return run, layout
 
@@ -303,7 +325,11 @@ def _synapses(cells: str, level: str) -> tuple[Any, str]:
 
     @c_function
     def run(address: int, unit: int) -> None:
-        kernels.synapses(*unpack(_words(address), layout))
+        arguments = unpack(_words(address), layout, unit)
+        try:
+            kernels.synapses(*arguments)
+        except Exception:
+            _words(address)[FAILED] = 1
 
     return run, layout
 
@@ -314,18 +340,26 @@ def _count_spikes() -> tuple[Any, str]:
 
     @c_function
     def run(address: int, unit: int) -> None:
-        kernels.count_spikes(*unpack(_words(address), layout))
+        arguments = unpack(_words(address), layout, unit)
+        try:
+            kernels.count_spikes(*arguments)
+        except Exception:
+            _words(address)[FAILED] = 1
 
     return run, layout
 
 
 @lru_cache(None)
 def _attention(scores: str, level: str) -> tuple[Any, str]:
-    layout = _layout(f"L4 L4 L4 L3 l1 n n n ? i3 {scores}1 ? ? ? {level}1 {level} L3 i3 i1 l1 l1 {level}2 l1 ? n")
+    layout = _layout(f"L4 L4 L4 L3 l1 n n n ? i3 {scores}1 ? ? ? {level}1 {level} L3 i3 i1 l1 l1 {level}2 l1 ? n u")
 
     @c_function
     def run(address: int, unit: int) -> None:
-        kernels.attention(*unpack(_words(address), layout), unit)
+        arguments = unpack(_words(address), layout, unit)
+        try:
+            kernels.attention(*arguments)
+        except Exception:
+            _words(address)[FAILED] = 1
 
     return run, layout
 
@@ -336,7 +370,11 @@ def _encode(level: str) -> tuple[Any, str]:
 
     @c_function
     def run(address: int, unit: int) -> None:
-        kernels.encode(*unpack(_words(address), layout))
+        arguments = unpack(_words(address), layout, unit)
+        try:
+            kernels.encode(*arguments)
+        except Exception:
+            _words(address)[FAILED] = 1
 
     return run, layout
 
@@ -347,7 +385,11 @@ def _add() -> tuple[Any, str]:
 
     @c_function
     def run(address: int, unit: int) -> None:
-        kernels.add(*unpack(_words(address), layout))
+        arguments = unpack(_words(address), layout, unit)
+        try:
+            kernels.add(*arguments)
+        except Exception:
+            _words(address)[FAILED] = 1
 
     return run, layout
 
@@ -358,6 +400,10 @@ def _read_out() -> tuple[Any, str]:
 
     @c_function
     def run(address: int, unit: int) -> None:
-        kernels.read_out(*unpack(_words(address), layout))
+        arguments = unpack(_words(address), layout, unit)
+        try:
+            kernels.read_out(*arguments)
+        except Exception:
+            _words(address)[FAILED] = 1
 
     return run, layout

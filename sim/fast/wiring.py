@@ -12,6 +12,8 @@ from sim.fast.kernels import bits_at
 from sim.fast.vectors import BLOCK
 from spikebert.compiled import compiled
 
+BUILT_ON = "a9fb7addeda0"  # see CONTRIBUTING.md, "Changing the fast engine"
+
 
 @compiled(nogil=True)
 def _put_bits(x: np.ndarray, start: int, count: int, out: np.ndarray, at: int) -> None:

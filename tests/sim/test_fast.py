@@ -338,6 +338,11 @@ def test_threads_that_share_a_sample() -> None:
     expected = [ReferenceEngine(graph).run(each, graph.spiking) for each in batches]
     with closing(FastEngine(graph, threads=8)) as engine:
         assert engine.team.helpers == TOGETHER_MOST - 1
+        engine.run(batches[0])
+        assert engine.team.shared
+        (_, (program, *_)), *_ = reversed(engine.workers[0]._bound.values())
+        units = {work.kernel.__name__: work.units for work in program._works}
+        assert units["list_spikes"] > 1 and units["add_block"] > 1 and units["attention"] > 1
         for _ in range(20):
             for each, right in zip(batches, expected):
                 result = engine.run(each)
@@ -346,7 +351,7 @@ def test_threads_that_share_a_sample() -> None:
 
 
 def test_threads_end_with_their_engine() -> None:
-    """Closed or dropped; and one that is only opened for batches has no helper that is awake."""
+    """Closed or dropped."""
     graph = random_graph(np.random.default_rng(0), n_max=3)
 
     def helpers() -> int:
@@ -358,6 +363,7 @@ def test_threads_end_with_their_engine() -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
+    gc.collect()
     wait_for(0)
     with closing(FastEngine(graph, threads=3)):
         assert helpers() == 2

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numba import carray
 
-from sim.fast import kernels
+from sim.fast import kernels, program
 from sim.fast.atomics import pointer
-from sim.fast.program import STOP, UNIT_MASK, Program, Team, Work, _run, c_function
+from sim.fast.program import FAILED, STOP, UNIT_MASK, Program, Team, Work, _run, c_function
 
 UNITS, SLOWEST = 13, 2000
 
@@ -52,19 +55,50 @@ def test_helpers_take_units() -> None:
     team, counts = Team(2), np.zeros(UNITS, np.int64)
     team.board[FUNCTION], team.board[WORDS] = _count.address, counts.ctypes.data
     team.board[TICKET] = (1 << 2 * UNIT_BITS) | (UNITS << UNIT_BITS)
-    done = threading.Event()
+    deadline = time.monotonic() + 30
     while team.board[DONE] < UNITS:
+        assert time.monotonic() < deadline
         team.begin(True)
-        done.wait(0.001)
+        time.sleep(0.001)
     team.close()
     assert np.array_equal(counts, np.ones(UNITS, np.int64))
     assert team.board[TICKET] & UNIT_MASK == UNITS
 
 
 def test_no_thread_is_started_before_it_is_wanted() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     team = Team(3)
-    assert threading.active_count() == before and team.board[STOP] == 0
+    assert set(threading.enumerate()) <= before and team.board[STOP] == 0
+
+
+def test_what_a_kernel_raises_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C functions have nobody to raise it to."""
+
+    @c_function
+    def run(address: int, unit: int) -> None:
+        words = carray(pointer(address), 1, np.int64)
+        try:
+            if unit == 0:
+                raise ValueError
+        except Exception:
+            words[FAILED] = 1
+
+    monkeypatch.setattr(program, "_function_of", lambda work: (run, "n"))
+    failing = Program([Work(kernels.add, (1,))], Team(0))
+    with pytest.raises(MemoryError, match="too little memory for a sentence"):
+        failing()
+
+
+@pytest.mark.parametrize(
+    ("file", "sources"),
+    [("kernels", ("vectors", "atomics")), ("wiring", ("vectors", "kernels")), ("program", ("atomics", "kernels"))],
+)
+def test_files_name_what_they_are_built_on(file: str, sources: tuple[str, ...]) -> None:
+    """Else numba would run what it compiled before from other sources."""
+    folder = Path(program.__file__).parent
+    made = sha256(b"".join((folder / f"{name}.py").read_bytes() for name in sources)).hexdigest()[:12]
+    text = (folder / f"{file}.py").read_text()
+    assert f'BUILT_ON = "{made}"' in text, f"write it in sim/fast/{file}.py: {', '.join(sources)} changed"
 
 
 ADD = tuple(np.zeros((1, 2, 3, 1), np.uint64) for _ in range(3)) + tuple(np.zeros(64, np.int64) for _ in range(4))
@@ -102,7 +136,7 @@ def test_what_a_work_does_is_what_its_kernel_does() -> None:
     a, b = (rng.integers(0, 2**63, (1, 2, 3, 1)).astype(np.uint64) for _ in range(2))
     results = []
     for way in ("call", "program"):
-        out, counts = np.zeros((2, 2, 3, 1), np.uint64), [rng.integers(0, 9, 64) * 0 + i for i in range(4)]
+        out, counts = np.zeros((2, 2, 3, 1), np.uint64), [np.full(64, i) for i in range(4)]
         work = Work(kernels.add, (a, b, out, *counts))
         if way == "call":
             work()

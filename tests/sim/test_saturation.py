@@ -141,6 +141,9 @@ def test_membranes_are_cut_on_both_sides_and_every_engine_counts_it(name: str) -
     with closing(open_engine(name, graph)) as engine:
         assert counted_cuts(engine, batch) == {"s": 4 * (8 + 15)}
         assert expected_cuts(graph, batch) == {"s": 4 * (8 + 15)}
+        # nothing is left of one run in the next, where a sample has no token
+        for mask, tokens in (([[0, 0, 0]], 0), ([[1, 1, 1], [0, 0, 0]], 3), ([[0, 0, 0]], 0)):
+            assert counted_cuts(engine, TokenBatch(np.ones_like(mask), mask)) == {"s": tokens * (8 + 15)}
 
 
 @pytest.mark.parametrize("dv", [0, 410, 2048, 4095])
