@@ -72,6 +72,7 @@ def chunk_lists(inputs: int, planes: int, timesteps: int) -> int:
     return CHUNK * (begun + _token_entries(inputs, planes, timesteps) // LIST_MAX)
 
 
+@compiled(inline="always")
 def longest_list(wide: bool, index: np.ndarray) -> int:
     """How many entries a list may have: what sums of 16 bits surely hold, where currents need more than these."""
     return LIST_MAX if wide else index.shape[0]
@@ -410,7 +411,7 @@ def synapses(
     state, rows, fresh  the membranes that are carried, see above
     """
     tokens, steps = x.shape[1], x.shape[2]
-    blocks, longest = weight.shape[0], LIST_MAX if wide else index.shape[0]  # as `longest_list` has it
+    blocks, longest = weight.shape[0], longest_list(wide, index)
     if fires:
         cuts[:] = 0  # also where there is no token
     flat, flat_currents, cells = weight.reshape(-1), currents.reshape(-1), np.empty(steps * BLOCK, bias.dtype)
@@ -710,17 +711,17 @@ def attention(
     own_cells = cells[part * room : (part + 1) * room]
     flat = spikes.reshape(-1)
     plain = weighted = 0
-    for first_head in range(part * together, heads, parts * together):
-        low, high = _words_of(first_head, together, size)
-        cuts[low:high] = 0
-        for b in range(starts.shape[0] - 1):
-            added = _attend(
-                q, k, v, lane, starts[b], starts[b + 1] - starts[b], first_head, together, size, equal, bias,
-                fires, free, subtract, level, keep, flat, currents, own_cells, cuts, state, rows, fresh,
-                queries, keys, masks, index, targets, own_scores,
-            )  # fmt: skip
-            plain += added[0]
-            weighted += added[1]
+    first_head = part * together
+    low, high = _words_of(first_head, together, size)
+    cuts[low:high] = 0
+    for b in range(starts.shape[0] - 1):
+        added = _attend(
+            q, k, v, lane, starts[b], starts[b + 1] - starts[b], first_head, together, size, equal, bias,
+            fires, free, subtract, level, keep, flat, currents, own_cells, cuts, state, rows, fresh,
+            queries, keys, masks, index, targets, own_scores,
+        )  # fmt: skip
+        plain += added[0]
+        weighted += added[1]
     atomics.add(operations, 0, plain)
     atomics.add(operations, 1, weighted)
 

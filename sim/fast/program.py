@@ -28,7 +28,7 @@ from sim.fast.atomics import add, call, exchange, load, pause, pointer, real, st
 from sim.fast.vectors import aligned
 from spikebert.compiled import compiled
 
-BUILT_ON = "d1d51acaa68e"  # see CONTRIBUTING.md, "Changing the fast engine"
+BUILT_ON = "b5ede5d1d412"  # see CONTRIBUTING.md, "Changing the fast engine"
 PATIENCE = 30_000  # pauses until a helper goes to sleep, about a millisecond on x86
 
 # Words of a board; those before FUNCTION each have a cache line of their own. TICKET: which work is shared, how many
@@ -286,7 +286,8 @@ def _words(address: int) -> np.ndarray:
     return carray(pointer(address), WORDS_MOST, np.int64)
 
 
-# One for each kernel, and the types of the sums and of the thresholds in it.
+# One for each kernel, and the types of the sums and of the thresholds in it. They are alike, but numba keeps on disk no
+# function that is given its kernel: it knows functions by what they hold, and a kernel is another in each process.
 
 
 @lru_cache(None)
