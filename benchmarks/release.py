@@ -5,10 +5,10 @@
 
 DATA has a folder with train.tsv and validation.tsv for each task (sst2, mr, subj, sst5, chnsenti, waimai), CORPUS the
 unlabelled text: en_imdb_unsup.txt.xz, zh_shopping_reviews.txt.xz, zh_wikipedia.txt.xz. Each task is the recipe of its
-name. The English ones share stage 1, the recipe `english`: while it is trained, they train their teachers. What is
-finished is not trained again, and a run that was stopped goes on. Flags that are not this script's own are
-spikebert-train's, for every run. The last lines are a table; a run's log stands beside its folder. The English tasks
-need the folder of `mr` too, whichever are chosen.
+name. The English ones share stage 1, the recipe `english` or `english_wide`: while it is trained, they train their
+teachers. What is finished is not trained again, and a run that was stopped goes on. Flags that are not this script's
+own are spikebert-train's, for every run. The last lines are a table; a run's log stands beside its folder. The English
+tasks need the folder of `mr` too, whichever are chosen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,9 @@ from benchmarks.timing import table
 from benchmarks.training_programs import TrainingPrograms
 from spikebert.commands import CheckFailed, UserError, note, run_command, write_output
 
-SHARED = "english"  # whose stage 1 the English tasks share
-ENGLISH = ("mr", "sst2", "subj", "sst5")
+# The recipe whose stage 1 an English task shares with the others of its width.
+SHARED = {"mr": "english", "sst2": "english", "subj": "english_wide", "sst5": "english"}
+ENGLISH = tuple(SHARED)
 TASKS = (*ENGLISH, "chnsenti", "waimai")
 FILMS, REVIEWS, WIKIPEDIA = "en_imdb_unsup.txt.xz", "zh_shopping_reviews.txt.xz", "zh_wikipedia.txt.xz"
 OWN = (
@@ -57,7 +58,7 @@ def flags_of(recipe: str, places: Places) -> list[str]:
     """What a run reads and writes, beside its own recipe; stage 1 of English tasks left out."""
     films, reviews, wikipedia = (str(places.corpus / name) for name in (FILMS, REVIEWS, WIKIPEDIA))
     flags = ["--recipe", recipe]
-    if recipe == SHARED:  # of the task it needs the number of classes alone, and trains on nothing of it
+    if recipe in SHARED.values():  # of the task it needs the number of classes alone, and trains on nothing of it
         return [*flags, "--data.folder", str(places.data / ENGLISH[0]), f"--stage1.text=[{films}]"]
     flags += ["--data.folder", str(places.data / recipe)]
     if recipe in ENGLISH:
@@ -65,21 +66,23 @@ def flags_of(recipe: str, places: Places) -> list[str]:
     return [*flags, f"--stage1.text=[{reviews},{wikipedia}]", f"--stage2.extra_text=[{reviews}]"]
 
 
-def train_shared(programs: TrainingPrograms, places: Places, common: Sequence[str], done: Event) -> None:
+def train_shared(recipe: str, programs: TrainingPrograms, places: Places, common: Sequence[str], done: Event) -> None:
     try:
-        programs.train(places.out / SHARED, [*flags_of(SHARED, places), *common, "--until", "stage1"])
+        programs.train(places.out / recipe, [*flags_of(recipe, places), *common, "--until", "stage1"])
     finally:
         done.set()  # where it failed, those that wait find no stage 1 and say so
 
 
-def train_task(task: str, programs: TrainingPrograms, places: Places, common: Sequence[str], shared: Event) -> None:
-    """All stages of a task; an English one waits for the shared stage 1 after its teacher."""
+def train_task(
+    task: str, programs: TrainingPrograms, places: Places, common: Sequence[str], done: Mapping[str, Event]
+) -> None:
+    """All stages of a task; an English one waits until its shared stage 1 is done, after its teacher."""
     flags = [*flags_of(task, places), *common]
     if task in ENGLISH:
         if not (places.out / task / "teacher" / "stage.json").is_file():
             programs.train(places.out / task, [*flags, "--until", "teacher"])
-        shared.wait()
-        flags += ["--stage1.reuse", str(places.out / SHARED / "stage1")]
+        done[SHARED[task]].wait()
+        flags += ["--stage1.reuse", str(places.out / SHARED[task] / "stage1")]
     programs.train(places.out / task, flags)
 
 
@@ -107,11 +110,11 @@ def release(argv: Sequence[str] | None) -> int:
         if flag.split("=")[0] in OWN:
             raise UserError(f"{flag}: this script gives it to every run itself")
     places = Places(arguments.data, arguments.corpus, arguments.out)
-    shared, wrong = Event(), []
-    with ThreadPoolExecutor(1 + len(arguments.only)) as pool, TrainingPrograms(THREADS) as programs:
-        runs = {task: pool.submit(train_task, task, programs, places, common, shared) for task in arguments.only}
-        if set(arguments.only) & set(ENGLISH):
-            runs[SHARED] = pool.submit(train_shared, programs, places, common, shared)
+    done, wrong = {SHARED[task]: Event() for task in arguments.only if task in SHARED}, []
+    with ThreadPoolExecutor(len(done) + len(arguments.only)) as pool, TrainingPrograms(THREADS) as programs:
+        runs = {task: pool.submit(train_task, task, programs, places, common, done) for task in arguments.only}
+        for recipe, event in done.items():
+            runs[recipe] = pool.submit(train_shared, recipe, programs, places, common, event)
         for name, run in runs.items():
             try:
                 run.result()

@@ -7,19 +7,18 @@ from pathlib import Path
 
 from spikebert.commands import UserError
 
-FOLDERS = ("research", "bundles")  # below `recipes`; of a name in both the later counts
-
 
 def known_bundles() -> dict[str, Path]:
-    """Those known by name -> folder: `bundles`, which comes with the package, and in a checkout `research`, which does
-    not, for its licences."""
+    """Those known by name -> folder or zip: the folders of `bundles`, which comes with the package, and in a checkout
+    the zips of `research`, which does not, for its licences. Of a name in both the folder counts."""
     recipes = Path(str(resources.files("recipes")))
-    folders = [path for kind in FOLDERS for path in sorted((recipes / kind).glob("*"))]
-    return {path.name: path for path in folders if (path / "manifest.json").is_file()}
+    zips = {path.stem: path for path in sorted((recipes / "research").glob("*.zip"))}
+    folders = sorted(path.parent for path in (recipes / "bundles").glob("*/manifest.json"))
+    return zips | {path.name: path for path in folders}
 
 
 def find_bundle(name: str) -> Path:
-    """What stands at `name`, a folder or a zip, else the shipped bundle of that name. Raises UserError."""
+    """What stands at `name`, a folder or a zip, else the bundle known by that name. Raises UserError."""
     path = Path(name)
     if path.exists():
         return path

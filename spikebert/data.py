@@ -274,13 +274,12 @@ class TokenisedTexts:
 
     def batch(self, indices: np.ndarray, pad_id: int) -> dict[str, Tensor]:
         """input_ids, attention_mask and labels of some texts, padded to the longest of them, and their index."""
-        width = int(self.lengths_of(indices).max())
-        ids = torch.full((len(indices), width), pad_id, dtype=torch.long)
-        mask = torch.zeros(len(indices), width, dtype=torch.long)
-        for row, index in enumerate(indices):
-            text = self.ids[self.offsets[index] : self.offsets[index + 1]]
-            ids[row, : len(text)] = torch.from_numpy(text.astype(np.int64))
-            mask[row, : len(text)] = 1
+        lengths = self.lengths_of(indices)
+        real = np.arange(lengths.max()) < lengths[:, None]  # [texts, width]
+        row, token = real.nonzero()
+        padded = np.full(real.shape, pad_id, dtype=np.int64)
+        padded[real] = self.ids[self.offsets[indices][row] + token]
+        ids, mask = torch.from_numpy(padded), torch.from_numpy(real.astype(np.int64))
         labels, index = torch.from_numpy(self.labels[indices]), torch.from_numpy(indices)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "index": index}
 

@@ -205,9 +205,23 @@ class Encoder(SpikingLayer):
             spikes = step.expand(self.timesteps, -1, -1)
         else:
             spikes = self.lif(current.expand(self.timesteps, -1, -1), self.threshold)
+        if not self.integer:
+            spikes = spikes.to(type_between_layers(spikes))
         if self.code is not None:
             spikes = torch.cat([spikes, self.code[:, packing.places].to(spikes.dtype)], -1)
         return Spikes(spikes, packing, maker=self)  # [T, R, D], or D + P with a code
+
+
+def type_between_layers(x: Tensor) -> torch.dtype:
+    """In which type a float model keeps spikes and currents: that of mixed precision on a GPU, else that of x.
+
+    Spikes and their sums are small integers, which bf16 holds exactly, and a linear layer's result has been rounded to
+    it already. Between matrix products a GPU waits for memory, and so for half as long. A CPU's neurons are compiled
+    for float32 (`fused_lif.py`).
+    """
+    device = x.device.type
+    mixed = device != "cpu" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if mixed else x.dtype
 
 
 FIRING_RATE = 0.15  # that a layer without a norm expects of its inputs when it is made, and comes to itself
@@ -384,6 +398,7 @@ class SpikingAttention(SpikingLayer):
             raise SpikeOperationError(f"{q.features} features do not divide into {self.heads} heads")
 
         dtype = self._type_of_products(q)
+        between = q.values.dtype
         exact = self._exact_product(q) if self.integer else None
         groups = packing.groups(self.heads)
         rows = [group.rows for group in groups]
@@ -392,8 +407,8 @@ class SpikingAttention(SpikingLayer):
             for group, *qkv in zip(groups, *(x.values.to(dtype).split(rows, 1) for x in (q, k, v))):
                 q_heads, k_heads, v_heads = map(group.unpack, qkv)  # [T * b * H, n, d] each
                 mixed.append(group.pack(self._mix(group, q_heads, k_heads, v_heads, exact), len(q.values)))
-        current = torch.cat(mixed, 1).to(q.values.dtype)  # [T, R, D]
-        return _fired(self.lif(current, self.threshold), packing, self, (q, k, v), current)
+        current = torch.cat(mixed, 1).to(torch.promote_types(dtype, between))  # [T, R, D]
+        return _fired(self.lif(current, self.threshold).to(between), packing, self, (q, k, v), current)
 
     def _mix(self, group: LengthGroup, q: Tensor, k: Tensor, v: Tensor, exact: Product | None) -> Tensor:
         """Scores times v, of q, k, v [T * b * H, n, d] each. What stands at padding then is left out by `group.pack`,
@@ -417,7 +432,8 @@ class SpikingAttention(SpikingLayer):
         keeps every number exact, and so does one with a position bias, which may be negative, and one whose neurons
         send or keep more where the current is larger.
         """
-        device, given = q.values.device.type, q.values.dtype
+        device = q.values.device.type
+        given = torch.promote_types(q.values.dtype, torch.float32)
         if (
             self.integer
             or self.threshold >= 256
@@ -569,7 +585,8 @@ class Readout(SpikingLayer):
                 integers = self.integers(x.maximum, x.signed)
                 current = integer_linear(rows, *integers, x.maximum).unflatten(0, x.values.shape[:2])
             else:
-                current = F.linear(x.values, self.linear.weight, self.linear.bias)
+                weight = self.linear.weight
+                current = F.linear(x.values.to(weight.dtype), weight, self.linear.bias)
         if self.kind == "sum":
             summed = x.packing.sum_per_text(current.sum(0, dtype=torch.float64))  # exact: far below 2^53
             unit = x.values.shape[0]

@@ -181,16 +181,14 @@ class LoihiLIF(BaseNode):
     def forward(self, current: Tensor, threshold: float | Tensor) -> Tensor:
         """current [T, ..., D] and the threshold, in accumulator units in integer mode -> spikes [T, ..., D].
 
-        Raises ValueError for a path that is not of PATHS and for float16, which cannot hold an integer membrane;
-        UserError where the path "triton" or "fused" cannot be taken.
+        Raises ValueError for a path that is not of PATHS, UserError where the path "triton" or "fused" cannot be taken.
         """
         self.reset()  # a membrane starts every text at 0
         exact = not self.integer or self.decay in (0, DECAY_ONE // 2)
-        real = current.dtype if exact else torch.float64  # what membranes are held in
+        # what membranes are held in: in half precision they would forget a small current
+        real = torch.promote_types(current.dtype, torch.float32 if exact else torch.float64)
         if self.path not in PATHS:
             raise ValueError(f"path is '{self.path}', it must be one of {PATHS}")
-        if self.integer and real == torch.float16:
-            raise ValueError("float16 ends at 65504 and cannot hold an integer membrane: use a current in float32")
         if isinstance(threshold, Tensor) and threshold.ndim:
             return self._forward_by_feature(current, threshold, real)
         self._require_path(self.cap <= LEVELS_MAX, f"a cap of at most {LEVELS_MAX}, and this one is {self.cap}", "")

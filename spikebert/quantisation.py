@@ -6,26 +6,31 @@ the largest for which its largest weight fits in `weight_bits` bits and no accum
 features of a token cannot be folded: it stays, in integers (`integer_norm.py`), and has units of its own behind it.
 Thresholds that features learned become integers in the units of their layer, or are folded too: `v > threshold` for
 a current `W x + b` is `v' > 1` for `(W / threshold) x + b / threshold`.
+
+With some texts rounding is made up for (`calibration.py`), layer by layer: each sees the spikes of those before it.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from spikebert.calibration import add_moments, compensated, layers_within_reach
 from spikebert.config import SpikeBertConfig
 from spikebert.integer_norm import choose_norm_units
 from spikebert.layers import Readout, SpikingLayer, SpikingLinear
-from spikebert.recording import Recording, float_layers, record_one_token
+from spikebert.recording import Recording, float_layers, record, record_one_token
 from spikebert.rounding import ACCUMULATOR_MAX, BIAS_MAX, largest_weight, row_reach
 
 THRESHOLD_MAX = 65535  # accumulator units
 UNITS_TRIED = 60  # of few bits
 Model = TypeVar("Model", bound=nn.Module)
+Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask
 
 
 def fold(linear: nn.Linear, norm: nn.BatchNorm1d | None) -> tuple[Tensor, Tensor]:
@@ -104,11 +109,13 @@ def folded(model: Model) -> Model:
 
 
 @torch.no_grad()
-def quantise(model: Model, weight_bits: int = 8) -> Model:
+def quantise(model: Model, weight_bits: int = 8, texts: Sequence[Batch] = ()) -> Model:
     """The integer model of a trained float model, in evaluation mode; the float model stays as it is.
 
     model        any module of spiking layers (`spikebert.recording.record` says which)
     weight_bits  2 .. 8, of every SpikingLinear
+    texts        batches of input_ids and attention_mask, [B, N] each, on the model's device: with a hundred texts of
+                 those it is for, rounding is made up for (docs/training.md). Empty: weights are rounded to the nearest
 
     Raises ValueError if the model is not in float mode or has weights that are no numbers, and RecordingError (a
     ValueError too) for a module that is not made of spiking layers.
@@ -118,12 +125,19 @@ def quantise(model: Model, weight_bits: int = 8) -> Model:
     twin = copy.deepcopy(model).eval()
     recording = record_one_token(twin)
     _check_float(recording)
-    signed = recording.signed_uses()
-    for layer, input_max in recording.uses().items():
-        round_layer(layer, weight_bits, input_max, layer in signed)
     encoder = recording.encoder
     encoder.use_integers(weight_bits)
     encoder.threshold.fill_(encoder_units(encoder.kind, encoder.token.weight))
+    signed, uses = recording.signed_uses(), recording.uses()
+    rounded: set[SpikingLinear | Readout] = set()
+    while len(rounded) < len(uses):
+        moments: dict[SpikingLinear | Readout, Tensor] = {}
+        ready = layers_within_reach(recording, rounded) if texts else list(uses)
+        for ids, mask in texts:
+            add_moments(moments, record(twin, ids, mask), ready)
+        for layer in ready:
+            round_layer(layer, weight_bits, uses[layer], layer in signed, moments.get(layer))
+        rounded.update(ready)
     for layer in twin.modules():
         if isinstance(layer, SpikingLayer) and not layer.integer:  # attention, and what the forward pass leaves out
             layer.use_integers(weight_bits)
@@ -133,22 +147,34 @@ def quantise(model: Model, weight_bits: int = 8) -> Model:
     return twin
 
 
-def round_layer(layer: SpikingLinear | Readout, weight_bits: int, input_max: int, signed: bool = False) -> None:
+def round_layer(
+    layer: SpikingLinear | Readout,
+    weight_bits: int,
+    input_max: int,
+    signed: bool = False,
+    moments: Tensor | None = None,
+) -> None:
     """Turn a layer to integers: fold what can be, choose its units. `input_max`: the largest |value| of its inputs;
-    `signed`: they may be below 0."""
-    if isinstance(layer, Readout):
-        layer.use_integers(weight_bits)
-        layer.steps.fill_(choose_units(layer.linear.weight, layer.linear.bias, 8, input_max, signed))
-        return
-    fold_norm(layer)
+    `signed`: they may be below 0; `moments` of them, with which rounding is made up for."""
+    if isinstance(layer, SpikingLinear):
+        fold_norm(layer)
     layer.use_integers(weight_bits)
-    units = choose_units(layer.linear.weight, layer.linear.bias, weight_bits, input_max, signed)
-    if layer.log_threshold is not None:
-        highest = float(layer.log_threshold.exp().max())
-        units = max(1, min(units, int(THRESHOLD_MAX / highest)))
-    layer.weight_units.fill_(units)
-    if isinstance(layer.norm, (nn.LayerNorm, nn.RMSNorm)):
-        layer.threshold.fill_(choose_norm_units(layer.norm))
+    bits = 8 if isinstance(layer, Readout) else weight_bits
+    linear = layer.linear
+    units = choose_units(linear.weight, linear.bias, bits, input_max, signed)
+    if isinstance(layer, Readout):
+        layer.steps.fill_(units)
+    else:
+        if layer.log_threshold is not None:
+            highest = float(layer.log_threshold.exp().max())
+            units = max(1, min(units, int(THRESHOLD_MAX / highest)))
+        layer.weight_units.fill_(units)
+        if isinstance(layer.norm, (nn.LayerNorm, nn.RMSNorm)):
+            layer.threshold.fill_(choose_norm_units(layer.norm))
+    if moments is not None:
+        moved = compensated(linear.weight, linear.bias, units, largest_weight(bits), moments, input_max, signed)
+        linear.weight.copy_(moved[0])
+        linear.bias.copy_(moved[1])
 
 
 def fold_norm(layer: SpikingLinear) -> None:

@@ -147,6 +147,9 @@ class Quantise:
     """Fold what can be folded, round, and train on with the integers in the forward pass (losses as in stage 2)."""
 
     weight_bits: int = 8
+    calibration_texts: int = 0
+    """training texts with which rounding is made up for before training goes on; see `calibration.py`. 0: weights are
+    rounded to the nearest"""
     epochs: int = 2
     batch_size: int = 32
     learning_rate: float = 1e-4
@@ -188,6 +191,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "stage1.hidden_weight", "stage2.epochs", "stage2.label_weight", "stage2.logits_weight",
         "stage2.hidden_weight", "stage2.embedding_weight", "stage2.extra_lines", "stage2.altered_copies",
         "stage1.longest_words", "stage2.longest_words", "stage2.patience", "quantise.epochs",
+        "quantise.calibration_texts",
         "checkpoint_seconds", "teacher_cache_gb", "stage2.operations_per_token", "stage2.operations_weight",
     )),
     ("1 or more", lambda value: value >= 1, (

@@ -53,6 +53,7 @@ from spikebert.data import (
     hash_files,
     read_lines,
     read_split,
+    sorted_batches,
     tokenise,
     tokenise_on_disk,
 )
@@ -71,6 +72,7 @@ from spikebert.teaching import Lesson, teaching
 from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
 TEXTS = "texts"  # the folder of stage 1's tokenised text, until it is finished
+CALIBRATION_BATCH = 64  # texts
 KEPT = "teacher_outputs"  # the folder of what the teacher said; see `kept_outputs.py`
 PLAIN_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # What is measured at the end: the student as trained, with BatchNorm folded, rounded, and trained on with integers.
@@ -99,6 +101,7 @@ ADDED = {
     },
     "data": {"vocabulary": 0},
     "stage2": {"operations_per_token": 0.0, "operations_weight": 1.0, "patience": 0, "parts_of_speech": ""},
+    "quantise": {"calibration_texts": 0},
 }
 # The files that do, known by their sha256.
 FILES_OF = {
@@ -350,7 +353,7 @@ class Training:
         options = self.recipe.quantise
         pupil = self._load_pupil("stage2")
         float_student = pupil.student
-        pupil.student = quantise(float_student, options.weight_bits)
+        pupil.student = self._rounded(float_student)
         texts = self.task.validation
         float_classes = predict_together(float_student, texts, self.pad_id, self.device)
         rounded_classes = predict_together(pupil.student, texts, self.pad_id, self.device)
@@ -367,6 +370,17 @@ class Training:
         return figures, pupil_saver(pupil)
 
     # Pieces
+
+    def _rounded(self, student: SpikeBertForSequenceClassification) -> SpikeBertForSequenceClassification:
+        """`quantise` as the recipe has it; always with the same training texts."""
+        options, train = self.recipe.quantise, self.task.train
+        chosen = np.random.default_rng(self.recipe.seed).permutation(len(train))[: options.calibration_texts]
+        batches = (
+            train.batch(chosen[some], self.pad_id)
+            for some in sorted_batches(train.lengths_of(chosen), CALIBRATION_BATCH)
+        )
+        texts = [(batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)) for batch in batches]
+        return quantise(student, options.weight_bits, texts)
 
     def _distil_task(self, pupil: Pupil, schedule: Schedule, work: Path, title: str, keep_start: bool = False) -> dict:
         options = self.recipe.stage2
@@ -598,7 +612,7 @@ class Training:
         if name == "folded student":
             return folded(self._trained("stage2"))
         if name == "quantised student":
-            return quantise(self._trained("stage2"), self.recipe.quantise.weight_bits)
+            return self._rounded(self._trained("stage2"))
         return self._trained({"teacher": "teacher", "float student": "stage2", "integer student": "integer"}[name])
 
     def _trained(self, stage: str) -> nn.Module:

@@ -34,7 +34,8 @@ class SynchronisedBatchNorm(nn.BatchNorm1d):
         count, mean, variance = of_all
         if not is_second_run():
             self._count_in(count, mean, variance)
-        return _Normalise.apply(x, self.weight, self.bias, mean.to(x.dtype), variance.to(x.dtype), count, self.eps)
+        mean, variance = mean.to(self.weight.dtype), variance.to(self.weight.dtype)  # x may be in half precision
+        return _Normalise.apply(x, self.weight, self.bias, mean, variance, count, self.eps)
 
     def _alone_again(self, x: Tensor) -> Tensor:
         """What one process's forward pass gave, and autograd is given as many tensors; statistics stay as they are."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHUNK = 8  # texts that a CPU's teacher is asked about at a time
-GPU_CHUNK = 256  # those of a GPU's: fewer are told slower than computed, more are padded more (docs/training.md)
+GPU_CHUNK = 512  # those of a GPU's: fewer are told slower than computed, more are padded more (docs/training.md)
 
 
 class TeacherOutputs(NamedTuple):

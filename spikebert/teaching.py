@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -45,12 +46,16 @@ class Lesson:
 def teaching(lesson: Lesson, work: Path, title: str, pad_id: int, accelerator: Accelerator) -> Iterator[Teaching]:
     """A function that gives the teacher's outputs of a batch, for the stage `title` whose unfinished folder is `work`.
 
-    All processes call this. Raises OSError where outputs cannot be written or read.
+    Where the teacher is `held_in_bf16`, it is so from now on. All processes call this. Raises OSError where outputs
+    cannot be written or read.
     """
+    in_bf16 = held_in_bf16(accelerator.device, accelerator.mixed_precision)
+    if in_bf16:
+        lesson.teacher.to(torch.bfloat16)
 
     def ask(ids: Tensor, mask: Tensor) -> TeacherOutputs:
         ids, mask = ids.to(accelerator.device), mask.to(accelerator.device)
-        with accelerator.autocast():
+        with nullcontext() if in_bf16 else accelerator.autocast():
             return ask_teacher(lesson.teacher, ids, mask, lesson.wanted)
 
     kept = _may_be_kept(lesson, work, title, accelerator)
@@ -60,6 +65,14 @@ def teaching(lesson: Lesson, work: Path, title: str, pad_id: int, accelerator: A
     _fill(kept, ask, title, pad_id, accelerator)
     with kept:
         yield lambda batch: kept.of_batch(batch, ask)
+
+
+def held_in_bf16(device: torch.device, precision: str) -> bool:
+    """Whether all of a teacher that is asked, and not trained, is in bf16, norms and residuals too.
+
+    Mixed precision has bf16 in matrix products alone, and a GPU waits for memory between them.
+    """
+    return device.type == "cuda" and precision == "bf16"
 
 
 def _may_be_kept(lesson: Lesson, work: Path, title: str, accelerator: Accelerator) -> KeptOutputs | None:

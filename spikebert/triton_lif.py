@@ -52,7 +52,7 @@ def _missing() -> str | None:
 class TritonLIF(torch.autograd.Function):
     """current [T, ...] of a type of `DTYPES` on a GPU -> spikes [T, ...] of the same type.
 
-    real  the type in which membranes are held: that of the current, or float64
+    real  the type in which membranes are held: float32 or float64
 
     Raises UserError for a current it cannot take. Triton's interpreter takes one on the CPU too, for tests.
     """
@@ -62,7 +62,7 @@ class TritonLIF(torch.autograd.Function):
         _check(current)
         current = _rows(current)
         chunks = _chunks(current.shape[0])
-        starts = current.new_empty(chunks if chunks > 1 else 0, *current.shape[1:], dtype=_wide(real))
+        starts = current.new_empty(chunks if chunks > 1 else 0, *current.shape[1:], dtype=real)
         spikes = torch.empty_like(current, memory_format=torch.contiguous_format)
         _launch("forward", current, (spikes, starts), _numbers(rule)[:4], real, **_kinds(rule))
         ctx.save_for_backward(current, starts)
@@ -123,10 +123,6 @@ def _kinds(rule: LIFRule) -> dict[str, bool | int]:
     return {"TRUNCATE": rule.truncate, "SUBTRACT": rule.subtract, "CAP": rule.cap, "TERNARY": rule.ternary}
 
 
-def _wide(real: torch.dtype) -> torch.dtype:
-    return torch.float32 if real.itemsize == 2 else real
-
-
 def _in_triton(dtype: torch.dtype) -> Any:
     import triton.language
 
@@ -142,7 +138,7 @@ def _chunks(timesteps: int) -> int:
 def block_size(steps: int, dtype: torch.dtype, real: torch.dtype, threads: int) -> int:
     """Neurons of a program. A thread takes as many as it can read at once, fewer where the membranes of a chunk of
     `steps` would need too many registers."""
-    most = REGISTERS * 4 // (_wide(real).itemsize * steps)
+    most = REGISTERS * 4 // (real.itemsize * steps)
     a_thread = max(1, min(LOAD // dtype.itemsize, most))
     return threads * 2 ** (a_thread.bit_length() - 1)
 
@@ -160,7 +156,7 @@ def _launch(
     steps = -(-timesteps // chunks)
     block = block_size(steps, current.dtype, real, kernels.THREADS)
     kinds |= {"TIMESTEPS": timesteps, "CHUNKS": chunks, "STEPS": steps, "BLOCK": block}
-    kinds |= {"REAL": _in_triton(real), "WIDE": _in_triton(_wide(real))}
+    kinds["REAL"] = _in_triton(real)
     grid = (-(-neurons // block),)
     with torch.cuda.device_of(current):  # Triton launches on the current GPU, which need not be the tensor's
         getattr(kernels, name)[grid](current, *others, neurons, current.stride(0), *numbers, **kinds, **kernels.OPTIONS)

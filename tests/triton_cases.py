@@ -80,9 +80,9 @@ def fires(v, threshold):
 
 
 @triton.jit
-def charge(membrane, a, keep, input_gain, TRUNCATE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr):
+def charge(membrane, a, keep, input_gain, TRUNCATE: tl.constexpr, REAL: tl.constexpr):
     """As one fused multiply-add: a float32 product is exact in float64."""
-    return (membrane.to(tl.float64) * keep.to(tl.float64) + a.to(tl.float64)).to(WIDE)
+    return (membrane.to(tl.float64) * keep.to(tl.float64) + a.to(tl.float64)).to(REAL)
 
 
 @triton.jit
@@ -91,18 +91,13 @@ def clip(v, limit):
 
 
 @triton.jit
-def rest(v, sent, threshold, SUBTRACT: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr):
+def rest(v, sent, threshold, SUBTRACT: tl.constexpr, REAL: tl.constexpr):
     return tl.where(sent != 0, 0.0, v)
 
 
 @triton.jit
-def sends(v, threshold, CAP: tl.constexpr, TERNARY: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr):
-    return tl.where(v > threshold, 1.0, 0.0).to(WIDE)
-
-
-@triton.jit
-def rounded(x, REAL: tl.constexpr, WIDE: tl.constexpr):
-    return x
+def sends(v, threshold, CAP: tl.constexpr, TERNARY: tl.constexpr, REAL: tl.constexpr):
+    return tl.where(v > threshold, 1.0, 0.0).to(REAL)
 
 
 @contextmanager

@@ -273,8 +273,10 @@ def test_recorded_inputs_and_the_cards_example_are_in_the_tokenizers_language() 
     assert golden_texts(["[PAD]", "good", "film", "好"]) == english
     assert golden_texts(["[PAD]", "a", "好", "##菜", "快"]) == chinese
     assert golden_texts(["好", "good"]) == english, "half is not most"
-    for folder in known_bundles().values():
-        tokens = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-        example = read_bundle(folder).config["example"]
-        assert example == (chinese if folder.name in ("chnsenti", "waimai") else english)[EXAMPLE]
+    for name, path in known_bundles().items():
+        bundle = read_bundle(path)
+        tokenizer = bundle.folder / "tokenizer" / "tokenizer.json"
+        tokens = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
+        example = bundle.config["example"]
+        assert example == (chinese if name in ("chnsenti", "waimai") else english)[EXAMPLE]
         assert example == golden_texts(tokens)[EXAMPLE]

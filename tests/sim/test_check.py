@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from small_bundles import rewrite_as_schema_1, sign_again, small_bundle, zip_bundle
 
 import sim.check
+from converters.bundle import read_bundle
 from converters.graph import ACCUMULATOR_MAX
 from converters.ranges import largest_current, prove_ranges
 from sim.find_bundle import known_bundles
@@ -99,10 +100,12 @@ def test_bundles_known_by_name_are_sound(name, capfd):
 
 def test_research_bundles_say_so():
     """What was taught on texts, or by a teacher, for research alone is kept apart, and its card names both."""
-    for name, folder in known_bundles().items():
-        card = (folder / "README.md").read_text(encoding="utf-8")
+    for name, path in known_bundles().items():
+        bundle = read_bundle(path)
+        card = (bundle.folder / "README.md").read_text(encoding="utf-8")
         assert "- Learnt from the texts: " in card and "- and from the teacher: " in card
-        assert ("research only" in card) == (folder.parent.name == "research"), name
+        assert ("research only" in card) == (path.parent.name == "research"), name
+        assert path.suffix != ".zip" or path.with_suffix(".md").read_text(encoding="utf-8") == card
 
 
 @pytest.mark.parametrize("bits", [3, 8])

@@ -118,7 +118,7 @@ def test_more_than_bits(run: Run, spike: str, cap: int, reset: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("dv", "surrogate"), [(410, "atan"), (2048, "sigmoid")])
 def test_half_precision(run: Run, dtype: str, dv: int, surrogate: str) -> None:
-    """Of a model in half precision: membranes are rounded to it step by step. Autocast gives float32 to the neuron."""
+    """Currents and spikes; membranes are in float32."""
     for threshold in (1.0, 0.3):  # 0.3 is none of their numbers
         check(run, Case(floats(4, 1000), threshold, dv, dtype=dtype, surrogate=surrogate))
 
@@ -126,7 +126,7 @@ def test_half_precision(run: Run, dtype: str, dv: int, surrogate: str) -> None:
 def test_integers_that_came_in_half_precision(run: Run) -> None:
     for dtype in ("bfloat16", "float16"):
         check(run, Case(integers(4, 33), 1001, 410, integer=True, dtype=dtype))
-    check(run, Case(integers(4, 33), 150, 2048, integer=True, dtype="bfloat16"))
+        check(run, Case(integers(4, 33), 150, 2048, integer=True, dtype=dtype))
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 150, 65535])
@@ -211,7 +211,6 @@ def test_a_membrane_is_rounded_twice(run: Run) -> None:
     [
         ("fires", Case(np.array([[1.0], [0.5]]))),  # >= in place of >
         ("charge", one_rounding_too_few()),
-        ("rounded", Case(floats(4, 1000), decay=410, dtype="bfloat16")),
         ("rest", Case(np.array([[2.5], [1.0]]), reset="subtract")),
         ("sends", Case(np.array([[2.5], [1.0]]), spike="graded", cap=2)),
         ("sends", Case(np.array([[-2.5], [1.0]]), spike="ternary")),
@@ -316,7 +315,7 @@ def test_a_thread_holds_only_so_many_membranes() -> None:
         return triton_lif.block_size(steps, dtype, real, threads=128) / 128
 
     assert a_thread(4, torch.float32, torch.float32) == 4
-    assert a_thread(4, torch.bfloat16, torch.bfloat16) == 8
+    assert a_thread(4, torch.bfloat16, torch.float32) == 8
     assert a_thread(16, torch.float32, torch.float32) == 2
     assert a_thread(16, torch.float32, torch.float64) == 1
 
@@ -326,14 +325,6 @@ def test_the_path_must_be_one_that_there_is() -> None:
     lif.path = "cuda"
     with pytest.raises(ValueError, match="must be one of"):
         lif(torch.ones(1, 1), 1.0)
-
-
-@pytest.mark.parametrize("path", ["plain", "triton"])
-def test_integers_do_not_fit_float16(path: str) -> None:
-    lif = LoihiLIF(2048, True)
-    lif.path = path
-    with pytest.raises(ValueError, match="float16"):
-        lif(torch.ones(1, 1, dtype=torch.float16), 1.0)
 
 
 def test_triton_where_it_cannot_run_says_why() -> None:
