@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from small_teachers import recipe_arguments
 
 from spikebert import stages
@@ -109,3 +110,31 @@ def test_what_a_reused_student_learnt_from_is_known(tmp_path: Path) -> None:
     assert stages.learnt_from(record(tmp_path / "again", **again)) == ["d.txt", "a.txt"]
     with pytest.raises(UserError, match=r"stage.json is damaged"):
         stages.learnt_from(tmp_path)
+
+
+def test_rounding_with_texts_is_part_of_the_recipe(trained, tmp_path) -> None:
+    """What was rounded is what is measured and, without epochs, what is kept; with none it is the nearest."""
+    stages_before = ("teacher", "stage1", "stage2")
+    integers = {}
+    for texts in (0, 8):
+        out = tmp_path / str(texts)
+        for stage in stages_before:
+            shutil.copytree(trained / "run" / stage, out / stage)
+        flags = [f"--quantise.calibration_texts={texts}", "--quantise.weight_bits=3", "--quantise.epochs=0"]
+        assert main([*recipe_arguments(trained), f"--out={out}", *flags]) == 0
+        results = json.loads((out / "results.json").read_text())
+        assert results["accuracy"]["quantised student"] == results["accuracy"]["integer student"]
+        assert results["recipe"]["quantise"]["calibration_texts"] == texts
+        integers[texts] = load_file(out / "integer" / "model.safetensors")
+    differing = [name for name, value in integers[0].items() if not value.equal(integers[8][name])]
+    assert differing and all("linear" in name for name in differing), "units and table do not depend on texts"
+
+
+def test_a_run_of_before_goes_on_without_calibration(trained, tmp_path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(trained / "run", out)
+    path = out / "integer" / "stage.json"
+    made = json.loads(path.read_text())
+    del made["made_from"]["quantise"]["calibration_texts"]
+    path.write_text(json.dumps(made))
+    assert main([*recipe_arguments(trained), f"--out={out}"]) == 0
