@@ -423,7 +423,7 @@ class SpikingAttention(SpikingLayer):
         return biased_matches(q, k, v, bias, self.position_bias.most, self.heads, exact)
 
     def _type_of_products(self, q: Spikes) -> torch.dtype:
-        """That of mixed precision where it leaves the spikes as they are, else that of the spikes.
+        """That of mixed precision where it leaves the spikes as they are, else that of the spikes, float32 at least.
 
         bf16 holds integers up to 256 and rounds none above to less than 256; so does float16 (2048), which ends at
         65504. Here all are counts, sums of products of counts, and none is negative. So a result below 256 was made of
