@@ -45,7 +45,7 @@ def test_outputs_are_those_of_each_text_alone(teacher: torch.nn.Module) -> None:
 
 def test_all_texts_at_once_say_what_few_say(teacher: torch.nn.Module) -> None:
     """A GPU is asked about many texts, a CPU about a few of like length."""
-    assert texts_at_once(torch.device("cpu")) == 8 and texts_at_once(torch.device("cuda")) == 256
+    assert texts_at_once(torch.device("cpu")) == 8 and texts_at_once(torch.device("cuda")) == 512
     ids, mask = batch_of(*range(2, 22))
     few, all_of_them = ask_teacher(teacher, ids, mask, [0, 2]), ask_teacher(teacher, ids, mask, [0, 2], chunk=20)
     torch.testing.assert_close(few.logits, all_of_them.logits, rtol=1e-5, atol=1e-6)
