@@ -1,11 +1,13 @@
 """Random models through export and every engine: how many values were compared, how many differ, what was refused.
 
-    python -m benchmarks.campaign --values 100000000 --seed 0 --checks torch,fast,lava-inline
+    python -m benchmarks.campaign --values 100000000 --seed 0 --checks torch,fast,early-exit,lava-inline
+    python -m benchmarks.campaign --models 100 --seed 0 --checks lava-inline,lava-stock,lava
 
 Models of shapes nobody chose (`tests/random_models.py`: SpikeBERTs, modules of our layers, SpikingJelly chains) become
 graphs, as `spikebert-export` makes them. Every value of every node is compared with the reference: of the PyTorch
-module, of the engine `fast`, of the graphs after each pass, and, for graphs that are small enough to wait for, of
-`lava-inline`. A refusal is counted by its reason. Exit code 1 where anything differs.
+module, of the engine `fast`, of both where texts stop early, of the graphs after each pass, and, for graphs that are
+small enough to wait for, of Lava: `lava-inline`, the same with attention of Lava's own neurons (`lava-stock`), and its
+runtime (`lava`). A refusal is counted by its reason. Exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import Usage, machine, table
+from converters.early_exit import EarlyExit
 from converters.execution import Engine, EngineOptions, TokenBatch
 from converters.from_torch import graph_from_model
 from converters.graph import Attention, Graph, GraphError
@@ -31,15 +34,18 @@ from converters.pipeline import run_reference
 from converters.torch_engine import TorchEngine
 from sim.clocked import run_clocked
 from sim.engines import open_engine
+from sim.reference import ReferenceEngine
 from sim.verify import Comparison, compare
 from spikebert.commands import CheckFailed, UserError
 from targets.legality import IllegalGraphError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where the random models are
+from random_graphs import middle_margin
 from random_models import KINDS, Shape, draw_shape, make_batch, make_model
 
-LAVA_WORK = 60_000  # nodes x steps x features for which lava-inline is run: some seconds
-ENGINES = ("torch", "fast", "lava-inline")
+CHECKS = ("torch", "fast", "early-exit", "passes", "lava-inline", "lava-stock", "lava")
+LAVA_WORK = 60_000  # nodes x steps x features for which Lava is run: some seconds
+STOCK_WORK = 3_000  # attention of stock neurons has some for each pair of tokens
 OPTIONS = {"split-wide-layers": ":most_features=16"}  # the models are narrow
 NEEDS_A_TOKENIZER = {"remove-unreachable-tokens"}
 PASSES = tuple(name + OPTIONS.get(name, "") for name in PASS_NAMES if name not in NEEDS_A_TOKENIZER)
@@ -61,7 +67,7 @@ class Tally:
 
 
 class Campaign:
-    """Runs models and keeps count. checks: those wanted, of "torch", "fast", "passes", "lava-inline"."""
+    """Runs models and keeps count. checks: those wanted, of `CHECKS`."""
 
     def __init__(self, checks: set[str], say: Callable[[str], None]) -> None:
         self.checks, self.say = checks, say
@@ -71,7 +77,7 @@ class Campaign:
     @property
     def values(self) -> int:
         """Compared with an engine; what passes were proven with is not counted."""
-        return sum(tally.compared.values_compared for (check, _), tally in self.tallies.items() if check in ENGINES)
+        return sum(tally.compared.values_compared for (check, _), tally in self.tallies.items() if check in CHECKS)
 
     @property
     def mismatches(self) -> int:
@@ -99,14 +105,30 @@ class Campaign:
             for spec in PASSES:
                 self._pass(shape, spec, [spec], graph, batch)
             self._pass(shape, "all passes", passes_for(graph), graph, batch)
-        if "lava-inline" in self.checks and _lava_work(graph, batch) <= LAVA_WORK:
-            self._compare(shape, "lava-inline", graph, batch[:1], lambda: open_engine("lava-inline", graph))
+        if "early-exit" in self.checks and graph.timesteps > 1:
+            leaves = EarlyExit(middle_margin(graph, batch))
+            options = EngineOptions(threads=1, early_exit=leaves)
+            self._compare(shape, "early-exit", graph, batch, lambda: TorchEngine(graph, model, leaves), leaves)
+            self._compare(shape, "early-exit", graph, batch, lambda: open_engine("fast", graph, options), leaves)
+        work = _lava_work(graph, batch)
+        for check in ("lava-inline", "lava"):
+            if check in self.checks and work <= LAVA_WORK:
+                self._compare(shape, check, graph, batch[:1], lambda check=check: open_engine(check, graph))
+        if "lava-stock" in self.checks and work <= STOCK_WORK:
+            stock = EngineOptions(attention="stock")
+            self._compare(shape, "lava-stock", graph, batch[:1], lambda: open_engine("lava-inline", graph, stock))
 
     def _tally(self, shape: Shape, check: str) -> Tally:
         return self.tallies.setdefault((check, shape.kind), Tally())
 
     def _compare(
-        self, shape: Shape, check: str, graph: Graph, batch: TokenBatch, open_it: Callable[[], Engine]
+        self,
+        shape: Shape,
+        check: str,
+        graph: Graph,
+        batch: TokenBatch,
+        open_it: Callable[[], Engine],
+        early_exit: EarlyExit | None = None,
     ) -> None:
         tally = self._tally(shape, check)
         tally.models += 1
@@ -115,11 +137,12 @@ class Campaign:
         except IllegalGraphError as error:
             tally.refused.update({violation.rule for violation in error.violations})
             return
+        names = [node.name for node in graph]
         try:
-            got = engine.run(batch, [node.name for node in graph])
+            got = engine.run(batch, names)
         finally:
             engine.close()
-        comparison = compare(graph, run_reference(graph, batch), got)
+        comparison = compare(graph, ReferenceEngine(graph, early_exit).run(batch, names), got)
         tally.compared += comparison
         if comparison.mismatches:
             self.say(f"{check}: {shape}: {comparison.mismatches} values differ, first {comparison.first_mismatch}")
@@ -172,12 +195,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=KINDS, help="of one kind only")
     parser.add_argument(
-        "--checks", default="torch,fast,passes,lava-inline", help="separated by commas (default: %(default)s)"
+        "--checks", default="torch,fast,passes,lava-inline", help=f"of {', '.join(CHECKS)} (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
+    checks = set(arguments.checks.split(","))
+    if unknown := checks.difference(CHECKS):
+        parser.error(f"--checks: {', '.join(sorted(unknown))} is none of {', '.join(CHECKS)}")
     rng = np.random.default_rng(arguments.seed)
     fixed = {"kind": arguments.kind} if arguments.kind else {}
-    campaign = Campaign(set(arguments.checks.split(",")), print)
+    campaign = Campaign(checks, print)
     started, usage = time.monotonic(), Usage.now()
     for models in range(1, arguments.models + 1):
         campaign.run(draw_shape(rng, **fixed))

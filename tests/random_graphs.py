@@ -38,7 +38,8 @@ from converters.graph import (
     ValidLane,
     normed_max,
 )
-from sim.reference import evaluate
+from converters.readout import logits_over_time, unit_of
+from sim.reference import ReferenceEngine, evaluate
 
 DECAYS = (0, 410, 2048, 4095)
 CLASSES = 3
@@ -418,3 +419,12 @@ def _draw_batch(rng: np.random.Generator, vocabulary: int, samples: int, tokens:
     lengths[0] = tokens
     mask = np.arange(tokens)[None, :] < lengths[:, None]
     return TokenBatch(rng.integers(0, vocabulary, (samples, tokens)), mask)
+
+
+def middle_margin(graph: Graph, batch: TokenBatch) -> int:
+    """Of an early exit: one that some samples reach and others do not, at least at some timestep."""
+    values = ReferenceEngine(graph).run(batch, (graph.output,)).values[graph.output]
+    logits = np.sort(logits_over_time(graph, values), axis=2)  # [T, B, C]
+    units = np.array([unit_of(graph.readout, t) for t in range(1, graph.timesteps + 1)])
+    leads = (logits[..., -1] - logits[..., -2]) // (units[:, None] * np.maximum(1, batch.mask.sum(1)))
+    return int(np.median(leads))

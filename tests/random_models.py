@@ -62,6 +62,7 @@ OPTIONS: dict[str, tuple] = {
     "reset": ("zero", "subtract"),
     "spike": ("binary", "binary", "graded", "ternary"),
     "cap": (2, 3, 15),
+    "readout": ("sum", "membrane", "spikes"),
 }
 
 
@@ -70,7 +71,8 @@ class Shape:
     """What a random model is like; `OPTIONS` holds the values. `seed` decides weights and wiring.
 
     norm "scalar" is "none" with scalar_thresholds; chains have BatchNorm whatever it is, and binary spikes
-    cap  of graded spikes
+    cap     of graded spikes
+    readout "spikes" of a SpikeBERT alone, another model of ours sums; chains sum whatever it is
     """
 
     kind: str
@@ -93,6 +95,7 @@ class Shape:
     reset: str
     spike: str
     cap: int
+    readout: str
 
     @property
     def width(self) -> int:
@@ -208,6 +211,7 @@ def make_spikebert(shape: Shape) -> SpikeBertForSequenceClassification:
             attention_similarity=shape.similarity,
             attention_position=shape.position,
             surrogate=shape.surrogate,
+            readout=shape.readout,
             num_labels=CLASSES,
             **shape.norms,
         )
@@ -272,7 +276,9 @@ class OwnModel(nn.Module):
             place = len(widths) - 1 if kind == "linear" else int(rng.choice(alike))
             layer = SpikingLinear(widths[place], width, [neuron, other][rng.integers(2)], **shape.norms)
             step(f"linear{index}", layer, [place], width, layer.lif.spike == "binary")
-        self.readout = Readout(widths[-1], CLASSES)
+        self.readout = Readout(
+            widths[-1], CLASSES, "membrane" if shape.readout == "membrane" else "sum", shape.decays[-1]
+        )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Logits:
         values: list[Spikes] = [self.encoder(input_ids, attention_mask)]

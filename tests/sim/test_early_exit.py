@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from neuron_cases import KINDS, Kind, rule_graph
-from random_graphs import random_batch, random_dag, random_graph, random_machine_dag
+from random_graphs import middle_margin, random_batch, random_dag, random_graph, random_machine_dag
 from small_bundles import small_bundle
 
 import sim.shards
@@ -26,15 +26,6 @@ from sim.reference import ReferenceEngine
 from sim.run_command import main
 from sim.verify import compare
 from spikebert.commands import UserError
-
-
-def middle_margin(graph: Graph, batch: TokenBatch) -> int:
-    """One that some samples reach and others do not, at least at some timestep."""
-    names = (graph.output,)
-    logits = logits_over_time(graph, ReferenceEngine(graph).run(batch, names).values[graph.output])  # [T, B, C]
-    ordered = np.sort(logits, axis=2)
-    places = np.arange(1, graph.timesteps + 1)[:, None] * np.maximum(1, batch.mask.sum(1))
-    return int(np.median((ordered[..., -1] - ordered[..., -2]) // places))
 
 
 def assert_stops_exactly(graph: Graph, batch: TokenBatch, early_exit: EarlyExit, threads: int = 2) -> np.ndarray:
