@@ -13,6 +13,7 @@ runtime (`lava`). A refusal is counted by its reason. Exit code 1 where anything
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections import Counter
@@ -136,6 +137,9 @@ class Campaign:
             engine = open_it()
         except IllegalGraphError as error:
             tally.refused.update({violation.rule for violation in error.violations})
+            return
+        except UserError as error:  # attention that has no stock neurons
+            tally.refused[re.sub("'.*?'", "'...'", str(error))] += 1  # whatever the node is called
             return
         names = [node.name for node in graph]
         try:

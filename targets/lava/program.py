@@ -20,13 +20,13 @@ from converters.passes.expand_attention import ExpandAttention
 from converters.readout import logits_of
 from targets.lava.grouping import Group, Grouping, group
 from targets.lava.lowering import Plan
-from targets.lava.records import RecordLayout, feed_rows, feed_width, layout_of, make_layout, read_values
+from targets.lava.records import BatchRecords, RecordLayout, feed_rows, feed_width, layout_of, make_layout
 from targets.lava.stepfile import ITEM_BYTES, StepFile
 from targets.lava.target import lower_legal
 
 Item = TypeVar("Item")
 Attention = Literal["process", "stock"]
-RECORD_BYTES_MAX = 256 << 20  # a batch that records more is streamed in parts
+RECORD_BYTES_MAX = 256 << 20  # recorded at a time; a batch that records more is streamed in parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,18 +72,20 @@ class _Session:
             self._close_memory()
             raise
 
-    def advance(self, rows: np.ndarray, silent_steps: int) -> np.ndarray:
-        """Feed `rows` int32 [steps, feed width], then silence; what was recorded, int32 [steps + silent, layout width].
-
-        The records are gone with the next call.
-        """
+    def advance(self, rows: np.ndarray, silent_steps: int) -> Iterator[np.ndarray]:
+        """Feed `rows` int32 [steps, feed width], then silence; what is recorded, int32 [steps, layout width], in pieces
+        of at most RECORD_BYTES_MAX, or of one step. A piece is gone with the next."""
         steps = len(rows) + silent_steps
-        self._feed.begin(self.next_step, steps)
-        self._records.begin(self.next_step, steps)
-        self._feed.rows[: len(rows)] = rows
-        self.network.run(steps)
-        self.next_step += steps
-        return self._records.rows
+        most = max(1, RECORD_BYTES_MAX // (self.layout.width * ITEM_BYTES))
+        for start in range(0, steps, most):
+            count = min(most, steps - start)
+            fed = rows[start : start + count]
+            self._feed.begin(self.next_step, count)
+            self._records.begin(self.next_step, count)
+            self._feed.rows[: len(fed)] = fed
+            self.network.run(count)
+            self.next_step += count
+            yield self._records.rows
 
     def close(self) -> None:
         self.network.close()
@@ -92,17 +94,6 @@ class _Session:
     def _close_memory(self) -> None:
         self._feed.close()
         self._records.close()
-
-
-@dataclass(eq=False)
-class _UnderWay:
-    """A batch that has entered, and the records since then. `rows` grows by what is still needed."""
-
-    batch: TokenBatch
-    is_first: bool
-    is_last: bool
-    rows: list[np.ndarray]
-    missing_steps: int
 
 
 class LavaProgram:
@@ -227,35 +218,22 @@ class LavaProgram:
         self, batches: Iterable[TokenBatch], layout: RecordLayout, names: Collection[str]
     ) -> Iterator[tuple[dict[str, np.ndarray], bool]]:
         """The values of each part, and whether it is the last of its batch."""
-        timesteps, depth = self.graph.timesteps, self.plan.schedule.depth_steps
-        under_way: deque[tuple[_UnderWay, bool]] = deque()
+        schedule = self.plan.schedule
+        under_way: deque[tuple[BatchRecords, bool]] = deque()
         is_first = True
         for (part, ends_batch), is_last in _with_last(self._parts(batches, layout)):
             session = self._session_for(layout)
-            drain = self.plan.schedule.drain_steps if is_last else 0
-            records = session.advance(feed_rows(self._lowered, self.plan, part), drain)
-            steps = len(part) * timesteps
-            under_way.append(
-                (_UnderWay(part, is_first, is_last, [], steps + (drain if is_last else depth)), ends_batch)
-            )
+            fed, drain = feed_rows(self._lowered, self.plan, part), schedule.drain_steps if is_last else 0
+            steps = len(fed) + (drain if is_last else schedule.depth_steps)
+            entered = BatchRecords(self._lowered, self.plan, session.layout, names, part, steps, is_first, is_last)
+            under_way.append((entered, ends_batch))
             is_first = False
-            for entered, _ in under_way:
-                entered.rows.append(records[: entered.missing_steps])
-                entered.missing_steps -= len(entered.rows[-1])
-            while under_way and under_way[0][0].missing_steps == 0:
-                whole, ends = under_way.popleft()
-                yield self._values(session.layout, whole, names), ends
-            for entered, _ in under_way:
-                entered.rows[-1] = entered.rows[-1].copy()  # for the memory is used again
-
-    def _values(self, layout: RecordLayout, whole: _UnderWay, names: Collection[str]) -> dict[str, np.ndarray]:
-        rows = whole.rows[0] if len(whole.rows) == 1 else np.concatenate(whole.rows)
-        return {
-            name: read_values(
-                self._lowered, self.plan, layout, name, rows, whole.batch, begins=whole.is_first, ends=whole.is_last
-            )
-            for name in names
-        }
+            for records in session.advance(fed, drain):
+                for each, _ in under_way:
+                    each.take(records)
+                while under_way and under_way[0][0].missing_steps == 0:
+                    whole, ends = under_way.popleft()
+                    yield {name: whole.values(name) for name in names}, ends
 
     def _session_for(self, layout: RecordLayout) -> _Session:
         """The running session if it records enough, else a new one that records what both did."""

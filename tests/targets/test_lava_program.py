@@ -23,7 +23,7 @@ from spikebert.commands import UserError
 from targets.lava import program as program_module
 from targets.lava.engine import FAST_MODELS, STOCK_MODELS, LavaEngine, LavaInlineEngine, open_lava_inline
 from targets.lava.lowering import AttentionSpec
-from targets.lava.records import LavaMismatchError
+from targets.lava.records import BatchRecords, LavaMismatchError
 from targets.lava.target import LavaTarget, ScheduleError
 
 CONV = "lava.proc.conv.process:Conv"
@@ -79,6 +79,30 @@ def test_streams_of_any_sizes(seed: int, sizes: list[int], timesteps: int, part_
         patched.setattr(program_module, "RECORD_BYTES_MAX", part_bytes)
         assert_equal(graph, batches, list(program.stream(batches, names)), names)
         assert_equal(graph, batches[:1], [program.classify(batches[0], names)], names)
+
+
+def test_a_deep_network_is_never_recorded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of all its processes is large, and a sample is under way for many: as it runs, and as it runs empty."""
+    graph = random_graph(np.random.default_rng(0), blocks=4, hidden=8, n_max=4)
+    batches, names, held = batches_of(graph, (1, 1)), [node.name for node in graph], []
+
+    class Counted(program_module.StepFile):
+        def begin(self, first_step: int, steps: int) -> None:
+            held.append(steps * self.width * program_module.ITEM_BYTES)
+            super().begin(first_step, steps)
+
+    with LavaInlineEngine(graph) as program:
+        program.open(names)
+        bound = 3 * program._session.layout.width * program_module.ITEM_BYTES
+        assert program.plan.schedule.depth_steps > 20
+    monkeypatch.setattr(program_module, "StepFile", Counted)
+    monkeypatch.setattr(program_module, "RECORD_BYTES_MAX", bound)
+    with LavaInlineEngine(graph) as program:
+        assert_equal(graph, batches, list(program.stream(batches, names)), names)
+        assert max(held) == bound
+        records = BatchRecords(graph, program.plan, program._session.layout, names, batches[0], steps=50)
+        one_sample = sum(part.nbytes for part in records._kept.values())
+        assert one_sample < 2 * graph.timesteps * program._session.layout.width * program_module.ITEM_BYTES
 
 
 @pytest.mark.parametrize("grouping", ["process", "layer", "core"])
