@@ -46,7 +46,7 @@ from random_models import KINDS, Shape, draw_shape, make_batch, make_model
 
 CHECKS = ("torch", "fast", "early-exit", "passes", "lava-inline", "lava-stock", "lava")
 LAVA_WORK = 60_000  # nodes x steps x features for which Lava is run: some seconds
-STOCK_WORK = 3_000  # attention of stock neurons has some for each pair of tokens
+STOCK_WORK = 20_000  # attention of stock neurons has some for each pair of tokens
 OPTIONS = {"split-wide-layers": ":most_features=16"}  # the models are narrow
 NEEDS_A_TOKENIZER = {"remove-unreachable-tokens"}
 PASSES = tuple(name + OPTIONS.get(name, "") for name in PASS_NAMES if name not in NEEDS_A_TOKENIZER)

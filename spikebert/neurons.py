@@ -11,13 +11,16 @@ import math
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import surrogate
-from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor
 
 from spikebert import fused_lif, triton_lif
 from spikebert.commands import UserError
 from spikebert.lif_rule import LEVELS_MAX, LIFRule
+from spikebert.spikingjelly_alone import spikingjelly_alone
+
+with spikingjelly_alone():
+    from spikingjelly.activation_based import surrogate
+    from spikingjelly.activation_based.neuron import BaseNode
 
 SHIFT = 7  # bits: membrane units per accumulator unit, 2^7; the graph's own constant (tests compare them)
 DECAY_ONE = 4096

@@ -40,14 +40,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from spikingjelly.activation_based import layer as sj
-from spikingjelly.activation_based import neuron as sj_neuron
 from torch import nn
 
 from spikebert.commands import UserError
 from spikebert.layers import Encoder, Neuron, Readout, SpikingChain, SpikingLinear
 from spikebert.quantisation import THRESHOLD_MAX, apply_norm, choose_units, fold
 from spikebert.rounding import round_bias, round_weight
+from spikebert.spikingjelly_alone import spikingjelly_alone
+
+with spikingjelly_alone():
+    from spikingjelly.activation_based import layer as sj
+    from spikingjelly.activation_based import neuron as sj_neuron
 
 CONTAINERS = (nn.Sequential, sj.MultiStepContainer, sj.SeqToANNContainer, sj.StepModeContainer)
 PASSED_OVER = (nn.Identity, nn.Dropout, sj.Dropout)  # nothing in evaluation
