@@ -57,6 +57,7 @@ OPTIONS = {
     "sigmoid": "--student.surrogate sigmoid --student.surrogate_alpha 4.0",
     "bits-4": "--quantise.weight_bits 4",
     "bits-2": "--quantise.weight_bits 2",
+    "bits-1": "--quantise.weight_bits 1",
     "vocabulary-8k": "--data.vocabulary 8000",
     "wide": "--student.hidden_size 384 --student.heads 6 --student.intermediate_size 1536",
     "deep": "--student.layers 4",

@@ -22,7 +22,6 @@ from spikebert.layers import Encoder, SpikingAttention, SpikingLinear
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.neurons import LoihiLIF
 from spikebert.recording import Recording, RecordingError, Step, float_layers, record_one_token
-from spikebert.rounding import largest_weight
 from spikebert.spikes import Spikes
 
 
@@ -136,8 +135,7 @@ def roundings(model: nn.Module, graph: Graph) -> dict[str, Rounding]:
         node = next((node for node in graph if node.name == name), None)
         integers = getattr(node, "weight", getattr(node, "table", None))
         if integers is not None and integers.shape == weight.shape:
-            largest = largest_weight(getattr(node, "weight_bits", 8))
-            cut = count_cut(weight.cpu(), units, torch.tensor(integers), largest)
+            cut = count_cut(weight.cpu(), units, torch.tensor(integers), getattr(node, "weight_bits", 8))
             found[name] = Rounding(units, cut.values, cut.clipped, cut.shrunk)
     return found
 

@@ -158,9 +158,9 @@ class Synapses:
 
     The bias rides on the valid lane: it is a synapse from "this is a real token", so padding is silent.
 
-    weight      int8  [out, in], |w| < 2^(weight_bits - 1)
+    weight      int8  [out, in], |w| < 2^(weight_bits - 1), or -1 and 1 where weight_bits is 1
     bias        int32 [out], accumulator units
-    weight_bits 2 .. 8, what one weight takes in memory (a 2-bit weight is -1, 0 or 1)
+    weight_bits 1 .. 8, what one weight takes in memory (a 2-bit weight is -1, 0 or 1)
     """
 
     op: ClassVar[str] = "synapses"
@@ -173,10 +173,12 @@ class Synapses:
     def __post_init__(self) -> None:
         _require(len(self.inputs) == 1, self.name, f"synapses have one input, not {len(self.inputs)}")
         _freeze_linear(self)
-        limit = 2 ** (self.weight_bits - 1) - 1 if 2 <= self.weight_bits <= 8 else 0
-        _require(limit > 0, self.name, f"weight_bits {self.weight_bits} is outside 2 .. 8")
+        limit = max(1, 2 ** (self.weight_bits - 1) - 1) if 1 <= self.weight_bits <= 8 else 0
+        _require(limit > 0, self.name, f"weight_bits {self.weight_bits} is outside 1 .. 8")
         reach = _largest(self.weight)
         _require(reach <= limit, self.name, f"|weight| reaches {reach}, {self.weight_bits} bits hold {limit}")
+        zeros = self.weight.size - np.count_nonzero(self.weight) if self.weight_bits == 1 else 0
+        _require(zeros == 0, self.name, f"{zeros} weights are 0, a weight of 1 bit is -1 or 1")
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,8 +37,9 @@ from converters.graph import (
     ValidLane,
 )
 from converters.nibbles import NIBBLE_BITS, pack, unpack
+from converters.sign_bits import pack_signs, unpack_signs
 
-SCHEMA = 5  # the newest; older ones are read
+SCHEMA = 6  # the newest; older ones are read
 PACKED_SINCE = (
     2  # the oldest that is written: from this schema on, weights of at most NIBBLE_BITS are stored two to a byte
 )
@@ -70,6 +71,7 @@ MORE_FIELDS: dict[str, tuple[int, dict[str, type | tuple[type, ...]]]] = {
     "source": (5, {"reset": str}),
 }
 CODE_SINCE = 4  # spike-coded positions
+SIGNS_SINCE = 6  # weights of 1 bit, which are stored eight to a byte
 SINCE = {"slice": 3, "concat": 3, "valid_lane": 3, "coincidence": 3, "relay": 3, "product": 3, "norm": 4}  # others: 1
 ARRAYS = ("weight", "bias", "threshold", "gamma", "beta")  # fields of nodes that stand in weights.safetensors
 PLAIN_NODES: dict[str, Callable[[str, tuple[str, ...]], Node]] = {  # those that are a name and inputs
@@ -97,7 +99,8 @@ class PlainGraph:
     """The three parts a graph is stored as.
 
     structure the JSON object of graph.json
-    weights   "<node>.weight" int8, or uint8 where two weights share a byte (`converters.nibbles`); "<node>.bias" int32;
+    weights   "<node>.weight" int8, or uint8 where some share a byte (`converters.nibbles`, `.sign_bits`);
+              "<node>.bias" int32;
               of an attention that has one int32 [maps, n_max, n_max]; "<node>.threshold" int32 where a vector;
               "<node>.gamma", "<node>.beta" int32
     encoder   "table" int8; "position" int32 and "code" uint8 where the source has one
@@ -136,7 +139,8 @@ def schema_of(graph: Graph) -> int:
     """The schema a graph is written in."""
     code = CODE_SINCE if graph.source.code is not None else 1
     more = [MORE_FIELDS[node.op][0] for node in graph if _needs_more_fields(node)]
-    return max([PACKED_SINCE, code, *more, *(SINCE.get(node.op, 1) for node in graph)])
+    signs = [SIGNS_SINCE for node in graph if isinstance(node, Synapses) and node.weight_bits == 1]
+    return max([PACKED_SINCE, code, *more, *signs, *(SINCE.get(node.op, 1) for node in graph)])
 
 
 def _needs_more_fields(node: Node) -> bool:
@@ -214,7 +218,9 @@ def _bias_maps(node: Node) -> int:
 
 
 def stored_weight(node: Synapses) -> np.ndarray:
-    """The weights of a layer as stored: int8 [out, in], or uint8 [out, ceil(in / 2)] where two share a byte."""
+    """The weights of a layer as stored: int8 [out, in], or uint8 [out, ceil(in / n)] where n = 2 or 8 share a byte."""
+    if node.weight_bits == 1:
+        return pack_signs(node.weight)
     return pack(node.weight) if node.weight_bits <= NIBBLE_BITS else node.weight
 
 
@@ -232,10 +238,11 @@ def _unpacked(entries: list[dict[str, Any]], weights: Arrays) -> Arrays:
         if weights[tensor].dtype != np.uint8:
             raise SerialiseError(
                 f"tensor '{tensor}' is {weights[tensor].dtype}, not uint8: "
-                f"weights of at most {NIBBLE_BITS} bits are stored two to a byte"
+                f"weights of at most {NIBBLE_BITS} bits are stored two to a byte, those of 1 bit eight"
             )
         try:
-            found[tensor] = unpack(weights[tensor], columns[0])
+            apart = unpack_signs if entry["weight_bits"] == 1 else unpack
+            found[tensor] = apart(weights[tensor], columns[0])
         except ValueError as error:
             raise SerialiseError(f"tensor '{tensor}': {error}") from None
     return found

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spikebert.layers import Readout, SpikingLinear
 from spikebert.recording import Recording
-from spikebert.rounding import ACCUMULATOR_MAX, BIAS_MAX, row_reach
+from spikebert.rounding import ACCUMULATOR_MAX, BIAS_MAX, nearest_weight, row_reach
 
 DAMPING = 0.01  # of the mean square of an input: more texts than these few have others (the paper's choice)
 RESIDUE = 1e-9  # of 1, the square of the input of a bias; keeps what is singular invertible
@@ -62,19 +62,19 @@ def add_moments(moments: dict[Layer, Tensor], recording: Recording, layers: Iter
 
 
 def compensated(
-    weight: Tensor, bias: Tensor, units: int, largest: int, moments: Tensor, input_max: int, signed: bool = False
+    weight: Tensor, bias: Tensor, units: int, bits: int, moments: Tensor, input_max: int, signed: bool = False
 ) -> tuple[Tensor, Tensor]:
     """A layer's float weight [out, in] and bias [out], moved to where they become the integers of GPTQ.
 
     units      accumulator units per float unit
-    largest    |integer weight|
+    bits       of a weight
     moments    [in + 1, in + 1], see `input_moments`
     input_max  the largest |input|, `signed`: there are some below 0
 
     A row whose integers might overflow the accumulator stays as it was.
     """
     integers = torch.cat([weight, bias[:, None]], 1).double() * units
-    integers = _gptq(integers, _damped(moments), largest)
+    integers = _gptq(integers, _damped(moments), bits)
     rounded, rounded_bias = integers[:, :-1], integers[:, -1]
     reach = row_reach(rounded, signed) * input_max + rounded_bias.abs()
     fits = (reach <= ACCUMULATOR_MAX) & (rounded_bias.abs() <= BIAS_MAX)
@@ -90,7 +90,7 @@ def _damped(moments: Tensor) -> Tensor:
     return moments / moments[-1, -1] + torch.diag(torch.cat([added, added.new_tensor([RESIDUE])]))
 
 
-def _gptq(weight: Tensor, moments: Tensor, largest: int) -> Tensor:
+def _gptq(weight: Tensor, moments: Tensor, bits: int) -> Tensor:
     """Integers [out, in + 1] for a weight in accumulator units; the last column is the bias, which has all the bits.
 
     Columns are rounded from the input that is most often a spike to the one that is least, the bias last.
@@ -102,7 +102,7 @@ def _gptq(weight: Tensor, moments: Tensor, largest: int) -> Tensor:
     open_weight, rounded = weight[:, order].clone(), torch.empty_like(weight)
     for column in range(last + 1):
         exact = open_weight[:, column]
-        whole = exact.round() if column == last else exact.round().clamp(-largest, largest)
+        whole = exact.round() if column == last else nearest_weight(exact, bits)
         rounded[:, order[column]] = whole
         error = (exact - whole) / factor[column, column]
         open_weight[:, column:] -= error[:, None] * factor[column, column:]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikebert.layers import Encoder, Readout, SpikingLinear
+from spikebert.rounding import largest_weight, nearest_weight
 
 ROWS = 1024  # that are looked at together, so that a table of a large vocabulary takes little memory
 
@@ -27,14 +28,14 @@ class Cut:
 
 
 @torch.no_grad()
-def count_cut(weight: Tensor, units: float, integers: Tensor, largest: int) -> Cut:
-    """Compare float weights [rows, columns], scaled by `units`, with the integers they became, at most `largest`."""
+def count_cut(weight: Tensor, units: float, integers: Tensor, bits: int) -> Cut:
+    """Compare float weights [rows, columns], scaled by `units`, with the integers of `bits` bits they became."""
     clipped = shrunk = 0
     for part, became in zip(weight.split(ROWS), integers.split(ROWS)):
-        rounded = (part * units).round_()
-        beyond = rounded.abs() > largest
+        scaled = part * units
+        beyond = scaled.round().abs() > largest_weight(bits)
         clipped += int(beyond.sum())
-        shrunk += int(((became != rounded) & ~beyond).sum())
+        shrunk += int(((became != nearest_weight(scaled, bits)) & ~beyond).sum())
     return Cut(weight.numel(), clipped, shrunk)
 
 

@@ -66,7 +66,7 @@ class SpikeBertConfig(PretrainedConfig):
     surrogate                whose gradient stands in for that of the step: "atan" or "sigmoid" (SpikingJelly's)
     surrogate_alpha          its steepness
     mode                     "float": trained; "integer": folded and quantised, computes what a chip does
-    weight_bits              2 .. 8, in integer mode
+    weight_bits              1 .. 8, in integer mode
     norm                     behind each linear layer: "batch", folded into the weights in integer mode; "layer" (the
                              paper's) or "rms", over the features of a token, computed in integers too; "none": each
                              feature learns a threshold of its own
@@ -171,7 +171,7 @@ class SpikeBertConfig(PretrainedConfig):
             "timesteps": (1, None),
             "position_spikes": (0, None),
             "attention_threshold": (0, 65535),
-            "weight_bits": (2, 8),
+            "weight_bits": (1, 8),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)

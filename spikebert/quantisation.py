@@ -25,7 +25,7 @@ from spikebert.config import SpikeBertConfig
 from spikebert.integer_norm import choose_norm_units
 from spikebert.layers import Readout, SpikingLayer, SpikingLinear
 from spikebert.recording import Recording, float_layers, record, record_one_token
-from spikebert.rounding import ACCUMULATOR_MAX, BIAS_MAX, largest_weight, row_reach
+from spikebert.rounding import ACCUMULATOR_MAX, BIAS_MAX, largest_weight, nearest_weight, row_reach
 
 THRESHOLD_MAX = 65535  # accumulator units
 UNITS_TRIED = 60  # of few bits
@@ -59,29 +59,44 @@ def choose_units(weight: Tensor, bias: Tensor, bits: int, input_max: int, signed
     0 .. input_max, or where `signed` from -input_max.
 
     Of 8 bits the largest weight is the largest integer. Of fewer the units are those of the least squared error of
-    rounding: a few large weights are cut, or most of the others would become 0.
+    rounding: a few large weights are cut, or most of the others would become 0. Of 1 bit that is the mean |weight| (as
+    in XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279), whatever the accumulator holds: none of its weights is
+    smaller than 1. Raises ValueError where it does not hold them.
     """
     finest = _finest_units(weight, bits)
+    if bits == 1:
+        _require_short_rows(weight.shape[1], input_max)
     reach = float((row_reach(weight, signed) * input_max + bias.abs()).max())
     rounding_slack = 1 - weight.shape[1] * input_max / ACCUMULATOR_MAX  # each weight may round up by a half
-    roomy = ACCUMULATOR_MAX * max(rounding_slack, 0.5) / max(reach, 1e-12)
+    roomy = math.inf if bits == 1 else ACCUMULATOR_MAX * max(rounding_slack, 0.5) / max(reach, 1e-12)
     unclipped = BIAS_MAX / max(float(bias.abs().max()), 1e-12)
     return int(min(max(min(finest, roomy, unclipped), 1), THRESHOLD_MAX))
 
 
+def _require_short_rows(inputs: int, input_max: int) -> None:
+    most = (ACCUMULATOR_MAX - BIAS_MAX) // input_max
+    if inputs > most:
+        raise ValueError(
+            f"weights of 1 bit cannot be 0, and a row of {inputs:,} of them with inputs of up to {input_max} may pass "
+            f"the accumulator, which holds {ACCUMULATOR_MAX:,}: of such inputs it takes {most:,}. Use 2 bits"
+        )
+
+
 def _finest_units(weight: Tensor, bits: int) -> float:
     largest, most = largest_weight(bits), max(float(weight.abs().max()), 1e-12)
+    if bits == 1:
+        return 1 / max(float(weight.abs().mean()), 1e-12)
     if bits == 8:
         return largest / most
     typical = max(float(weight.abs().mean()), most / 100)
     candidates = torch.logspace(0, math.log10(2 * most / typical), UNITS_TRIED, dtype=torch.float64) * (largest / most)
-    errors = [_rounding_error(weight, float(units), largest) for units in candidates]
+    errors = [_rounding_error(weight, float(units), bits) for units in candidates]
     return float(candidates[int(torch.tensor(errors).argmin())])
 
 
-def _rounding_error(weight: Tensor, units: float, largest: int) -> float:
+def _rounding_error(weight: Tensor, units: float, bits: int) -> float:
     """The sum of squares of what rounding adds to the weights."""
-    rounded = (weight * units).round_().clamp_(-largest, largest).div_(units)
+    rounded = nearest_weight(weight * units, bits).div_(units)
     return float((rounded - weight).square_().sum())
 
 
@@ -113,15 +128,15 @@ def quantise(model: Model, weight_bits: int = 8, texts: Sequence[Batch] = ()) ->
     """The integer model of a trained float model, in evaluation mode; the float model stays as it is.
 
     model        any module of spiking layers (`spikebert.recording.record` says which)
-    weight_bits  2 .. 8, of every SpikingLinear
+    weight_bits  1 .. 8, of every SpikingLinear
     texts        batches of input_ids and attention_mask, [B, N] each, on the model's device: with a hundred texts of
                  those it is for, rounding is made up for (docs/training.md). Empty: weights are rounded to the nearest
 
-    Raises ValueError if the model is not in float mode or has weights that are no numbers, and RecordingError (a
-    ValueError too) for a module that is not made of spiking layers.
+    Raises ValueError if the model is not in float mode or has weights that are no numbers, or where rows are too long
+    for weights of 1 bit, and RecordingError (a ValueError too) for a module that is not made of spiking layers.
     """
-    if not 2 <= weight_bits <= 8:
-        raise ValueError(f"weight_bits is {weight_bits}, it must be 2 .. 8")
+    if not 1 <= weight_bits <= 8:
+        raise ValueError(f"weight_bits is {weight_bits}, it must be 1 .. 8")
     twin = copy.deepcopy(model).eval()
     recording = record_one_token(twin)
     _check_float(recording)
@@ -172,7 +187,7 @@ def round_layer(
         if isinstance(layer.norm, (nn.LayerNorm, nn.RMSNorm)):
             layer.threshold.fill_(choose_norm_units(layer.norm))
     if moments is not None:
-        moved = compensated(linear.weight, linear.bias, units, largest_weight(bits), moments, input_max, signed)
+        moved = compensated(linear.weight, linear.bias, units, bits, moments, input_max, signed)
         linear.weight.copy_(moved[0])
         linear.bias.copy_(moved[1])
 

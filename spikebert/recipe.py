@@ -201,7 +201,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "teacher.learning_rate", "stage1.learning_rate", "stage2.learning_rate", "quantise.learning_rate",
         "stage2.temperature", "student.surrogate_alpha", "stage1.token_rate", "stage2.token_rate",
     )),
-    ("2 .. 8", lambda value: 2 <= value <= 8, ("quantise.weight_bits",)),
+    ("1 .. 8", lambda value: 1 <= value <= 8, ("quantise.weight_bits",)),
     ("0 .. 4294967295", lambda value: 0 <= value < 2**32, ("seed",)),
 )  # fmt: skip
 

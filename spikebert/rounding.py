@@ -39,8 +39,15 @@ def round_straight_through(x: Tensor) -> Tensor:
 
 
 def largest_weight(bits: int) -> int:
-    """2^(bits - 1) - 1: symmetric, so a 2-bit weight is -1, 0 or 1."""
-    return 2 ** (bits - 1) - 1
+    """2^(bits - 1) - 1: symmetric, so a 2-bit weight is -1, 0 or 1. One of 1 bit is -1 or 1."""
+    return max(1, 2 ** (bits - 1) - 1)
+
+
+def nearest_weight(scaled: Tensor, bits: int) -> Tensor:
+    """The integer of `bits` bits nearest to each of `scaled`, weights in accumulator units."""
+    if bits == 1:
+        return torch.where(scaled < 0, -1.0, 1.0).to(scaled.dtype)
+    return scaled.round().clamp_(-largest_weight(bits), largest_weight(bits))
 
 
 def row_reach(weight: Tensor, signed: bool = False) -> Tensor:
@@ -67,22 +74,26 @@ def round_weight(
 
     For inputs 0 .. input_max (`signed`: from -input_max): `reach(row) * input_max + |bias| <= 65535`. A row
     beyond that (rare, and never right after `quantise`, which chooses `units` so) is shrunk toward zero until
-    it fits, as accumulator-aware quantisation does (A2Q, Colbert et al. 2023, arXiv 2308.13504).
+    it fits, as accumulator-aware quantisation does (A2Q, Colbert et al. 2023, arXiv 2308.13504). Weights of 1 bit
+    cannot be: `spikebert.quantisation.choose_units` refuses rows that are too long.
     """
-    return _RoundedWeight.apply(weight, units, largest_weight(bits), input_max, bias.detach(), signed)
+    return _RoundedWeight.apply(weight, units, bits, input_max, bias.detach(), signed)
 
 
 class _RoundedWeight(torch.autograd.Function):
-    """`round_weight`. Its gradient is that of `clamp(weight * units, -limit, limit)`."""
+    """`round_weight`. Its gradient is that of `clamp(weight * units, -limit, limit)` with the largest integer for a
+    limit, and of 1 bit, which has nothing between, that of `weight * units`."""
 
     # Each pass over the weights costs as much as some tokens do, so there are few of them.
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, units: Tensor, limit: int, input_max: int, bias: Tensor, signed: bool
+        ctx: Any, weight: Tensor, units: Tensor, bits: int, input_max: int, bias: Tensor, signed: bool
     ) -> Tensor:
         ctx.save_for_backward(weight, units)
-        ctx.limit = limit
-        rounded = (weight * units).round_().clamp_(-limit, limit)
+        ctx.bits = bits
+        rounded = nearest_weight(weight * units, bits)
+        if bits == 1:
+            return rounded
         room = (ACCUMULATOR_MAX - bias.abs()) / input_max
         factor = (room / row_reach(rounded, signed).clamp_(min=1)).clamp_(max=1)
         beyond = factor < 1
@@ -93,5 +104,7 @@ class _RoundedWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         weight, units = ctx.saved_tensors
-        within = (weight * units).abs_() <= ctx.limit
+        if ctx.bits == 1:
+            return grad * units, None, None, None, None, None
+        within = (weight * units).abs_() <= largest_weight(ctx.bits)
         return within.mul(grad).mul_(units), None, None, None, None, None

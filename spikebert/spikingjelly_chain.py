@@ -116,7 +116,7 @@ def from_spikingjelly(chain: nn.Module, timesteps: int, n_max: int, weight_bits:
 
     timesteps    T, for how many the chain is run
     n_max        the most tokens of a text
-    weight_bits  2 .. 8, of every layer but the last, which has 8
+    weight_bits  1 .. 8, of every layer but the last, which has 8
 
     Raises UserError with every module that cannot be taken, why, and what can.
     """

@@ -17,14 +17,15 @@ LIMIT = 2**23 - 1
 def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """ids, mask int64 [B, N] -> logits int64 [B, classes], and the values [T, B, N, D] of every node."""
     graph = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
-    assert graph["schema"] in (1, 2, 3, 4, 5)
+    assert graph["schema"] in (1, 2, 3, 4, 5, 6)
     weights = load_file(folder / "weights.safetensors")
     if graph["schema"] >= 2:
         features = {node["name"]: node["features"] for node in graph["nodes"]}
         for node in graph["nodes"]:
             if node["op"] == "synapses" and node["weight_bits"] <= 4:
-                packed = weights[f"{node['name']}.weight"]
-                weights[f"{node['name']}.weight"] = two_to_a_byte(packed, features[node["inputs"][0]])
+                packed, inputs = weights[f"{node['name']}.weight"], features[node["inputs"][0]]
+                apart = eight_to_a_byte if node["weight_bits"] == 1 else two_to_a_byte
+                weights[f"{node['name']}.weight"] = apart(packed, inputs)
     encoder = load_file(folder / "encoder.safetensors")
     membranes: dict[str, np.ndarray] = {}
     steps: list[dict[str, np.ndarray]] = []
@@ -67,6 +68,17 @@ def golden(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, 
         assert set(bits) <= {"0"}
         spikes[node["name"]] = values
     return ids, mask, recorded["logits"], spikes
+
+
+def eight_to_a_byte(packed: np.ndarray, inputs: int) -> np.ndarray:
+    """uint8 [out, ceil(in / 8)] -> int64 [out, in] of -1 and 1"""
+    assert packed.dtype == np.uint8 and packed.shape[1] == (inputs + 7) // 8
+    weight = np.zeros((packed.shape[0], 8 * packed.shape[1]), np.int64)
+    for row, place in np.ndindex(weight.shape):
+        bit = int(packed[row, place // 8]) >> place % 8 & 1
+        assert bit == 0 or place < inputs
+        weight[row, place] = 1 if bit else -1
+    return weight[:, :inputs]
 
 
 def two_to_a_byte(packed: np.ndarray, inputs: int) -> np.ndarray:

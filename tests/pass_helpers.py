@@ -143,7 +143,7 @@ def trials(draw: Callable, make: Callable[..., Graph] | None = None, attention: 
         rng,
         timesteps=draw(st.sampled_from([1, 2, 4, 8])),
         dv=draw(st.sampled_from([DECAYS, 2048, 0])),
-        weight_bits=draw(st.sampled_from([2, 4, 8])),
+        weight_bits=draw(st.sampled_from([1, 2, 4, 8])),
         bias_max=draw(st.sampled_from([0, 5, 300])),
         source_kind=draw(st.sampled_from(["lif", "sign"])),
         firing=draw(st.sampled_from([0.003, 0.3, 0.7])),

@@ -295,7 +295,7 @@ class _Builder:
         """Synapses, perhaps a norm, and their LIF; the name of the LIF. lane: the valid lane of a norm; bits: the LIF
         sends nothing else."""
         weight, bias = self._linear(producer, width)
-        current = self._append(Synapses(f"{name}.synapses", (producer,), weight, bias, self.weight_bits))
+        current = self._synapses(name, producer, weight, bias)
         if self.norms and self.rng.random() < self.norms:
             current = self.norm(f"{name}.norm", current, lane)
         return self.neuron(name, current, bits)
@@ -366,8 +366,11 @@ class _Builder:
         """Synapses that excite, few or many, and their relay; the name of the relay."""
         weight, bias = (np.abs(numbers) for numbers in self._linear(producer, width))
         weight[self.rng.random(weight.shape) < self.rng.choice([0.0, 0.7, 0.95])] = 0
-        self._append(Synapses(f"{name}.synapses", (producer,), weight, bias, self.weight_bits))
-        return self.relay(name, f"{name}.synapses")
+        return self.relay(name, self._synapses(name, producer, weight, bias))
+
+    def _synapses(self, name: str, producer: str, weight: np.ndarray, bias: np.ndarray) -> str:
+        bits = self.weight_bits if np.all(weight) else max(2, self.weight_bits)  # one of 1 bit is not 0
+        return self._append(Synapses(f"{name}.synapses", (producer,), weight, bias, bits))
 
     def product(self, name: str, inputs: tuple[str, ...], heads: int) -> str:
         return self._append(Product(name, inputs, heads))
@@ -395,6 +398,8 @@ class _Builder:
             read[order] = np.cumsum(bound[order]) <= REACH
         limit = min(2 ** (self.weight_bits - 1) - 1, REACH // max(1, int(bound[read].sum())))
         bias = self.rng.integers(-self.bias_max, self.bias_max + 1, rows)
+        if self.weight_bits == 1:
+            return self.rng.choice([-1, 1], (rows, len(bound))) * read, bias
         return self.rng.integers(-limit, limit + 1, (rows, len(bound))) * read, bias
 
     def _feature_max(self, name: str) -> np.ndarray:

@@ -48,7 +48,7 @@ OPTIONS: dict[str, tuple] = {
     "features_of_head": (1, 2, 3, 4),
     "n_max": tuple(range(1, 65)),
     "depth": tuple(range(1, 7)),
-    "weight_bits": tuple(range(2, 9)),
+    "weight_bits": tuple(range(1, 9)),
     "decay": (0, 410, 2048, 4095),
     "encoder": ("lif", "sign"),
     "positions": (False, True),

@@ -76,7 +76,12 @@ def test_a_node_may_feed_another_more_than_once():
         (lambda: Synapses("s", ("a",), SQUARE.astype(float), BIAS), "integers"),
         (lambda: Synapses("s", ("a",), SQUARE, BIAS.astype(np.int64) + 2**31), "int32"),
         (lambda: Synapses("s", ("a",), SQUARE, BIAS, weight_bits=9), "weight_bits"),
-        (lambda: Synapses("s", ("a",), SQUARE, BIAS, weight_bits=1), "weight_bits"),
+        (lambda: Synapses("s", ("a",), SQUARE, BIAS, weight_bits=0), "weight_bits"),
+        (
+            lambda: Synapses("s", ("a",), np.eye(4, dtype=np.int8), BIAS, weight_bits=1),
+            "12 weights are 0",
+        ),
+        (lambda: Synapses("s", ("a",), -SQUARE * 2, BIAS, weight_bits=1), "1 bits hold 1"),
         (lambda: Synapses("s", ("a",), SQUARE * 2, BIAS, weight_bits=2), "2 bits"),
         (lambda: Synapses("s", ("a",), SQUARE * -128, BIAS), "8 bits"),
         (lambda: Attention("s", ("q", "k"), 1), "q, k and v"),

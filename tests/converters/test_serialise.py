@@ -179,7 +179,7 @@ BROKEN = {
     "a node is a number": lambda s: s["nodes"].__setitem__(2, 7),
     "schema is text": lambda s: s.__setitem__("schema", "1"),
     "schema zero": lambda s: s.__setitem__("schema", 0),
-    "a newer schema": lambda s: s.__setitem__("schema", 6),
+    "a newer schema": lambda s: s.__setitem__("schema", 7),
     "T beyond 32 bits": lambda s: s.__setitem__("T", 2**31),
     "n_max beyond 64 bits": lambda s: s.__setitem__("n_max", 10**400),
     "scale beyond a double": lambda s: s["nodes"][-1].__setitem__("scale", 10**400),
@@ -200,8 +200,8 @@ def test_broken_structure_is_refused_by_reader_and_schema(name):
 
 def test_a_newer_schema_is_named():
     plain = graph_to_plain(random_graph(np.random.default_rng(0), blocks=1))
-    with pytest.raises(SerialiseError, match="schema 6 is newer than 5"):
-        plain_to_graph(PlainGraph(plain.structure | {"schema": 6}, plain.weights, plain.encoder))
+    with pytest.raises(SerialiseError, match="schema 7 is newer than 6"):
+        plain_to_graph(PlainGraph(plain.structure | {"schema": 7}, plain.weights, plain.encoder))
 
 
 def coded_graph(rng):

@@ -10,7 +10,7 @@ from torch import nn
 from spikebert.layers import SpikingLinear
 from spikebert.quantisation import choose_units, encoder_units, fold, folded, quantise
 from spikebert.recording import record_one_token
-from spikebert.rounding import ACCUMULATOR_MAX, round_bias, row_reach
+from spikebert.rounding import ACCUMULATOR_MAX, round_bias, round_weight, row_reach
 
 
 def test_fold_equals_norm_after_linear() -> None:
@@ -65,10 +65,31 @@ def test_a_large_bias_is_not_clipped() -> None:
     assert torch.equal(round_bias(bias, units), (bias * units).round())
 
 
-@pytest.mark.parametrize("bits", [1, 9, 16])
+@pytest.mark.parametrize("bits", [0, 9, 16])
 def test_bits_out_of_range_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match=f"weight_bits is {bits}"):
         quantise(small_model(), bits)
+
+
+def test_one_bit_is_the_sign_and_its_unit_the_mean() -> None:
+    """No other units have less error for weights of -1 and 1."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(16, 30) * 0.02, torch.zeros(16)
+    units = choose_units(weight, bias, 1, input_max=1)
+    assert units == int(1 / weight.abs().mean())
+    integers = round_weight(weight, torch.tensor(float(units)), 1, 1, bias)
+    assert torch.equal(integers, torch.where(weight < 0, -1.0, 1.0))
+    model = quantise(small_model(), 1)
+    for layer in model.modules():
+        if isinstance(layer, SpikingLinear):
+            assert layer.integers(1)[0].abs().eq(1).all()
+
+
+def test_rows_of_one_bit_that_are_too_long_are_refused() -> None:
+    weight = torch.ones(2, 3000)
+    choose_units(weight, torch.zeros(2), 1, input_max=10)
+    with pytest.raises(ValueError, match=r"3,000 of them with inputs of up to 11 may pass the accumulator.*2,978"):
+        choose_units(weight, torch.zeros(2), 1, input_max=11)
 
 
 def test_wide_rows_with_graded_inputs_get_coarser_units() -> None:

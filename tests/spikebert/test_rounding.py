@@ -26,7 +26,7 @@ def test_straight_through_rounds_and_passes_the_gradient() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    bits=st.integers(2, 8),
+    bits=st.integers(1, 8),
     input_max=st.integers(1, 40),
     columns=st.integers(1, 600),
     units=st.integers(1, 5000),
@@ -48,6 +48,13 @@ def test_rows_fit_the_accumulator_whatever_the_weights(bits, input_max, columns,
 def test_a_row_that_fits_is_only_rounded() -> None:
     weight = torch.tensor([[1.2, -3.7, 0.5]])
     assert round_weight(weight, torch.tensor(1.0), 8, 1, torch.zeros(1)).tolist() == [[1, -4, 0]]
+
+
+def test_one_bit_has_the_gradient_of_the_float() -> None:
+    weight = torch.tensor([[0.5, -9.0, 0.0]], requires_grad=True)
+    rounded = round_weight(weight, torch.tensor(2.0), 1, 1, torch.zeros(1))
+    rounded.sum().backward()
+    assert rounded.tolist() == [[1, -1, 1]] and weight.grad.tolist() == [[2, 2, 2]]
 
 
 def test_weights_out_of_range_get_no_gradient_outwards() -> None:

@@ -180,7 +180,7 @@ def test_the_runtime_for_other_lengths(timesteps: int, dv: int) -> None:
     hidden=st.integers(1, 8),
     n_max=st.integers(1, 5),
     timesteps=st.sampled_from([1, 2, 3, 4, 5, 8]),
-    weight_bits=st.integers(2, 8),
+    weight_bits=st.integers(1, 8),
     bias_max=st.sampled_from([0, 1, 127, 128, 300, 5000]),
     source_kind=st.sampled_from(["lif", "sign"]),
     attention=st.sampled_from(["plain", "any"]),

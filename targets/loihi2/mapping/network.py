@@ -48,7 +48,7 @@ from targets.loihi2 import rules
 from targets.loihi2.chip_plan import for_chip, with_probes
 
 Reads = Literal["token", "key", "pair", "row"]
-ONE_BIT_WEIGHT = 2  # bits of a weight that is 0 or 1: one is its sign
+ONE_BIT_WEIGHT = 2  # bits of a weight that is 0 or 1, or -1 or 1: one is its sign
 KINDS: Mapping[type, str] = {SourceSpec: "host", NeuronSpec: "lif", AdderSpec: "sum", ProductSpec: "product"}
 READOUT_BITS = 8  # of its weights: a graph gives none
 
@@ -203,7 +203,7 @@ def chip_network(graph: Graph) -> ChipNetwork:
         raise IllegalGraphError("loihi2", violations)
     plan = for_chip(lower_laid_out(laid, rules.LATENCIES))
     plan, _ = with_probes(plan, [segment.process for segment in plan.homes[graph.output]])
-    bits = {node.name: node.weight_bits for node in laid.graph if isinstance(node, Synapses)}
+    bits = {node.name: max(node.weight_bits, ONE_BIT_WEIGHT) for node in laid.graph if isinstance(node, Synapses)}
     return _Reader(plan, bits, {node.name for node in graph}).network().with_tokens(tokens)
 
 
