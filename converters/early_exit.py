@@ -62,6 +62,8 @@ class EarlyExit:
             raise ValueError("a network of one class has no second to be ahead of: it cannot stop early")
         if self.after is None:
             return tuple(range(1, graph.timesteps))
+        if graph.timesteps == 1:
+            raise ValueError("a network of one timestep cannot stop before it")
         if self.after[0] < 1 or self.after[-1] >= graph.timesteps:
             raise ValueError(
                 f"stopping after timestep {self.after[0] if self.after[0] < 1 else self.after[-1]}: the network has "

@@ -55,6 +55,7 @@ def test_a_network_of_one_timestep_has_nothing_to_stop_before():
             lambda: EarlyExit(1, (1, 4)).checks(two_classes()),
             "timestep 4: the network has 4, so it can be after 1 .. 3",
         ),
+        (lambda: EarlyExit(1, (1,)).checks(two_classes(1)), "one timestep cannot stop before it"),
         (lambda: EarlyExit(1).checks(two_classes(classes=1)), "one class"),
         (lambda: EarlyExit.of_logits(two_classes(), -0.5), "0 .. 3.28e"),
         (lambda: EarlyExit.of_logits(two_classes(), float("nan")), "nan logits"),
