@@ -37,7 +37,7 @@ from sim.clocked import run_clocked
 from sim.engines import open_engine
 from sim.reference import ReferenceEngine
 from sim.verify import Comparison, compare
-from spikebert.commands import CheckFailed, UserError
+from spikebert.commands import CheckFailed, MissingExtra, UserError
 from targets.legality import IllegalGraphError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where the random models are
@@ -138,8 +138,10 @@ class Campaign:
         except IllegalGraphError as error:
             tally.refused.update({violation.rule for violation in error.violations})
             return
-        except UserError as error:  # attention that has no stock neurons
-            tally.refused[re.sub("'.*?'", "'...'", str(error))] += 1  # whatever the node is called
+        except UserError as error:
+            if isinstance(error, MissingExtra) or check != "lava-stock":
+                raise
+            tally.refused[re.sub("'.*?'", "'...'", str(error))] += 1  # attention that has no stock neurons, of any name
             return
         names = [node.name for node in graph]
         try:

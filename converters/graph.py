@@ -176,7 +176,7 @@ class Synapses:
         limit = max(1, 2 ** (self.weight_bits - 1) - 1) if 1 <= self.weight_bits <= 8 else 0
         _require(limit > 0, self.name, f"weight_bits {self.weight_bits} is outside 1 .. 8")
         reach = _largest(self.weight)
-        _require(reach <= limit, self.name, f"|weight| reaches {reach}, {self.weight_bits} bits hold {limit}")
+        _require(reach <= limit, self.name, f"|weight| reaches {reach}, weight_bits {self.weight_bits} hold {limit}")
         zeros = self.weight.size - np.count_nonzero(self.weight) if self.weight_bits == 1 else 0
         _require(zeros == 0, self.name, f"{zeros} weights are 0, a weight of 1 bit is -1 or 1")
 

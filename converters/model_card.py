@@ -20,7 +20,7 @@ def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, fold
     lines = [
         f"# {config.get('name', folder_name)}",
         "",
-        f"A spiking BERT as an integer network: spikes, weights of {_weight_bits(graph)} bits, no floating point.",
+        f"A spiking BERT as an integer network: spikes, weights of {_weight_bits(graph)}, no floating point.",
         "",
         f"- Task: classification into {graph.features[graph.output]} classes"
         + (f": {', '.join(labels)}" if labels else ""),
@@ -78,8 +78,9 @@ def _rules(graph: Graph) -> dict[str, int]:
     return dict(rules)
 
 
-def _weight_bits(graph: Graph) -> int:
-    return max((node.weight_bits for node in graph if isinstance(node, Synapses)), default=8)
+def _weight_bits(graph: Graph) -> str:
+    bits = max((node.weight_bits for node in graph if isinstance(node, Synapses)), default=8)
+    return "1 bit" if bits == 1 else f"{bits} bits"
 
 
 def sizes(graph: Graph) -> dict[str, int]:

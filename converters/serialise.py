@@ -171,6 +171,8 @@ def plain_to_graph(plain: PlainGraph) -> Graph:
         _check_entry(entry, where, structure["schema"])
         if SINCE.get(entry["op"], 1) > structure["schema"]:
             raise SerialiseError(f"{where}: op '{entry['op']}' exists since schema {SINCE[entry['op']]}")
+        if entry.get("weight_bits") == 1 and structure["schema"] < SIGNS_SINCE:
+            raise SerialiseError(f"{where}: weights of 1 bit exist since schema {SIGNS_SINCE}")
     weights, encoder = dict(plain.weights), dict(plain.encoder)
     if structure["schema"] >= PACKED_SINCE:
         weights |= _unpacked(structure["nodes"], weights)

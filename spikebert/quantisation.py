@@ -59,13 +59,13 @@ def choose_units(weight: Tensor, bias: Tensor, bits: int, input_max: int, signed
     0 .. input_max, or where `signed` from -input_max.
 
     Of 8 bits the largest weight is the largest integer. Of fewer the units are those of the least squared error of
-    rounding: a few large weights are cut, or most of the others would become 0. Of 1 bit that is the mean |weight| (as
-    in XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279), whatever the accumulator holds: none of its weights is
-    smaller than 1. Raises ValueError where it does not hold them.
+    rounding: a few large weights are cut, or most of the others would become 0. Of 1 bit a unit is about the mean
+    |weight| (as in XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279), whatever the accumulator holds: none of its
+    weights is smaller than 1. Raises ValueError where it does not hold them.
     """
-    finest = _finest_units(weight, bits)
     if bits == 1:
-        _require_short_rows(weight.shape[1], input_max)
+        _require_short_row(weight.shape[1], input_max)
+    finest = _finest_units(weight, bits)
     reach = float((row_reach(weight, signed) * input_max + bias.abs()).max())
     rounding_slack = 1 - weight.shape[1] * input_max / ACCUMULATOR_MAX  # each weight may round up by a half
     roomy = math.inf if bits == 1 else ACCUMULATOR_MAX * max(rounding_slack, 0.5) / max(reach, 1e-12)
@@ -73,7 +73,21 @@ def choose_units(weight: Tensor, bias: Tensor, bits: int, input_max: int, signed
     return int(min(max(min(finest, roomy, unclipped), 1), THRESHOLD_MAX))
 
 
-def _require_short_rows(inputs: int, input_max: int) -> None:
+def require_short_rows(model: nn.Module, weight_bits: int) -> None:
+    """Raises ValueError, with the layer, where rows are too long for weights of so many bits; only 1 bit has such."""
+    if weight_bits > 1:
+        return
+    recording = record_one_token(model)
+    names = {step.layer: step.name for step in recording.steps}
+    for layer, input_max in recording.uses().items():
+        if isinstance(layer, SpikingLinear):
+            try:
+                _require_short_row(layer.linear.in_features, input_max)
+            except ValueError as error:
+                raise ValueError(f"'{names[layer]}': {error}") from None
+
+
+def _require_short_row(inputs: int, input_max: int) -> None:
     most = (ACCUMULATOR_MAX - BIAS_MAX) // input_max
     if inputs > most:
         raise ValueError(
@@ -84,8 +98,9 @@ def _require_short_rows(inputs: int, input_max: int) -> None:
 
 def _finest_units(weight: Tensor, bits: int) -> float:
     largest, most = largest_weight(bits), max(float(weight.abs().max()), 1e-12)
-    if bits == 1:
-        return 1 / max(float(weight.abs().mean()), 1e-12)
+    if bits == 1:  # units are whole, and few where weights are large: the better one of the two beside the best
+        below = float(int(min(max(1 / max(float(weight.abs().mean()), 1e-12), 1), THRESHOLD_MAX)))
+        return min((below, below + 1), key=lambda units: _rounding_error(weight, units, bits))
     if bits == 8:
         return largest / most
     typical = max(float(weight.abs().mean()), most / 100)
@@ -141,6 +156,7 @@ def quantise(model: Model, weight_bits: int = 8, texts: Sequence[Batch] = ()) ->
     recording = record_one_token(twin)
     _check_float(recording)
     encoder = recording.encoder
+    require_short_rows(twin, weight_bits)
     encoder.use_integers(weight_bits)
     encoder.threshold.fill_(encoder_units(encoder.kind, encoder.token.weight))
     signed, uses = recording.signed_uses(), recording.uses()

@@ -20,7 +20,8 @@ loses `v_threshold` (a soft reset, here reset "subtract"), and `v_reset` below i
 So each is a `LoihiLIF` of threshold `level` (the right side), which is absorbed by the weights (`W / level`), of
 `decay = round(4096 / tau)` (at most 4095; none for IFNode). What is lost, in accumulator units, `U` of which are the
 threshold, for a layer that gets the spikes `x` of its original, whose weights were not cut (`|W / level| U` fits the
-weight bits) and whose membrane stays within 65535: the two membranes differ after a step by at most
+weight bits, 2 or more: of 1 bit each is cut) and whose membrane stays within 65535: the two membranes differ after a
+step by at most
 
     error = keep * error_before + (sum(x) + 1) / 2 + |membrane_before| / 4096 + 1 / 128
 
@@ -221,7 +222,10 @@ def _encoder(embedding: nn.Embedding, stage: Stage, timesteps: int, n_max: int) 
 def _layer(stage: Stage, timesteps: int, weight_bits: int) -> SpikingLinear:
     dynamics = Dynamics.of(stage.node, timesteps)
     weight, bias = (value / dynamics.level for value in fold(stage.linear, stage.norm))
-    units = max(choose_units(weight, bias, weight_bits, 1), 2 if dynamics.whole else 1)
+    try:
+        units = max(choose_units(weight, bias, weight_bits, 1), 2 if dynamics.whole else 1)
+    except ValueError as error:
+        raise UserError(f"a Linear of {weight.shape[1]:,} inputs: {error}") from None
     scale = torch.tensor(float(units)).to(weight)
     whole_bias = round_bias(bias, scale)
     whole_weight = round_weight(weight, scale, weight_bits, 1, whole_bias)

@@ -65,7 +65,7 @@ from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.parts_of_speech import tagger_for, words_of
 from spikebert.progress import say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
-from spikebert.quantisation import folded, quantise
+from spikebert.quantisation import folded, quantise, require_short_rows
 from spikebert.recipe import STAGES, Recipe, check_recipe
 from spikebert.teachers import licence_of, resolve
 from spikebert.teaching import Lesson, teaching
@@ -151,6 +151,7 @@ class Training:
         self.teacher_config = _load(AutoConfig, self.teacher_folder)
         self.tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, self.teacher_folder)
         self.student_config = self._make_student_config(self._class_names(splits))
+        self._require_weights_fit()
         if recipe.stage1.reuse:
             check_reuse(self.student_config, self.teacher_config, self.tokenizer, Path(recipe.stage1.reuse))
         self.vocabulary = self._choose_vocabulary(splits["train"])
@@ -506,6 +507,18 @@ class Training:
 
     def _classifier(self, folder: str) -> PreTrainedModel:
         return _load(AutoModelForSequenceClassification, folder, num_labels=self.student_config.num_labels)
+
+    def _require_weights_fit(self) -> None:
+        """Raises UserError where a layer of the student is too wide for `quantise.weight_bits`."""
+        bits = self.recipe.quantise.weight_bits
+        if bits > 1:
+            return
+        with torch.random.fork_rng(devices=[]):  # its weights do not matter, and training draws its own
+            student = SpikeBertForSequenceClassification(self.student_config)
+        try:
+            require_short_rows(student, bits)
+        except ValueError as error:
+            raise UserError(f"quantise.weight_bits is {bits}: {error}") from None
 
     def _make_student_config(self, names: list[str]) -> SpikeBertConfig:
         """The student's configuration. Raises UserError for what cannot be made or taught."""

@@ -8,6 +8,7 @@ import pytest
 
 import benchmarks.campaign as campaign
 from converters.graph import LIF, Graph, GraphError
+from spikebert.commands import MissingExtra
 
 
 def test_a_campaign_of_a_few_models_finds_nothing(capsys) -> None:
@@ -43,6 +44,16 @@ def test_a_refusal_is_counted_by_its_reason(monkeypatch, capsys) -> None:
     monkeypatch.setattr(campaign, "graph_from_model", refuse)
     assert campaign.main(["--models", "2", "--kind", "own"]) == 0
     assert "refused by export (own), 2 times: node 'up': too wide" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("check", ["lava", "lava-stock", "fast"])
+def test_an_engine_that_is_not_installed_is_no_refusal(monkeypatch, check: str) -> None:
+    def missing(*_) -> None:
+        raise MissingExtra("lava")
+
+    monkeypatch.setattr(campaign, "open_engine", missing)
+    with pytest.raises(MissingExtra):
+        campaign.main(["--models", "20", "--kind", "chain", "--seed", "7", "--checks", check])
 
 
 @pytest.mark.parametrize("kind", campaign.KINDS)

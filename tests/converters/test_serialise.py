@@ -198,6 +198,25 @@ def test_broken_structure_is_refused_by_reader_and_schema(name):
         json_schema()(structure)
 
 
+def test_one_bit_is_of_the_schema_that_has_it():
+    plain = graph_to_plain(random_graph(np.random.default_rng(0), blocks=1, weight_bits=1))
+    assert plain.structure["schema"] == 6
+    for schema in range(1, 6):
+        structure = copy.deepcopy(plain.structure) | {"schema": schema}
+        for node in structure["nodes"]:  # those of schema 5 on are left away where they say nothing
+            for field in {"source": ["reset"], "lif": ["reset", "spike", "cap"], "readout": ["kind", "dv"]}.get(
+                node["op"], []
+            ):
+                if schema < 5:
+                    del node[field]
+            if schema < 4 and node["op"] == "attention":
+                del node["similarity"], node["bias_maps"]
+        with pytest.raises(SerialiseError, match="weights of 1 bit exist since schema 6"):
+            plain_to_graph(PlainGraph(structure, plain.weights, plain.encoder))
+        with pytest.raises(fastjsonschema.JsonSchemaValueException, match="weight_bits"):
+            json_schema()(structure)
+
+
 def test_a_newer_schema_is_named():
     plain = graph_to_plain(random_graph(np.random.default_rng(0), blocks=1))
     with pytest.raises(SerialiseError, match="schema 7 is newer than 6"):

@@ -76,7 +76,7 @@ def test_one_bit_is_the_sign_and_its_unit_the_mean() -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(16, 30) * 0.02, torch.zeros(16)
     units = choose_units(weight, bias, 1, input_max=1)
-    assert units == int(1 / weight.abs().mean())
+    assert abs(units - 1 / weight.abs().mean()) < 1
     integers = round_weight(weight, torch.tensor(float(units)), 1, 1, bias)
     assert torch.equal(integers, torch.where(weight < 0, -1.0, 1.0))
     model = quantise(small_model(), 1)
@@ -85,11 +85,28 @@ def test_one_bit_is_the_sign_and_its_unit_the_mean() -> None:
             assert layer.integers(1)[0].abs().eq(1).all()
 
 
+@pytest.mark.parametrize("mean", [0.05, 0.18, 0.26, 0.55, 0.6, 0.9])
+def test_units_of_one_bit_have_the_least_error_of_all_whole_ones(mean: float) -> None:
+    torch.manual_seed(int(100 * mean))
+    weight = torch.randn(16, 30)
+    weight *= mean / weight.abs().mean()
+
+    def error(units: int) -> float:
+        return float((torch.where(weight < 0, -1.0, 1.0) / units - weight).square().sum())
+
+    units = choose_units(weight, torch.zeros(16), 1, input_max=1)
+    assert all(error(units) <= error(other) for other in range(1, 3 * units + 3))
+
+
 def test_rows_of_one_bit_that_are_too_long_are_refused() -> None:
     weight = torch.ones(2, 3000)
     choose_units(weight, torch.zeros(2), 1, input_max=10)
     with pytest.raises(ValueError, match=r"3,000 of them with inputs of up to 11 may pass the accumulator.*2,978"):
         choose_units(weight, torch.zeros(2), 1, input_max=11)
+    wide = small_model(hidden_size=256, spike="graded", spike_cap=255)
+    with pytest.raises(ValueError, match=r"'blocks\.0\.out': weights of 1 bit cannot be 0"):
+        quantise(wide, 1)
+    quantise(wide, 2)
 
 
 def test_wide_rows_with_graded_inputs_get_coarser_units() -> None:

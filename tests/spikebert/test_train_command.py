@@ -85,6 +85,15 @@ def test_an_unknown_recipe_lists_the_installed_ones(tmp_path: Path, capfd) -> No
         (["--stage1.token_rate=0"], "stage1.token_rate is 0.0, it must be above 0"),
         (["--stage2.learning_rate=.nan"], "stage2.learning_rate is nan"),
         (["--stage2.temperature=0"], "stage2.temperature is 0.0, it must be above 0"),
+        (
+            [
+                "--quantise.weight_bits=1",
+                "--student.spike=graded",
+                "--student.spike_cap=255",
+                "--student.hidden_size=256",
+            ],
+            "quantise.weight_bits is 1: 'blocks.0.out': weights of 1 bit cannot be 0",
+        ),
         (["--quantise.weight_bits=9"], "quantise.weight_bits is 9, it must be 1 .. 8"),
         (["--precision=float16"], "precision is 'float16', it must be one of auto, bf16, float32"),
         (["--seed=-1"], "seed is -1"),
