@@ -87,6 +87,15 @@ def test_report_json_is_as_its_schema_says(validate, tmp_path: Path) -> None:
         validate(document)
 
 
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_weights_of_any_bits_are_reported(validate, bits: int) -> None:
+    report = small_report(random_graph(np.random.default_rng(0), blocks=1, weight_bits=bits))
+    document = json.loads(json.dumps(report.to_json()))
+    validate(document)
+    weights = [node["weights"] for node in document["nodes"] if node["op"] == "synapses"]
+    assert weights and all(each["bits"] == bits for each in weights)
+
+
 def test_the_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()
