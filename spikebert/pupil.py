@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from spikebert.commands import UserError
@@ -16,19 +17,28 @@ from spikebert.config import SpikeBertConfig
 from spikebert.distillation import Alignment, LossWeights, distillation_loss, operations_loss
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.processes import mean_over_processes
+from spikebert.teacher_outputs import short_to_long
 
 
 class Classifier(nn.Module):
-    """The teacher inside a wrapper: mixed precision is switched on for training only, not for evaluation."""
+    """The teacher inside a wrapper: mixed precision is switched on for training only, not for evaluation.
 
-    def __init__(self, teacher: nn.Module) -> None:
+    chunk  texts of a batch that it is trained with at a time, from short to long: less padding. None: the whole batch
+    """
+
+    def __init__(self, teacher: nn.Module, chunk: int | None = None) -> None:
         super().__init__()
         self.teacher = teacher
+        self.chunk = chunk
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The label loss, this process's part of it (`mean_over_processes`)."""
         ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
-        loss = self.teacher(input_ids=ids, attention_mask=mask, labels=labels).loss
+        order, parts = short_to_long(mask, self.chunk or len(mask))
+        logits = [
+            self.teacher(input_ids=ids[rows, :width], attention_mask=mask[rows, :width]).logits for rows, width in parts
+        ]
+        loss = F.cross_entropy(torch.cat(logits).float(), labels[order])
         return mean_over_processes(loss, len(labels))
 
 

@@ -67,6 +67,7 @@ from spikebert.progress import say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
 from spikebert.quantisation import folded, quantise, require_short_rows
 from spikebert.recipe import STAGES, Recipe, check_recipe
+from spikebert.teacher_outputs import texts_at_once
 from spikebert.teachers import licence_of, resolve
 from spikebert.teaching import Lesson, teaching
 from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
@@ -304,7 +305,7 @@ class Training:
             keep_rows(teacher, self.vocabulary.kept)
         teacher.to(self.device)
         outcome = fit(
-            Classifier(teacher),
+            Classifier(teacher, texts_at_once(self.device, trained=True)),
             lambda model, batch: model(batch),
             lambda epoch: self.task.train,
             Schedule(options.epochs, options.batch_size, options.learning_rate),

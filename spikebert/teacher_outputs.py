@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHUNK = 8  # texts that a CPU's teacher is asked about at a time
+TRAINED_CHUNK = 16  # that a CPU trains it with at a time: each part adds up the gradients of all weights
 GPU_CHUNK = 512  # those of a GPU's: fewer are told slower than computed, more are padded more (docs/training.md)
 
 
@@ -43,14 +44,12 @@ def ask_teacher(
     Texts go in from short to long, `chunk` at a time, so that a batch of mixed lengths costs little padding. None: as
     many as suit the device.
     """
-    chunk = chunk or texts_at_once(ids.device)
     lengths = mask.sum(1)
     begins = lengths.cumsum(0) - lengths  # [B]: the place of each text's first token among the real ones
-    order = lengths.argsort(stable=True)
+    order, parts = short_to_long(mask, chunk or texts_at_once(ids.device))
     logits: list[Tensor] = []
     states = torch.empty(len(wanted), int(lengths.sum()), teacher.config.hidden_size, device=ids.device)
-    for rows in order.split(chunk):
-        width = int(lengths[rows].max())
+    for rows, width in parts:
         part = mask[rows, :width]
         taught = teacher(input_ids=ids[rows, :width], attention_mask=part, output_hidden_states=bool(wanted))
         if "logits" in taught:
@@ -61,9 +60,21 @@ def ask_teacher(
     return TeacherOutputs(torch.cat(logits)[order.argsort()] if logits else None, states if wanted else None)
 
 
-def texts_at_once(device: torch.device) -> int:
-    """How many texts of a batch a teacher is asked about at a time."""
-    return CHUNK if device.type == "cpu" else GPU_CHUNK
+def short_to_long(mask: Tensor, chunk: int) -> tuple[Tensor, list[tuple[Tensor, int]]]:
+    """The texts of a batch with mask [B, N] in parts of `chunk`, so that texts of mixed lengths cost little padding.
+
+    Returns int64 [B], the order from short to long, and of each part its rows of the batch and the tokens of its
+    longest text.
+    """
+    lengths = mask.sum(1)
+    order = lengths.argsort(stable=True)
+    return order, [(rows, int(lengths[rows].max())) for rows in order.split(chunk)]
+
+
+def texts_at_once(device: torch.device, trained: bool = False) -> int:
+    """How many texts of a batch a teacher is asked about, or trained with, at a time."""
+    on_cpu = TRAINED_CHUNK if trained else CHUNK
+    return on_cpu if device.type == "cpu" else GPU_CHUNK
 
 
 def merged(first: TeacherOutputs, second: TeacherOutputs, is_first: Tensor, lengths: Tensor) -> TeacherOutputs:

@@ -51,6 +51,7 @@ RULES: dict[str, set[str]] = {
         "spikebert",
         "transformers",
     },
+    "converters.float_student": {"converters.bundle", "converters.graph", "spikebert", "torch", "transformers"},
     "converters.torch_engine": {"converters", "spikebert", "torch"},
     "converters.export_command": {"converters", "spikebert", "targets.legality"},
     "targets": {"targets", *CONTRACT, "converters.passes", "converters.schedule", "lava"},

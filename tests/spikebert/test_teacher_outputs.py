@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from spikebert.data import TokenisedTexts
+from spikebert.pupil import Classifier
 from spikebert.teacher_outputs import TeacherOutputs, ask_teacher, merged, texts_at_once
 
 
@@ -45,11 +46,28 @@ def test_outputs_are_those_of_each_text_alone(teacher: torch.nn.Module) -> None:
 
 def test_all_texts_at_once_say_what_few_say(teacher: torch.nn.Module) -> None:
     """A GPU is asked about many texts, a CPU about a few of like length."""
-    assert texts_at_once(torch.device("cpu")) == 8 and texts_at_once(torch.device("cuda")) == 512
+    assert texts_at_once(torch.device("cpu")) == 8 and texts_at_once(torch.device("cpu"), trained=True) == 16
+    assert texts_at_once(torch.device("cuda"), trained=True) == 512 and texts_at_once(torch.device("cuda")) == 512
     ids, mask = batch_of(*range(2, 22))
     few, all_of_them = ask_teacher(teacher, ids, mask, [0, 2]), ask_teacher(teacher, ids, mask, [0, 2], chunk=20)
     torch.testing.assert_close(few.logits, all_of_them.logits, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(few.states, all_of_them.states, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 8])
+def test_a_teacher_is_trained_with_parts_of_a_batch_as_with_all_of_it(teacher: torch.nn.Module, chunk: int) -> None:
+    ids, mask = batch_of(5, 2, 9, 3, 7)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 2, 2, 0])}
+    gradients = []
+    for model in (Classifier(teacher), Classifier(teacher, chunk)):
+        model.zero_grad()
+        loss = model(batch)
+        loss.backward()
+        gradients.append([loss.detach(), *(parameter.grad.clone() for parameter in teacher.parameters())])
+    assert all(gradient.abs().max() > 0 for gradient in gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    reference = teacher(input_ids=ids, attention_mask=mask, labels=batch["labels"]).loss
+    torch.testing.assert_close(gradients[1][0], reference.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_not_wanted_or_not_there_is_none(teacher: torch.nn.Module, tmp_path: Path) -> None:

@@ -1,0 +1,148 @@
+"""From a bundle back to a float student: the same integers in other words, and training goes on from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_output import one_error
+from small_bundles import small_bundle
+from small_teachers import recipe_arguments
+
+from converters.bundle import Bundle, read_bundle
+from converters.export_command import main as export
+from converters.float_student import config_of, expect_currents, extended_table, fill, fit_linear, main, source_units
+from sim.reference import ReferenceEngine
+from spikebert.commands import UserError
+from spikebert.layers import SpikingLinear
+from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.quantisation import fold
+from spikebert.recording import record
+from spikebert.train_command import main as train
+
+WORDS = "the film good bad\nthe film good bad\nthe soup was sad\n"
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Path, tmp_path_factory) -> Bundle:
+    """Of a trained student, with 9 of its teacher's 20 tokens."""
+    folder = tmp_path_factory.mktemp("float_student")
+    (folder / "texts.txt").write_text(WORDS)
+    flags = ["--vocabulary", "9", "--vocabulary-text", str(folder / "texts.txt")]
+    assert export(["--model", str(trained / "run"), "--out", str(folder / "bundle"), *flags]) == 0
+    return read_bundle(folder / "bundle")
+
+
+@pytest.fixture
+def student(bundle: Bundle) -> SpikeBertForSequenceClassification:
+    """The float student of its tokens alone."""
+    table = torch.tensor(bundle.graph.source.table) / source_units(bundle.graph)
+    model = SpikeBertForSequenceClassification(config_of(bundle, len(table))).eval()
+    fill(model, bundle.graph, table)
+    return model
+
+
+def batch_of(bundle: Bundle) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, _ = bundle.encode(["the film good", "bad", "the soup was sad the film", "good good bad film"])
+    return torch.tensor(batch.ids), torch.tensor(batch.mask)
+
+
+def test_its_layers_are_the_integers_of_the_bundle(bundle: Bundle, student: SpikeBertForSequenceClassification) -> None:
+    expect_currents(student, [batch_of(bundle)])
+    nodes, layers = {node.name: node for node in bundle.graph}, dict(student.named_modules())
+    linear = {name: layer for name, layer in layers.items() if isinstance(layer, SpikingLinear)}
+    assert len(linear) == 6 * student.config.num_hidden_layers
+    for name, layer in linear.items():
+        weight, bias = (
+            value.detach().double() * nodes[f"{name}.lif"].threshold for value in fold(layer.linear, layer.norm)
+        )
+        for found, wanted in ((weight, nodes[name].weight), (bias, nodes[name].bias)):
+            assert np.array_equal(found.round(), wanted)
+            assert (found - found.round()).abs().max() < 0.01
+    readout = nodes[bundle.graph.output]
+    assert np.array_equal((student.readout.linear.weight / readout.scale).detach().round(), readout.weight)
+    assert np.array_equal((student.readout.linear.bias / readout.scale).detach().round(), readout.bias)
+
+
+def test_it_fires_as_the_bundle_does(bundle: Bundle, student: SpikeBertForSequenceClassification) -> None:
+    """All but for decays, which integers truncate, and sums that end at a threshold."""
+    ids, mask = batch_of(bundle)
+    nodes = [name for name in bundle.graph.features if name.endswith(".lif")]
+    batch, _ = bundle.encode(["the film good", "bad", "the soup was sad the film", "good good bad film"])
+    wanted = ReferenceEngine(bundle.graph).run(batch, nodes)
+    expect_currents(student, [(ids, mask)])
+    with torch.no_grad():
+        found = student(ids, mask, output_trace=nodes)
+    same = [float(np.mean(found.trace[name].numpy() == wanted.values[name])) for name in nodes]
+    assert min(same) > 0.97
+    assert np.array_equal(found.logits.argmax(-1), wanted.predictions)
+    assert any(wanted.values[name].any() for name in nodes)
+    with torch.no_grad():  # a control: one layer less, and it is seen
+        student.blocks[0].up.linear.weight.zero_()
+        other = student(ids, mask, output_trace=nodes)
+    assert min(float(np.mean(other.trace[name].numpy() == wanted.values[name])) for name in nodes) < 0.97
+
+
+def test_a_batch_in_training_has_the_currents_that_are_expected(
+    bundle: Bundle, student: SpikeBertForSequenceClassification
+) -> None:
+    ids, mask = batch_of(bundle)
+    before = record(student, ids, mask).steps[1].spikes.current
+    expect_currents(student, [(ids[:1], mask[:1]), (ids[1:], mask[1:])])
+    after = record(student, ids, mask).steps[1].spikes.current
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    student.train()
+    torch.testing.assert_close(record(student, ids, mask).steps[1].spikes.current, before, rtol=1e-2, atol=1e-2)
+
+
+def test_tokens_that_are_missing_follow_the_teachers_embedding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(30, 6, generator=generator)
+    rows = teacher @ torch.randn(6, 4, generator=generator) + torch.randn(4, generator=generator)
+    ids = np.random.default_rng(0).permutation(30)[:20]
+    table, explained = extended_table(rows[torch.from_numpy(ids)], ids, teacher)
+    assert explained > 0.999
+    assert torch.equal(table[torch.from_numpy(ids)], rows[torch.from_numpy(ids)])
+    torch.testing.assert_close(table, rows, rtol=0, atol=0.02)
+    _, by_chance = extended_table(torch.randn(20, 4, generator=generator), ids, teacher)
+    assert by_chance < 0.8
+
+
+def test_least_squares() -> None:
+    x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([[1.0, -2.0], [0.5, 0.0], [3.0, 1.0], [-4.0, 7.0]], dtype=torch.float64)
+    found = fit_linear(x, x @ weights[:-1] + weights[-1])
+    torch.testing.assert_close(found, weights, rtol=0, atol=1e-2)
+
+
+def test_training_goes_on_from_it(bundle: Bundle, trained: Path, tmp_path: Path, capfd) -> None:
+    shutil.copytree(trained / "teacher", tmp_path / "teacher")
+    shutil.copytree(trained / "data", tmp_path / "data")
+    flags = ["--teacher", str(tmp_path / "teacher"), "--texts", str(tmp_path / "data" / "train.tsv"), "--count", "30"]
+    assert main([str(bundle.folder), *flags, "--out", str(tmp_path / "start")]) == 0
+    assert "9 of the bundle, 11 by the teacher's embedding" in capfd.readouterr().err
+    capfd.readouterr()
+    assert train([*recipe_arguments(tmp_path), f"--stage1.reuse={tmp_path / 'start'}"]) == 0
+    stage1 = json.loads((tmp_path / "run" / "stage1" / "stage.json").read_text())
+    assert stage1["figures"]["learnt_from"] == ["data"], "what the bundle's card says"
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["accuracy"]["integer student"]["validation"]["value"] > 0.9
+    capfd.readouterr()
+    assert main([str(bundle.folder), *flags, "--out", str(tmp_path / "start")]) == 2
+    assert "start exists" in one_error(capfd)
+
+
+def test_what_has_no_float_student_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not made of a SpikeBERT"):
+        config_of(small_bundle(tmp_path / "own"), 20)
+    for changes in ({"norm": "rms"}, {"norm": "none"}, {"attention_position": "learned"}):
+        kept = bundle.config["model"] | changes
+        other = Bundle(
+            bundle.graph, bundle.manifest | {"config": {"model": kept}}, bundle.tokenizer, bundle.golden, bundle.folder
+        )
+        with pytest.raises(UserError, match="only students with norm 'batch'"):
+            config_of(other, 20)
