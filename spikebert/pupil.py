@@ -83,10 +83,11 @@ def pupil_files(folder: str) -> list[str]:
 
 
 def check_reuse(
-    student: SpikeBertConfig, teacher: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> None:
+    student: SpikeBertConfig, teacher: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path,
+    readout: bool = False,
+) -> None:  # fmt: skip
     """Raises UserError where `folder` is no finished stage 1 or 2 of such a student and such a teacher, whose
-    `tokenizer` this is."""
+    `tokenizer` this is; with `readout`, where its readout is of another kind or other classes."""
     for name in ("stage.json", "model.safetensors"):
         if not (folder / name).exists():
             raise UserError(f"stage1.reuse: {folder} is no finished stage (no {name})")
@@ -118,18 +119,23 @@ def check_reuse(
         raise UserError(
             f"stage1.reuse: {folder} has learned positions in its attention: this student has no place for them"
         )
+    if readout and (earlier.readout, earlier.id2label) != (student.readout, student.id2label):
+        raise UserError(
+            f"stage1.reuse_readout: the student in {folder} has readout '{earlier.readout}' and classes "
+            f"{list(earlier.id2label.values())}, this one '{student.readout}' and {list(student.id2label.values())}"
+        )
     if AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
         raise UserError(f"stage1.reuse: {folder} has tokens of other meanings than the teacher's")
     if any(widths != [teacher.hidden_size, student.hidden_size] for widths in maps):
         raise UserError(f"stage1.reuse: {folder} is aligned with a teacher of another width than {teacher.hidden_size}")
 
 
-def reuse(pupil: Pupil, folder: Path) -> None:
-    """Take student body and alignment from a finished stage 1 or 2 (see `check_reuse`); the readout stays new: stage 1
-    never trained it, and stage 2 may have trained it on another task."""
-    earlier = SpikeBertForSequenceClassification.from_pretrained(folder)
-    body = {name: value for name, value in earlier.state_dict().items() if not name.startswith(("head.", "readout."))}
-    pupil.student.load_state_dict(body, strict=False)
+def reuse(pupil: Pupil, folder: Path, readout: bool = False) -> None:
+    """Take student body and alignment from a finished stage 1 or 2 (see `check_reuse`). Without `readout` that stays
+    new: stage 1 never trained it, and stage 2 may have trained it on another task."""
+    weights = SpikeBertForSequenceClassification.from_pretrained(folder).state_dict()
+    body = {name: value for name, value in weights.items() if not name.startswith(("head.", "readout."))}
+    pupil.student.load_state_dict(weights if readout else body, strict=readout)
     load_model(pupil.alignment, str(folder / "alignment.safetensors"))
 
 

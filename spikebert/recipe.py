@@ -93,6 +93,8 @@ class Stage1:
     """the stage1 folder of another run with such a student and teacher: taken as it is, nothing is trained. Its stage2
     will do as well, but for one of a smaller `data.vocabulary`: the student then starts from what it learnt of another
     task"""
+    reuse_readout: bool = False
+    """take its readout too, to go on with a task that it has learnt; without this the readout begins anew"""
     text: list[str] = field(default_factory=list)
     """text files, one sentence a line, plain, .gz or .xz, or `hub:NAME:SUBSET:COLUMN`, a dataset of the hub; streamed,
     never all in memory. The training texts of the task where empty"""

@@ -101,6 +101,7 @@ ADDED = {
         "spike_cap": 1,
     },
     "data": {"vocabulary": 0},
+    "stage1": {"reuse_readout": False},
     "stage2": {"operations_per_token": 0.0, "operations_weight": 1.0, "patience": 0, "parts_of_speech": ""},
     "quantise": {"calibration_texts": 0},
 }
@@ -154,7 +155,8 @@ class Training:
         self.student_config = self._make_student_config(self._class_names(splits))
         self._require_weights_fit()
         if recipe.stage1.reuse:
-            check_reuse(self.student_config, self.teacher_config, self.tokenizer, Path(recipe.stage1.reuse))
+            reused = Path(recipe.stage1.reuse)
+            check_reuse(self.student_config, self.teacher_config, self.tokenizer, reused, recipe.stage1.reuse_readout)
         self.vocabulary = self._choose_vocabulary(splits["train"])
         self.task = self._read_task(splits)
         self.fingerprints = self._fingerprints(splits)
@@ -321,7 +323,7 @@ class Training:
         student = self._new_student(teacher)
         pupil = Pupil(student, self._new_alignment(teacher)).to(self.device)
         if options.reuse:
-            reuse(pupil, Path(options.reuse))
+            reuse(pupil, Path(options.reuse), options.reuse_readout)
             return {"reused": options.reuse, "learnt_from": learnt_from(Path(options.reuse))}, pupil_saver(pupil)
         texts = self._stage1_texts(work / TEXTS)
         weights = LossWeights(hidden=options.hidden_weight, embedding=options.embedding_weight)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from command_output import one_error
+from safetensors.torch import load_file
 from small_bundles import small_bundle
 from small_teachers import recipe_arguments
 
@@ -126,7 +127,13 @@ def test_training_goes_on_from_it(bundle: Bundle, trained: Path, tmp_path: Path,
     assert main([str(bundle.folder), *flags, "--out", str(tmp_path / "start")]) == 0
     assert "9 of the bundle, 11 by the teacher's embedding" in capfd.readouterr().err
     capfd.readouterr()
-    assert train([*recipe_arguments(tmp_path), f"--stage1.reuse={tmp_path / 'start'}"]) == 0
+    arguments = [*recipe_arguments(tmp_path), f"--stage1.reuse={tmp_path / 'start'}", "--stage1.reuse_readout=true"]
+    assert train([*arguments, "--data.labels=[sad,merry]"]) == 2
+    assert "has readout 'sum' and classes ['bad', 'good'], this one 'sum' and ['sad', 'merry']" in one_error(capfd)
+    assert train([*arguments, "--until=stage1"]) == 0
+    start, taken = (load_file(tmp_path / folder / "model.safetensors") for folder in ("start", "run/stage1"))
+    assert start.keys() == taken.keys() and all(torch.equal(taken[name], start[name]) for name in start)
+    assert train(arguments) == 0
     stage1 = json.loads((tmp_path / "run" / "stage1" / "stage.json").read_text())
     assert stage1["figures"]["learnt_from"] == ["data"], "what the bundle's card says"
     results = json.loads((tmp_path / "run" / "results.json").read_text())
