@@ -87,7 +87,10 @@ def fit_linear(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(model: SpikeBertForSequenceClassification, graph: Graph, table: Tensor) -> None:
-    """Give the float model what the graph computes with; every BatchNorm is the identity and an offset."""
+    """Give the float model what the graph computes with; every BatchNorm is the identity and an offset.
+
+    Raises UserError where a pass has taken a layer of the model apart.
+    """
     source = graph.source
     model.encoder.token.weight.copy_(table)
     if model.encoder.position is not None:
@@ -95,8 +98,12 @@ def fill(model: SpikeBertForSequenceClassification, graph: Graph, table: Tensor)
     nodes = {node.name: node for node in graph}
     for name, layer in model.named_modules():
         if isinstance(layer, SpikingLinear):
-            synapses, lif = nodes[name], nodes[f"{name}.lif"]
-            assert isinstance(synapses, Synapses) and isinstance(lif, LIF) and isinstance(layer.norm, nn.BatchNorm1d)
+            synapses, lif = nodes.get(name), nodes.get(f"{name}.lif")
+            if not (isinstance(synapses, Synapses) and isinstance(lif, LIF)):
+                raise UserError(
+                    f"the graph has no layer '{name}': a pass has taken it apart. Export it without that pass"
+                )
+            assert isinstance(layer.norm, nn.BatchNorm1d)
             layer.linear.weight.copy_(torch.tensor(synapses.weight) / lif.threshold)
             layer.linear.bias.zero_()
             set_norm(layer.norm, torch.tensor(synapses.bias) / lif.threshold, torch.tensor(0.0), torch.tensor(1.0))
@@ -107,8 +114,10 @@ def fill(model: SpikeBertForSequenceClassification, graph: Graph, table: Tensor)
 
 
 def source_units(graph: Graph) -> int:
-    """Table units per float unit; an encoder of signs has no threshold and no scale."""
-    return graph.source.threshold or 1
+    """Table units per float unit. An encoder of signs compares with 0, whatever the unit: its tokens get a deviation of
+    0.5, as those of a new student have it (`distillation.embeddings_from_teacher`)."""
+    source = graph.source
+    return source.threshold if source.kind == "lif" else max(1, round(2 * float(source.table.std())))
 
 
 @torch.no_grad()

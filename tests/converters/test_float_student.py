@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from command_output import one_error
+from random_graphs import random_graph
 from safetensors.torch import load_file
 from small_bundles import small_bundle
 from small_teachers import recipe_arguments
@@ -17,6 +19,7 @@ from small_teachers import recipe_arguments
 from converters.bundle import Bundle, read_bundle
 from converters.export_command import main as export
 from converters.float_student import config_of, expect_currents, extended_table, fill, fit_linear, main, source_units
+from converters.graph import Graph
 from sim.reference import ReferenceEngine
 from spikebert.commands import UserError
 from spikebert.layers import SpikingLinear
@@ -141,6 +144,19 @@ def test_training_goes_on_from_it(bundle: Bundle, trained: Path, tmp_path: Path,
     capfd.readouterr()
     assert main([str(bundle.folder), *flags, "--out", str(tmp_path / "start")]) == 2
     assert "start exists" in one_error(capfd)
+
+
+def test_a_layer_that_a_pass_took_apart_is_named(bundle: Bundle, student: SpikeBertForSequenceClassification) -> None:
+    nodes = [replace(node, name="part") if node.name == "blocks.0.up" else node for node in bundle.graph]
+    nodes = [replace(node, inputs=("part",)) if "blocks.0.up" in node.inputs else node for node in nodes]
+    apart = Graph(bundle.graph.timesteps, bundle.graph.n_max, tuple(nodes))
+    with pytest.raises(UserError, match=r"no layer 'blocks\.0\.up'"):
+        fill(student, apart, student.encoder.token.weight)
+
+
+def test_tokens_of_an_encoder_of_signs_are_scaled_as_new_ones() -> None:
+    graph = random_graph(np.random.default_rng(0), source_kind="sign")
+    assert 0.4 < float(np.std(graph.source.table / source_units(graph))) < 0.6
 
 
 def test_what_has_no_float_student_is_refused(bundle: Bundle, tmp_path: Path) -> None:
