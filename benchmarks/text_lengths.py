@@ -17,7 +17,7 @@ from benchmarks.compare_runs import Measured, difference, measure_graph
 from benchmarks.timing import table
 from converters.bundle import Bundle, read_bundle
 from sim.find_bundle import find_bundle
-from sim.rows import Row, open_rows
+from sim.rows import BadRow, open_rows
 from spikebert.commands import UserError, note, run_command, write_output
 from spikebert.data import LabelledTexts, TokenisedTexts
 from spikebert.evaluation import Accuracy
@@ -27,9 +27,13 @@ HEADER = ("tokens", "texts cut", "right", "against the longest, points", "tokens
 
 
 def read_labelled(file: Path, labels: Sequence[str]) -> LabelledTexts:
-    """The rows that have a label. Raises UserError where there is none."""
-    rows = [row for row in open_rows(file, labels).items if isinstance(row, Row)]
-    found = [(row.text, row.label) for row in rows if row.label is not None]
+    """The rows that have a label. Raises UserError where there is none, and for a row that cannot be read."""
+    found = []
+    for row in open_rows(file, labels).items:
+        if isinstance(row, BadRow):
+            raise UserError(f"{file}, row {row.number}: {row.reason}")
+        if row.label is not None:
+            found.append((row.text, row.label))
     if not found:
         raise UserError(f"{file}: no row has a label: give texts whose classes are known")
     return LabelledTexts([text for text, _ in found], [label for _, label in found])

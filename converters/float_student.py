@@ -1,7 +1,8 @@
 """From an integer bundle back to a float student that training can go on from.
 
     python -m converters.float_student sst2.zip --teacher TEACHER --texts SST2/train.tsv --out runs/start
-    spikebert-train --recipe sst2 --data.folder SST2 --teacher.model TEACHER --stage1.reuse runs/start
+    spikebert-train --recipe sst2 --data.folder SST2 --teacher.model TEACHER --stage1.reuse runs/start \\
+        --stage1.reuse_readout true
 
 A bundle holds no floats and no BatchNorm, but what it computes can be written with both. Integers `W x + b` with
 threshold `k` fire when the floats `W / k x + b / k` with threshold 1 do; and BatchNorm that expects mean `m` and
@@ -20,6 +21,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -36,11 +38,14 @@ from spikebert.distillation import Alignment
 from spikebert.layers import SpikingLinear
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.recording import record
+from spikebert.stages import errors_name_files
 from spikebert.teacher_outputs import ask_teacher
-from spikebert.teachers import resolve
+from spikebert.teachers import load_teacher, resolve
 from spikebert.vocabulary import ids_of
 
 BATCH = 64
+COMPARED = 200  # texts whose tokens are looked at
+CHANGED = "the bundle has no {}: a pass has changed it. Export the model without that pass"
 RIDGE = 1e-4  # of the mean square of what is fitted from
 
 
@@ -81,36 +86,49 @@ def with_ones(x: Tensor) -> Tensor:
 def fit_linear(x: Tensor, y: Tensor) -> Tensor:
     """[in + 1, out], the last row a bias: least squares of y [n, out] from x [n, in], a little damped."""
     x = with_ones(x)
-    moments = x.T @ x
-    return torch.linalg.solve(moments + RIDGE * moments.diagonal().mean() * torch.eye(len(moments)).to(x), x.T @ y)
+    return solve(x.T @ x, x.T @ y)
+
+
+def solve(moments: Tensor, products: Tensor) -> Tensor:
+    """`fit_linear`, of `x.T @ x` and `x.T @ y`."""
+    return torch.linalg.solve(
+        moments + RIDGE * moments.diagonal().mean() * torch.eye(len(moments)).to(moments), products
+    )
 
 
 @torch.no_grad()
 def fill(model: SpikeBertForSequenceClassification, graph: Graph, table: Tensor) -> None:
     """Give the float model what the graph computes with; every BatchNorm is the identity and an offset.
 
-    Raises UserError where a pass has taken a layer of the model apart.
+    Raises UserError where a pass has changed a layer of the model.
     """
-    source = graph.source
+    source, nodes = graph.source, {node.name: node for node in graph}
     model.encoder.token.weight.copy_(table)
     if model.encoder.position is not None:
-        model.encoder.position.weight.copy_(torch.tensor(source.position) / source_units(graph))
-    nodes = {node.name: node for node in graph}
+        put(model.encoder.position.weight, source.position, "encoder.position", 1 / source_units(graph))
+    if model.encoder.code is not None:
+        put(model.encoder.code, source.code, "encoder.code")
     for name, layer in model.named_modules():
         if isinstance(layer, SpikingLinear):
             synapses, lif = nodes.get(name), nodes.get(f"{name}.lif")
             if not (isinstance(synapses, Synapses) and isinstance(lif, LIF)):
-                raise UserError(
-                    f"the graph has no layer '{name}': a pass has taken it apart. Export it without that pass"
-                )
+                raise UserError(CHANGED.format(f"layer '{name}'"))
             assert isinstance(layer.norm, nn.BatchNorm1d)
-            layer.linear.weight.copy_(torch.tensor(synapses.weight) / lif.threshold)
+            put(layer.linear.weight, synapses.weight, name, 1 / lif.threshold)
+            put(layer.linear.bias, synapses.bias, name, 1 / lif.threshold)
+            set_norm(layer.norm, layer.linear.bias, torch.tensor(0.0), torch.tensor(1.0))
             layer.linear.bias.zero_()
-            set_norm(layer.norm, torch.tensor(synapses.bias) / lif.threshold, torch.tensor(0.0), torch.tensor(1.0))
     readout = nodes[graph.output]
     assert isinstance(readout, Readout)
-    model.readout.linear.weight.copy_(torch.tensor(readout.weight) * readout.scale)
-    model.readout.linear.bias.copy_(torch.tensor(readout.bias) * readout.scale)
+    put(model.readout.linear.weight, readout.weight, readout.name, readout.scale)
+    put(model.readout.linear.bias, readout.bias, readout.name, readout.scale)
+
+
+def put(parameter: Tensor, values: np.ndarray | None, name: str, scale: float = 1.0) -> None:
+    """`values * scale` into a parameter of that shape; UserError where it has another."""
+    if values is None or values.shape != parameter.shape:
+        raise UserError(CHANGED.format(f"'{name}' of {tuple(parameter.shape)} values"))
+    parameter.copy_(torch.tensor(values, dtype=torch.float64) * scale)
 
 
 def source_units(graph: Graph) -> int:
@@ -132,7 +150,7 @@ def set_norm(norm: nn.BatchNorm1d, offset: Tensor, mean: Tensor, variance: Tenso
 
 @torch.no_grad()
 def expect_currents(model: SpikeBertForSequenceClassification, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Tell every BatchNorm of a model that was just filled mean and variance of its currents over these batches."""
+    """Tell every BatchNorm of a filled model mean and variance of its currents over these batches."""
     sums: dict[str, tuple[Tensor, Tensor, int]] = {}
     for ids, mask in batches:
         for step in record(model, ids, mask).steps:
@@ -144,7 +162,7 @@ def expect_currents(model: SpikeBertForSequenceClassification, batches: Sequence
     for name, (total, squares, count) in sums.items():
         norm = model.get_submodule(name).norm
         mean = total / count
-        offset = norm.bias.double()
+        offset = norm.bias.double() - norm.running_mean
         set_norm(norm, offset, mean - offset, (squares / count - mean.square()).clamp(min=0))
 
 
@@ -154,16 +172,19 @@ def fit_alignment(
     batches: Sequence[tuple[Tensor, Tensor]],
 ) -> None:  # fmt: skip
     """Least squares of the teacher's hidden states from the student's, over the tokens of these batches."""
-    own: list[list[Tensor]] = [[] for _ in alignment.maps]
-    theirs: list[Tensor] = []
+    sums: list[tuple[Tensor, Tensor] | None] = [None] * len(alignment.maps)
     for ids, mask in batches:
         real = mask.flatten().bool()
-        for states, state in zip(own, model(ids, mask, output_hidden_states=True).hidden_states, strict=True):
-            states.append(state.flatten(0, 1)[real])
-        theirs.append(ask_teacher(teacher, ids, mask, alignment.wanted).states)
-    targets = torch.cat(theirs, 1).double()
-    for states, wanted, linear in zip(own, alignment.teacher_state, alignment.maps, strict=True):
-        weights = fit_linear(torch.cat(states).double(), targets[alignment.wanted.index(wanted)])
+        theirs = ask_teacher(teacher, ids, mask, alignment.wanted).states
+        assert theirs is not None
+        own = model(ids, mask, output_hidden_states=True).hidden_states
+        for place, (state, wanted) in enumerate(zip(own, alignment.teacher_state, strict=True)):
+            x, y = with_ones(state.flatten(0, 1)[real].double()), theirs[alignment.wanted.index(wanted)].double()
+            moments, products = sums[place] or (0.0, 0.0)
+            sums[place] = moments + x.T @ x, products + x.T @ y
+    for found, linear in zip(sums, alignment.maps, strict=True):
+        assert found is not None and isinstance(linear, nn.Linear)
+        weights = solve(*found)
         linear.weight.copy_(weights[:-1].T)
         linear.bias.copy_(weights[-1])
 
@@ -179,43 +200,62 @@ def batches_of(
     return [(batch["input_ids"], batch["attention_mask"]) for batch in found]
 
 
+def check_tokenizers(bundle: Bundle, tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, texts: Sequence[str]) -> None:
+    """Raises UserError where the two take a text apart otherwise, though the bundle knows all of its tokens."""
+    for text in texts[:COMPARED]:
+        wanted = tokenizer(text, truncation=True, max_length=bundle.graph.n_max)["input_ids"]
+        if np.isin(wanted, ids).all() and not np.array_equal(ids[list(bundle.tokenise(text).ids)], wanted):
+            raise UserError(f"--teacher: its tokenizer takes '{text}' apart otherwise than that of {bundle.place}")
+
+
 def make(bundle: Bundle, teacher: str, texts: Sequence[str], count: int, seed: int, out: Path) -> None:
-    """Write the student, its alignment and its tokenizer, as a finished stage that `stage1.reuse` takes."""
-    tokenizer = AutoTokenizer.from_pretrained(teacher)
-    alone = AutoModel.from_pretrained(teacher).eval()
-    torch.manual_seed(seed)
+    """Write the student, its alignment and its tokenizer into the new folder `out`, as a finished stage that
+    `stage1.reuse` takes.
+
+    Raises UserError for a bundle or a teacher that will not do.
+    """
+    tokenizer, alone = load_teacher(AutoTokenizer, teacher), load_teacher(AutoModel, teacher).eval()
     config = config_of(bundle, len(tokenizer))
+    config.pad_token_id = tokenizer.pad_token_id
+    if alone.config.max_position_embeddings < bundle.graph.n_max:
+        room = alone.config.max_position_embeddings
+        raise UserError(f"--teacher: it takes {room} tokens at most, {bundle.place} takes {bundle.graph.n_max}")
+    torch.manual_seed(seed)
     model = SpikeBertForSequenceClassification(config).eval()
-    rows = torch.tensor(bundle.graph.source.table) / source_units(bundle.graph)
     ids = ids_of(bundle.tokenizer, tokenizer)
+    check_tokenizers(bundle, tokenizer, ids, texts)
+    rows = torch.tensor(bundle.graph.source.table[: len(ids)]) / source_units(bundle.graph)
     table, explained = extended_table(rows, ids, alone.get_input_embeddings().weight.detach()[: len(tokenizer)])
     note(
         f"tokens: {len(ids):,} of the bundle, {len(tokenizer) - len(ids):,} by the teacher's embedding, which explains "
         f"{explained:.0%} of the variance of those"
     )
     fill(model, bundle.graph, table)
-    batches = batches_of(texts, tokenizer, config.max_position_embeddings, count, seed)
+    batches = batches_of(texts, tokenizer, bundle.graph.n_max, count, seed)
     expect_currents(model, batches)
     alignment = Alignment(
         config.hidden_size, config.num_hidden_layers, alone.config.hidden_size, alone.config.num_hidden_layers
     )
     fit_alignment(alignment, model, alone, batches)
-    out.mkdir(parents=True)
     model.save_pretrained(out)
     save_model(alignment, str(out / "alignment.safetensors"))
     tokenizer.save_pretrained(out)
-    (out / "stage.json").write_text(json.dumps(record_of(bundle), indent=1) + "\n")  # last: with it the stage is whole
+    (out / "stage.json").write_text(json.dumps(record_of(bundle), indent=1) + "\n")
 
 
 def record_of(bundle: Bundle) -> dict:
-    """A `stage.json`: what this was made from, and which texts that had learnt from."""
-    texts = bundle.config.get("licences", {}).get("Learnt from the texts", "")
+    """A `stage.json`: what this was made from, which texts that had learnt from, and what else its card said of
+    licences."""
+    terms = dict(bundle.config.get("licences", {}))
+    texts = terms.pop("Learnt from the texts", "")
+    name = str(bundle.config.get("name") or bundle.place.name)
     made_from = {
-        "bundle": {"name": bundle.config.get("name"), "digest": bundle.manifest["digest"]},
+        "bundle": {"name": name, "digest": bundle.manifest["digest"]},
         "data": {"folder": "", "hub": ""},
         "stage1": {"text": [], "reuse": str(bundle.place)},
     }
-    return {"made_from": made_from, "figures": {"learnt_from": texts.split(", ") if texts else []}}
+    went_on = {"It went on from the bundle": name} | {f"of {name}: {what}": said for what, said in terms.items()}
+    return {"made_from": made_from, "figures": {"learnt_from": texts.split(", ") if texts else [], "licences": went_on}}
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -223,7 +263,7 @@ def run(argv: Sequence[str] | None) -> int:
     parser.add_argument("bundle", type=Path, help="a bundle, its folder or a zip of it")
     parser.add_argument("--teacher", required=True, help="who is to teach it, as teacher.model of a recipe")
     parser.add_argument(
-        "--texts", type=Path, required=True, help="a .tsv with a column text: what it will be trained on"
+        "--texts", type=Path, required=True, help="a .tsv with columns text and label: what it will be trained on"
     )
     parser.add_argument("--count", type=int, default=512, help="so many of them are asked about (512)")
     parser.add_argument("--seed", type=int, default=42)
@@ -234,8 +274,14 @@ def run(argv: Sequence[str] | None) -> int:
         raise UserError(f"--out {options.out} exists: choose another place")
     if options.count < 1:
         raise UserError(f"--count is {options.count}: give 1 or more")
-    bundle = read_bundle(options.bundle)
-    make(bundle, resolve(options.teacher), read_tsv(options.texts).texts, options.count, options.seed, options.out)
+    bundle, texts, teacher = read_bundle(options.bundle), read_tsv(options.texts).texts, resolve(options.teacher)
+    with errors_name_files(options.out):
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=options.out.parent, prefix=f".{options.out.name}.") as partial:
+            whole = Path(partial) / options.out.name
+            whole.mkdir()
+            make(bundle, teacher, texts, options.count, options.seed, whole)
+            whole.rename(options.out)
     return 0
 
 

@@ -389,7 +389,8 @@ def licences(results: Mapping[str, Any]) -> dict[str, str]:
         return {}
     data, stage1, stage2 = (recipe[part] for part in ("data", "stage1", "stage2"))
     extra = stage2["extra_text"] if stage2["extra_lines"] else []
-    earlier = results.get("stages", {}).get("stage1", {}).get("learnt_from")  # of a stage 1 that was taken over
+    taken_over = results.get("stages", {}).get("stage1", {})
+    earlier = taken_over.get("learnt_from")
     if earlier is None:  # or nobody knew: a run of old, which tells the folder alone
         earlier = filter(None, [stage1["reuse"]])
     texts = [data["folder"] or data["hub"], *stage1["text"], *extra, *earlier]
@@ -399,6 +400,7 @@ def licences(results: Mapping[str, Any]) -> dict[str, str]:
         "Learnt from the texts": ", ".join(names),
         "and from the teacher": f"{teacher} ({terms})" if terms else teacher,
         "The recipe says of its own texts and teacher": recipe.get("licence", ""),
+        **taken_over.get("licences", {}),  # of a bundle that it went on from
     }
     return {what: said for what, said in known.items() if said}
 

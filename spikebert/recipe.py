@@ -94,7 +94,8 @@ class Stage1:
     will do as well, but for one of a smaller `data.vocabulary`: the student then starts from what it learnt of another
     task"""
     reuse_readout: bool = False
-    """take its readout too, to go on with a task that it has learnt; without this the readout begins anew"""
+    """take its readout too, to go on with a task that it has learnt (in stage 2: stage 1 teaches no readout); without
+    this the readout begins anew"""
     text: list[str] = field(default_factory=list)
     """text files, one sentence a line, plain, .gz or .xz, or `hub:NAME:SUBSET:COLUMN`, a dataset of the hub; streamed,
     never all in memory. The training texts of the task where empty"""
@@ -224,6 +225,8 @@ def check_recipe(recipe: Recipe) -> None:
     twice = [name for name, count in Counter(recipe.data.labels).items() if count > 1]
     if twice:
         wrong.append(f"data.labels names '{twice[0]}' twice")
+    if recipe.stage1.reuse_readout and not recipe.stage1.reuse:
+        wrong.append("stage1.reuse_readout is true and stage1.reuse is empty: there is no readout to take")
     if not recipe.out:
         wrong.append("out is empty, it must name a folder")
     if wrong:

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +67,7 @@ from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_s
 from spikebert.quantisation import folded, quantise, require_short_rows
 from spikebert.recipe import STAGES, Recipe, check_recipe
 from spikebert.teacher_outputs import texts_at_once
-from spikebert.teachers import licence_of, resolve
+from spikebert.teachers import licence_of, load_teacher, resolve
 from spikebert.teaching import Lesson, teaching
 from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
@@ -150,8 +149,8 @@ class Training:
         )
         check_processes(recipe, self.accelerator, os.environ)
         self.teacher_folder = resolve(recipe.teacher.model)
-        self.teacher_config = _load(AutoConfig, self.teacher_folder)
-        self.tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, self.teacher_folder)
+        self.teacher_config = load_teacher(AutoConfig, self.teacher_folder)
+        self.tokenizer: PreTrainedTokenizerBase = load_teacher(AutoTokenizer, self.teacher_folder)
         self.student_config = self._make_student_config(self._class_names(splits))
         self._require_weights_fit()
         if recipe.stage1.reuse:
@@ -319,12 +318,17 @@ class Training:
 
     def _train_stage1(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.stage1
-        teacher = _load(AutoModel, self.teacher_folder).to(self.device).eval()
+        teacher = load_teacher(AutoModel, self.teacher_folder).to(self.device).eval()
         student = self._new_student(teacher)
         pupil = Pupil(student, self._new_alignment(teacher)).to(self.device)
         if options.reuse:
             reuse(pupil, Path(options.reuse), options.reuse_readout)
-            return {"reused": options.reuse, "learnt_from": learnt_from(Path(options.reuse))}, pupil_saver(pupil)
+            earlier = Path(options.reuse)
+            terms = _read_record(earlier / "stage.json")["figures"].get(
+                "licences", {}
+            )  # of a bundle that it went on from
+            figures = {"reused": options.reuse, "learnt_from": learnt_from(earlier), "licences": terms}
+            return figures, pupil_saver(pupil)
         texts = self._stage1_texts(work / TEXTS)
         weights = LossWeights(hidden=options.hidden_weight, embedding=options.embedding_weight)
         self._spare_memory(student)
@@ -509,7 +513,7 @@ class Training:
         return Task(tokens("train", train), tokens("validation", held_back), test, train.texts)
 
     def _classifier(self, folder: str) -> PreTrainedModel:
-        return _load(AutoModelForSequenceClassification, folder, num_labels=self.student_config.num_labels)
+        return load_teacher(AutoModelForSequenceClassification, folder, num_labels=self.student_config.num_labels)
 
     def _require_weights_fit(self) -> None:
         """Raises UserError where a layer of the student is too wide for `quantise.weight_bits`."""
@@ -662,15 +666,6 @@ def check_processes(recipe: Recipe, accelerator: Accelerator, environment: Mappi
             f"recipe: {', '.join(wrong)}: a batch is shared out among all {processes} processes, "
             f"give a multiple of {processes}, or start another number of processes"
         )
-
-
-def _load(kind: Any, folder: str, **options: object) -> Any:
-    """`from_pretrained` with an error a user can act on."""
-    try:
-        return kind.from_pretrained(folder, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"teacher.model: cannot load '{folder}': {reason}") from None
 
 
 def learnt_from(stage: Path) -> list[str]:

@@ -11,8 +11,10 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from spikebert.commands import UserError
@@ -88,6 +90,15 @@ def resolve(model: str, cache: Path | None = None) -> str:
             place = error.filename or folder
             raise UserError(f"teacher: cannot write {place}: {error.strerror or error}; set SPIKEBERT_CACHE") from error
     return str(folder)
+
+
+def load_teacher(kind: Any, folder: str, **options: object) -> Any:
+    """`from_pretrained` of a class of transformers, with an error a user can act on: UserError."""
+    try:
+        return kind.from_pretrained(folder, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"teacher.model: cannot load '{folder}': {reason}") from None
 
 
 def licence_of(model: str) -> str:

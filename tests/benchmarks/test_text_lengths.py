@@ -71,3 +71,10 @@ def test_texts_without_labels_are_refused(bundle, tmp_path, capsys) -> None:
     file.write_text("text\na good film\n")
     assert main([str(bundle.folder), "--file", str(file)]) == 2
     assert "no row has a label" in capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_read_are_named(bundle, tmp_path, capsys) -> None:
+    file = tmp_path / "texts.tsv"
+    file.write_text("text\tlabel\na good film\t1\nbad\tgruesome\n")
+    assert main([str(bundle.folder), "--file", str(file)]) == 2
+    assert "row 3" in capsys.readouterr().err

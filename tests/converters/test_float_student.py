@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,17 +16,20 @@ from command_output import one_error
 from random_graphs import random_graph
 from safetensors.torch import load_file
 from small_bundles import small_bundle
+from small_models import small_batch, small_config, small_model
 from small_teachers import recipe_arguments
+from transformers import BertConfig, BertModel
 
 from converters.bundle import Bundle, read_bundle
 from converters.export_command import main as export
 from converters.float_student import config_of, expect_currents, extended_table, fill, fit_linear, main, source_units
-from converters.graph import Graph
+from converters.from_torch import graph_from_model
+from converters.graph import Node
 from sim.reference import ReferenceEngine
 from spikebert.commands import UserError
 from spikebert.layers import SpikingLinear
 from spikebert.model import SpikeBertForSequenceClassification
-from spikebert.quantisation import fold
+from spikebert.quantisation import fold, quantise
 from spikebert.recording import record
 from spikebert.train_command import main as train
 
@@ -137,6 +142,11 @@ def test_training_goes_on_from_it(bundle: Bundle, trained: Path, tmp_path: Path,
     start, taken = (load_file(tmp_path / folder / "model.safetensors") for folder in ("start", "run/stage1"))
     assert start.keys() == taken.keys() and all(torch.equal(taken[name], start[name]) for name in start)
     assert train(arguments) == 0
+    capfd.readouterr()
+    assert export(["--model", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]) == 0
+    said = read_bundle(tmp_path / "bundle").config["licences"]
+    assert said["It went on from the bundle"] == "bundle"
+    assert said["of bundle: and from the teacher"] == bundle.config["licences"]["and from the teacher"]
     stage1 = json.loads((tmp_path / "run" / "stage1" / "stage.json").read_text())
     assert stage1["figures"]["learnt_from"] == ["data"], "what the bundle's card says"
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -146,12 +156,56 @@ def test_training_goes_on_from_it(bundle: Bundle, trained: Path, tmp_path: Path,
     assert "start exists" in one_error(capfd)
 
 
-def test_a_layer_that_a_pass_took_apart_is_named(bundle: Bundle, student: SpikeBertForSequenceClassification) -> None:
-    nodes = [replace(node, name="part") if node.name == "blocks.0.up" else node for node in bundle.graph]
-    nodes = [replace(node, inputs=("part",)) if "blocks.0.up" in node.inputs else node for node in nodes]
-    apart = Graph(bundle.graph.timesteps, bundle.graph.n_max, tuple(nodes))
-    with pytest.raises(UserError, match=r"no layer 'blocks\.0\.up'"):
-        fill(student, apart, student.encoder.token.weight)
+class Changed(SimpleNamespace):
+    """A graph whose nodes a pass has changed, as far as `fill` reads it."""
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+
+def test_a_layer_that_a_pass_changed_is_named(bundle: Bundle, student: SpikeBertForSequenceClassification) -> None:
+    """It has another name, or fewer neurons: with one alone torch would fill all with it."""
+    up = next(node for node in bundle.graph if node.name == "blocks.0.up")
+    for other in (replace(up, name="part"), replace(up, weight=up.weight[:1], bias=up.bias[:1])):
+        nodes = [other if node is up else node for node in bundle.graph]
+        with pytest.raises(UserError, match=r"'blocks\.0\.up'.*a pass has changed it"):
+            fill(
+                student, Changed(nodes=nodes, source=bundle.graph.source, output=bundle.graph.output),
+                student.encoder.token.weight,
+            )  # fmt: skip
+
+
+def test_currents_may_be_measured_again(bundle: Bundle, student: SpikeBertForSequenceClassification) -> None:
+    ids, mask = batch_of(bundle)
+    expect_currents(student, [(ids[:2], mask[:2])])
+    before = student(ids, mask).logits
+    expect_currents(student, [(ids, mask)])
+    torch.testing.assert_close(student(ids, mask).logits, before, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"position_spikes": 8}, {"readout": "spikes"}, {"readout": "membrane"}, {"encoder": "sign"},
+        {"spike": "graded", "spike_cap": 3}, {"spike": "ternary"}, {"attention_similarity": "xnor"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("timesteps", [2, 4])
+def test_every_option_comes_back(tmp_path: Path, changes: dict, timesteps: int) -> None:
+    model = small_model(decay=0, **changes)
+    batch = small_batch()
+    integers = quantise(model, 8)
+    integers.set_timesteps(timesteps)
+    graph = graph_from_model(integers)
+    twin = SpikeBertForSequenceClassification(small_config(decay=0, timesteps=timesteps, **changes)).eval()
+    fill(twin, graph, torch.tensor(graph.source.table) / source_units(graph))
+    names = [name for name in graph.features if name.endswith(".lif")]
+    with torch.no_grad():
+        wanted, found = (each(**batch, output_trace=names).trace for each in (integers, twin))
+    for name in names:
+        assert float((wanted[name] == found[name]).float().mean()) > 0.95, name  # sums that end at a threshold, and on
+    assert any(wanted[name].any() for name in names)
 
 
 def test_tokens_of_an_encoder_of_signs_are_scaled_as_new_ones() -> None:
@@ -169,3 +223,35 @@ def test_what_has_no_float_student_is_refused(bundle: Bundle, tmp_path: Path) ->
         )
         with pytest.raises(UserError, match="only students with norm 'batch'"):
             config_of(other, 20)
+
+
+def test_teachers_that_will_not_do_are_refused(bundle: Bundle, trained: Path, tmp_path: Path, capfd) -> None:
+    texts = ["--texts", str(trained / "data" / "train.tsv")]
+
+    def refused(teacher: Path) -> str:
+        capfd.readouterr()
+        assert main([str(bundle.folder), "--teacher", str(teacher), *texts, "--out", str(tmp_path / "out")]) == 2
+        assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+        return capfd.readouterr().err.splitlines()[-1]
+
+    assert "cannot load" in refused(trained / "data")
+    assert "cannot load" in refused(trained / "run" / "stage2"), "a student"
+    upper = shutil.copytree(trained / "teacher", tmp_path / "upper")
+    tokenizer = json.loads((upper / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = None
+    (upper / "tokenizer.json").write_text(json.dumps(tokenizer))
+    same = main([str(bundle.folder), "--teacher", str(upper), *texts, "--out", str(tmp_path / "lower")])
+    assert same == 0, "these texts have no capitals"
+    (tmp_path / "capitals.tsv").write_text("text\tlabel\nThe FILM\t0\n")
+    texts = ["--texts", str(tmp_path / "capitals.tsv")]
+    assert "takes 'The FILM' apart otherwise" in refused(upper)
+    narrow = shutil.copytree(trained / "teacher", tmp_path / "narrow")
+    make_narrow(narrow)
+    assert "it takes 8 tokens at most" in refused(narrow)
+
+
+def make_narrow(folder: Path) -> None:
+    """A teacher that takes 8 tokens."""
+    config = BertConfig.from_pretrained(folder)
+    config.max_position_embeddings = 8
+    BertModel(config).save_pretrained(folder)

@@ -225,6 +225,18 @@ def test_a_student_of_another_task_is_a_start(arguments: list[str], trained: Pat
     assert "readout.linear.weight" not in same
 
 
+def test_a_student_goes_on_with_its_task(arguments: list[str], trained: Path, tmp_path: Path, capfd) -> None:
+    """Its readout is taken too, by a student with a new bias in its attention as well."""
+    more = ["--stage1.reuse_readout=true", "--student.attention_position=learned"]
+    assert main([*arguments, *more]) == 2
+    assert "stage1.reuse_readout is true and stage1.reuse is empty" in one_error(capfd)
+    earlier = trained / "run" / "stage2"
+    assert main([*arguments, *more, f"--stage1.reuse={earlier}", "--until=stage1"]) == 0
+    before, taken = (load_file(folder / "model.safetensors") for folder in (earlier, tmp_path / "run" / "stage1"))
+    assert all(torch.equal(taken[name], before[name]) for name in before)
+    assert {name.rsplit(".", 2)[1] for name in taken.keys() - before.keys()} == {"position_bias"}
+
+
 def test_another_student_in_the_same_place_is_noticed(
     arguments: list[str], trained: Path, tmp_path: Path, capfd
 ) -> None:
