@@ -324,11 +324,9 @@ class Training:
         if options.reuse:
             reuse(pupil, Path(options.reuse), options.reuse_readout)
             earlier = Path(options.reuse)
-            terms = _read_record(earlier / "stage.json")["figures"].get(
-                "licences", {}
-            )  # of a bundle that it went on from
-            figures = {"reused": options.reuse, "learnt_from": learnt_from(earlier), "licences": terms}
-            return figures, pupil_saver(pupil)
+            terms = _read_record(earlier / "stage.json")["figures"].get("licences")  # of a bundle that it was made of
+            figures = {"reused": options.reuse, "learnt_from": learnt_from(earlier)}
+            return figures | ({"licences": terms} if terms else {}), pupil_saver(pupil)
         texts = self._stage1_texts(work / TEXTS)
         weights = LossWeights(hidden=options.hidden_weight, embedding=options.embedding_weight)
         self._spare_memory(student)
