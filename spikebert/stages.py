@@ -324,9 +324,8 @@ class Training:
         if options.reuse:
             reuse(pupil, Path(options.reuse), options.reuse_readout)
             earlier = Path(options.reuse)
-            terms = _read_record(earlier / "stage.json")["figures"].get("licences")  # of a bundle that it was made of
-            figures = {"reused": options.reuse, "learnt_from": learnt_from(earlier)}
-            return figures | ({"licences": terms} if terms else {}), pupil_saver(pupil)
+            figures = {"reused": options.reuse} | inherited(earlier) | {"learnt_from": learnt_from(earlier)}
+            return figures, pupil_saver(pupil)
         texts = self._stage1_texts(work / TEXTS)
         weights = LossWeights(hidden=options.hidden_weight, embedding=options.embedding_weight)
         self._spare_memory(student)
@@ -353,7 +352,7 @@ class Training:
             patience=options.patience,
         )  # fmt: skip
         figures = self._distil_task(pupil, schedule, work, "stage 2")
-        return figures, pupil_saver(pupil)
+        return figures | inherited(self.out / "stage1"), pupil_saver(pupil)
 
     def _train_integer(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.quantise
@@ -664,6 +663,16 @@ def check_processes(recipe: Recipe, accelerator: Accelerator, environment: Mappi
             f"recipe: {', '.join(wrong)}: a batch is shared out among all {processes} processes, "
             f"give a multiple of {processes}, or start another number of processes"
         )
+
+
+def inherited(stage: Path) -> dict:
+    """Of the figures of a finished stage those that hold for whoever goes on from it: the texts that an earlier student
+    learnt from, and what the card of a bundle that it was made of said of licences.
+
+    Raises UserError where its record is damaged.
+    """
+    figures = _read_record(stage / "stage.json")["figures"]
+    return {name: figures[name] for name in ("learnt_from", "licences") if name in figures}
 
 
 def learnt_from(stage: Path) -> list[str]:

@@ -149,6 +149,14 @@ def test_training_goes_on_from_it(bundle: Bundle, trained: Path, tmp_path: Path,
     assert said["of bundle: and from the teacher"] == bundle.config["licences"]["and from the teacher"]
     stage1 = json.loads((tmp_path / "run" / "stage1" / "stage.json").read_text())
     assert stage1["figures"]["learnt_from"] == ["data"], "what the bundle's card says"
+    again = [
+        *recipe_arguments(tmp_path),
+        f"--out={tmp_path / 'again'}",
+        f"--stage1.reuse={tmp_path / 'run' / 'stage2'}",
+    ]
+    assert train([*again, "--until=stage1"]) == 0
+    figures = json.loads((tmp_path / "again" / "stage1" / "stage.json").read_text())["figures"]
+    assert figures["licences"]["It went on from the bundle"] == "bundle", "whoever goes on from it knows that too"
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["accuracy"]["integer student"]["validation"]["value"] > 0.9
     capfd.readouterr()
