@@ -35,7 +35,7 @@ from spikebert.exact_product import capabilities, exact_matmul, exact_product
 from spikebert.integer_linear import integer_linear
 from spikebert.integer_norm import NormIntegers, integer_norm, make_norm, norm_integers
 from spikebert.neurons import DECAY_ONE, SHIFT, LoihiLIF, TruncatedDecay
-from spikebert.packing import LengthGroup, Packing, linear_in_buckets
+from spikebert.packing import LengthGroup, Packing, linear_in_buckets, side_on
 from spikebert.position_code import position_code
 from spikebert.positions import PositionBias
 from spikebert.rounding import round_bias, round_straight_through, round_weight
@@ -400,7 +400,8 @@ class SpikingAttention(SpikingLayer):
         dtype = self._type_of_products(q)
         between = q.values.dtype
         exact = self._exact_product(q) if self.integer else None
-        groups = packing.groups(self.heads)
+        # a position bias ends with the places that a model takes, which need not be a multiple of anything
+        groups = packing.groups(self.heads, side_on(q.values.device) if self.position_bias is None else 1)
         rows = [group.rows for group in groups]
         mixed = []  # of each group [T, r, D]
         with torch.autocast(q.values.device.type, enabled=False):

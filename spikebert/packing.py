@@ -17,6 +17,7 @@ from torch.nn import functional as F
 BUCKETS = 16  # between a number of rows and its double
 GROUPS = 4  # of a batch, at most
 GROUP_TEXTS = 8  # in a group, at least
+GPU_SIDE = 8  # of matrices that a GPU multiplies: another side has no fast kernel there (docs/training.md)
 
 
 class Packing:
@@ -29,7 +30,7 @@ class Packing:
         rank, token = self.mask[self.order].nonzero(as_tuple=True)  # [R] each
         self.index = self.order[rank] * self.mask.shape[1] + token  # [R]: in [B * N]
         self.places = (self.mask.cumsum(1) - 1).flatten()[self.index]  # [R]: how many real tokens stand before
-        self._groups: dict[int, tuple[LengthGroup, ...]] = {}  # by the number of heads
+        self._groups: dict[tuple[int, int], tuple[LengthGroup, ...]] = {}  # by the number of heads, and the side
 
     def pack(self, x: Tensor) -> Tensor:
         """[..., B, N, D] -> [..., R, D]"""
@@ -44,21 +45,22 @@ class Packing:
         text_of_token = self.index // self.mask.shape[1]
         return x.new_zeros(self.mask.shape[0], x.shape[-1]).index_add(0, text_of_token, x)
 
-    def groups(self, heads: int) -> tuple[LengthGroup, ...]:
-        """The texts in groups of like length, in packed order, for attention of so many heads.
+    def groups(self, heads: int, side: int = 1) -> tuple[LengthGroup, ...]:
+        """The texts in groups of like length, in packed order, for attention of so many heads. A group is padded to a
+        multiple of `side` tokens.
 
         In a shuffled batch of reviews most places are padding (docs/design.md), and a few groups leave little of it.
         On a GPU all texts are one group: what a launch costs there has not been weighed against padding.
         """
-        if heads not in self._groups:
+        if (heads, side) not in self._groups:
             parts = max(1, min(GROUPS, len(self.order) // GROUP_TEXTS)) if self.mask.device.type == "cpu" else 1
-            self._groups[heads] = tuple(self._make_groups(heads, parts))
-        return self._groups[heads]
+            self._groups[heads, side] = tuple(self._make_groups(heads, side, parts))
+        return self._groups[heads, side]
 
-    def _make_groups(self, heads: int, parts: int) -> Iterator[LengthGroup]:
+    def _make_groups(self, heads: int, side: int, parts: int) -> Iterator[LengthGroup]:
         start = 0
         for lengths in self.lengths[self.order].tensor_split(parts):
-            tokens, stop = int(lengths[:1].sum()), start + int(lengths.sum())
+            tokens, stop = multiple(int(lengths[:1].sum()), side), start + int(lengths.sum())
             text = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)  # [r]
             head = torch.arange(heads, device=lengths.device)
             index = (text[:, None] * heads + head) * tokens + self.places[start:stop, None]  # [r, H]
@@ -68,11 +70,11 @@ class Packing:
 
 @dataclass(frozen=True, eq=False)
 class LengthGroup:
-    """Some neighbours of a packing, padded to the longest of them and divided into heads.
+    """Some neighbours of a packing, padded to the longest of them, or a little further, and divided into heads.
 
     heads   H
     texts   b
-    tokens  n, of the longest text
+    tokens  n, of the longest text at least
     index   [r * H], r their real tokens: where each head of each token stands in [b * H * n]
     """
 
@@ -153,8 +155,17 @@ class _LinearInBuckets(torch.autograd.Function):
 
 def bucket(rows: int) -> int:
     """The next number of rows that is worth a kernel of its own: a multiple of 16, less than 16 or 1/16 more."""
-    step = 1 << max(4, rows.bit_length() - BUCKETS.bit_length())
-    return rows + -rows % step
+    return multiple(rows, 1 << max(4, rows.bit_length() - BUCKETS.bit_length()))
+
+
+def multiple(count: int, of: int) -> int:
+    """The least multiple of `of` that is not below `count`."""
+    return count + -count % of
+
+
+def side_on(device: torch.device) -> int:
+    """Of matrices that are padded anyway: what a multiple of is multiplied fastest."""
+    return GPU_SIDE if device.type == "cuda" else 1
 
 
 def rows_in_bucket(x: Tensor, dtype: torch.dtype) -> Tensor:

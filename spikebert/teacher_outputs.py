@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikebert.packing import multiple, side_on
+
 CHUNK = 8  # texts that a CPU's teacher is asked about at a time
 TRAINED_CHUNK = 16  # that a CPU trains it with at a time: each part adds up the gradients of all weights
 GPU_CHUNK = 512  # those of a GPU's: fewer are told slower than computed, more are padded more (docs/training.md)
@@ -64,11 +66,11 @@ def short_to_long(mask: Tensor, chunk: int) -> tuple[Tensor, list[tuple[Tensor, 
     """The texts of a batch with mask [B, N] in parts of `chunk`, so that texts of mixed lengths cost little padding.
 
     Returns int64 [B], the order from short to long, and of each part its rows of the batch and the tokens of its
-    longest text.
+    longest text, on a GPU the next multiple of 8 where the batch is as wide.
     """
-    lengths = mask.sum(1)
+    lengths, side = mask.sum(1), side_on(mask.device)
     order = lengths.argsort(stable=True)
-    return order, [(rows, int(lengths[rows].max())) for rows in order.split(chunk)]
+    return order, [(rows, min(multiple(int(lengths[rows].max()), side), mask.shape[1])) for rows in order.split(chunk)]
 
 
 def texts_at_once(device: torch.device, trained: bool = False) -> int:

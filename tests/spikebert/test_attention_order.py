@@ -12,9 +12,11 @@ from small_models import small_batch, small_model
 
 from spikebert import layers
 from spikebert import packing as packing_module
+from spikebert.config import SIMILARITIES
 from spikebert.exact_product import Capabilities, exact_matmul
 from spikebert.layers import SpikingAttention, matches
 from spikebert.packing import GROUP_TEXTS, GROUPS, Packing
+from spikebert.positions import PositionBias
 from spikebert.quantisation import quantise
 from spikebert.spikes import Spikes
 
@@ -186,6 +188,31 @@ def test_groups_of_texts_change_nothing(monkeypatch, lengths: str, heads: int, i
     for one, several in zip(*found):
         torch.testing.assert_close(several, one)
     assert torch.equal(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_groups_padded_further_for_a_gpu_change_nothing(monkeypatch, lengths: str, similarity: str) -> None:
+    mask = lengths_to_mask(LENGTHS[lengths])
+    attention = SpikingAttention(2, threshold=2, similarity=similarity)
+    found = []
+    for multiple_of in (1, 8):
+        monkeypatch.setattr(layers, "side_on", lambda device, of=multiple_of: of)
+        values, packing = draw_spikes(mask, 8, steps=2, rate=0.4)
+        spikes = attend(attention, values, packing)
+        assert list(packing._groups) == [(2, multiple_of)]
+        assert all(group.tokens % multiple_of == 0 for group in packing.groups(2, multiple_of))
+        found.append((spikes.current, spikes.values, *gradients(spikes, values)))
+    for one, other in zip(*found):
+        torch.testing.assert_close(other, one)  # sums of a gradient may be made in the other order
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+def test_a_position_bias_ends_where_its_places_do(monkeypatch) -> None:
+    monkeypatch.setattr(layers, "side_on", lambda device: 8)
+    attention = SpikingAttention(2, threshold=2, position_bias=PositionBias("log", 5, 2, 4))
+    values, packing = draw_spikes(lengths_to_mask([5, 3]), 8, steps=2, rate=0.4)
+    assert attend(attention, values, packing).values.shape == values[0].shape
 
 
 def test_groups_leave_out_padding() -> None:

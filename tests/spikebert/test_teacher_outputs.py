@@ -11,9 +11,10 @@ from small_teachers import make_teacher
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from spikebert import teacher_outputs
 from spikebert.data import TokenisedTexts
 from spikebert.pupil import Classifier
-from spikebert.teacher_outputs import TeacherOutputs, ask_teacher, merged, texts_at_once
+from spikebert.teacher_outputs import TeacherOutputs, ask_teacher, merged, short_to_long, texts_at_once
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,18 @@ def test_outputs_are_those_of_each_text_alone(teacher: torch.nn.Module) -> None:
     assert got.logits.dtype == got.states.dtype == torch.float32
     torch.testing.assert_close(got.logits, torch.stack(logits), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got.states, torch.cat(states, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_parts_padded_further_for_a_gpu_say_the_same(teacher: torch.nn.Module, monkeypatch) -> None:
+    ids, mask = batch_of(5, 2, 9, 3, 7)
+    plain = ask_teacher(teacher, ids, mask, [0, 2], chunk=2)
+    monkeypatch.setattr(teacher_outputs, "side_on", lambda device: 4)
+    order, parts = short_to_long(mask, 2)
+    assert order.tolist() == [1, 3, 0, 4, 2]
+    assert [(rows.tolist(), width) for rows, width in parts] == [([1, 3], 4), ([0, 4], 8), ([2], 9)]
+    further = ask_teacher(teacher, ids, mask, [0, 2], chunk=2)
+    torch.testing.assert_close(further.logits, plain.logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(further.states, plain.states, rtol=1e-5, atol=1e-5)
 
 
 def test_all_texts_at_once_say_what_few_say(teacher: torch.nn.Module) -> None:
