@@ -139,7 +139,8 @@ class Stage2:
     """leave out lines of `extra_text` of more words than this; 0 for none"""
     operations_per_token: float = 0.0
     """so many synaptic operations a token are free, over all timesteps; the loss of a student that needs more has
-    `operations_weight` * (operations / free - 1) added, and so has the choice of the best epoch. 0: all are free"""
+    `operations_weight` * (operations / free - 1) added. In the choice of the best epoch a tenth more is free, and what
+    is beyond that costs as much. 0: all are free"""
     operations_weight: float = 1.0
     patience: int = 0
     """stop after so many epochs in which validation was not better than in one before; 0: all epochs are trained"""
