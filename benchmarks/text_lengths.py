@@ -65,17 +65,22 @@ def measure(bundle: Bundle, texts: LabelledTexts, lengths: Sequence[int]) -> dic
     return found
 
 
+def right_and_against(measured: Measured, other: Measured) -> list[str]:
+    """How much is right, and how many points more than in `other`, paired by text; nothing against itself."""
+    better, half = (100 * value for value in difference([measured.right], [other.right]))
+    own = Accuracy.of(int(measured.right.sum()), len(measured.right))
+    against = "" if measured is other else f"{better:+.1f} ({better - half:+.1f} .. {better + half:+.1f})"
+    return [f"{own.value:.1%} ({own.low:.1%} .. {own.high:.1%})", against]
+
+
 def report(found: dict[int, tuple[Measured, int]]) -> str:
     longest, _ = next(iter(found.values()))
     lines = []
     for length, (measured, cut) in found.items():
         count = len(measured.right)
-        better, half = (100 * value for value in difference([measured.right], [longest.right]))
-        compared = "" if measured is longest else f"{better:+.1f} ({better - half:+.1f} .. {better + half:+.1f})"
-        own = Accuracy.of(int(measured.right.sum()), count)
         lines.append(
             [
-                str(length), f"{cut / count:.1%}", f"{own.value:.1%} ({own.low:.1%} .. {own.high:.1%})", compared,
+                str(length), f"{cut / count:.1%}", *right_and_against(measured, longest),
                 f"{measured.tokens / count:.1f}", f"{measured.activity.total.synaptic_operations / count:,.0f}",
             ]
         )  # fmt: skip

@@ -54,7 +54,7 @@ def config_of(bundle: Bundle, vocabulary: int) -> SpikeBertConfig:
     kept = bundle.config.get("model")
     if not isinstance(kept, dict) or "SpikeBertForSequenceClassification" not in kept.get("architectures", ()):
         raise UserError(f"{bundle.place}: it was not made of a SpikeBERT: only such have a float student")
-    config = SpikeBertConfig(**(kept | {"mode": "float", "weight_bits": 8, "vocab_size": vocabulary}))
+    config = SpikeBertConfig(**(kept | {"mode": "float", "weight_bits": 8, "token_bits": 8, "vocab_size": vocabulary}))
     if config.norm != "batch" or config.attention_position == "learned":
         raise UserError(
             f"{bundle.place}: norm '{config.norm}', attention_position '{config.attention_position}': only students "

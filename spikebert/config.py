@@ -67,6 +67,7 @@ class SpikeBertConfig(PretrainedConfig):
     surrogate_alpha          its steepness
     mode                     "float": trained; "integer": folded and quantised, computes what a chip does
     weight_bits              1 .. 8, in integer mode
+    token_bits               2 .. 8, those of the token table in integer mode
     norm                     behind each linear layer: "batch", folded into the weights in integer mode; "layer" (the
                              paper's) or "rms", over the features of a token, computed in integers too; "none": each
                              feature learns a threshold of its own
@@ -99,6 +100,7 @@ class SpikeBertConfig(PretrainedConfig):
         surrogate_alpha: float = 2.0,
         mode: str = "float",
         weight_bits: int = 8,
+        token_bits: int = 8,
         attention_similarity: str = "and",
         attention_position: str = "none",
         norm: str = "batch",
@@ -135,6 +137,7 @@ class SpikeBertConfig(PretrainedConfig):
         self.surrogate_alpha = surrogate_alpha
         self.mode = mode
         self.weight_bits = weight_bits
+        self.token_bits = token_bits
         self.norm = norm
         self.scalar_thresholds = scalar_thresholds
         self.readout = readout
@@ -172,6 +175,7 @@ class SpikeBertConfig(PretrainedConfig):
             "position_spikes": (0, None),
             "attention_threshold": (0, 65535),
             "weight_bits": (1, 8),
+            "token_bits": (2, 8),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)

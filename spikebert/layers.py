@@ -116,6 +116,7 @@ class Encoder(SpikingLayer):
 
     threshold: Tensor
     code: Tensor | None
+    token_bits = 8  # of the table in integer mode
 
     def __init__(
         self,
@@ -162,8 +163,13 @@ class Encoder(SpikingLayer):
         self.timesteps = timesteps
 
     def round_token(self, token: Tensor) -> Tensor:
-        """Integer mode: rows of the table in its units, int8 held in floats; gradients pass."""
-        return round_straight_through(token * self.threshold).clamp(-127, 127)
+        """Integer mode: rows of the table in its units, int8 held in floats; gradients pass.
+
+        Of fewer bits they are multiples of a power of two: of 4 bits -112, -96, .. 112.
+        """
+        step = 2 ** (8 - self.token_bits)
+        most = 127 // step
+        return round_straight_through(token * (self.threshold / step)).clamp(-most, most) * step
 
     def round_position(self, position: Tensor) -> Tensor:
         """Integer mode: rows of the position table in the same units."""

@@ -97,6 +97,7 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
             spikes_in = first + 2 * config.num_hidden_layers
             self.head = SpikingLinear(width, classes, neurons[-1], norm, scalar, spikes_in)
         self.readout = Readout(width if self.head is None else classes, classes, kind, config.decays[-1])
+        self.encoder.token_bits = config.token_bits
         if config.mode == "integer":
             for layer in self.modules():
                 if isinstance(layer, SpikingLayer):

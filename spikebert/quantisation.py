@@ -139,25 +139,29 @@ def folded(model: Model) -> Model:
 
 
 @torch.no_grad()
-def quantise(model: Model, weight_bits: int = 8, texts: Sequence[Batch] = ()) -> Model:
+def quantise(model: Model, weight_bits: int = 8, texts: Sequence[Batch] = (), token_bits: int = 8) -> Model:
     """The integer model of a trained float model, in evaluation mode; the float model stays as it is.
 
     model        any module of spiking layers (`spikebert.recording.record` says which)
     weight_bits  1 .. 8, of every SpikingLinear
     texts        batches of input_ids and attention_mask, [B, N] each, on the model's device: with a hundred texts of
                  those it is for, rounding is made up for (docs/training.md). Empty: weights are rounded to the nearest
+    token_bits   2 .. 8, of the encoder's token table
 
     Raises ValueError if the model is not in float mode or has weights that are no numbers, or where rows are too long
     for weights of 1 bit, and RecordingError (a ValueError too) for a module that is not made of spiking layers.
     """
     if not 1 <= weight_bits <= 8:
         raise ValueError(f"weight_bits is {weight_bits}, it must be 1 .. 8")
+    if not 2 <= token_bits <= 8:
+        raise ValueError(f"token_bits is {token_bits}, it must be 2 .. 8")
     twin = copy.deepcopy(model).eval()
     recording = record_one_token(twin)
     _check_float(recording)
     encoder = recording.encoder
     require_short_rows(twin, weight_bits)
     encoder.use_integers(weight_bits)
+    encoder.token_bits = token_bits
     encoder.threshold.fill_(encoder_units(encoder.kind, encoder.token.weight))
     signed, uses = recording.signed_uses(), recording.uses()
     rounded: set[SpikingLinear | Readout] = set()
@@ -174,7 +178,8 @@ def quantise(model: Model, weight_bits: int = 8, texts: Sequence[Batch] = ()) ->
             layer.use_integers(weight_bits)
     config = getattr(twin, "config", None)
     if isinstance(config, SpikeBertConfig):
-        twin.config = SpikeBertConfig(**(config.to_dict() | {"mode": "integer", "weight_bits": weight_bits}))
+        chosen = {"mode": "integer", "weight_bits": weight_bits, "token_bits": token_bits}
+        twin.config = SpikeBertConfig(**(config.to_dict() | chosen))
     return twin
 
 

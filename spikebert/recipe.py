@@ -151,6 +151,8 @@ class Quantise:
     """Fold what can be folded, round, and train on with the integers in the forward pass (losses as in stage 2)."""
 
     weight_bits: int = 8
+    token_bits: int = 8
+    """of the token table, which is most of a small student"""
     calibration_texts: int = 0
     """training texts with which rounding is made up for before training goes on; see `calibration.py`. 0: weights are
     rounded to the nearest"""
@@ -206,6 +208,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "stage2.temperature", "student.surrogate_alpha", "stage1.token_rate", "stage2.token_rate",
     )),
     ("1 .. 8", lambda value: 1 <= value <= 8, ("quantise.weight_bits",)),
+    ("2 .. 8", lambda value: 2 <= value <= 8, ("quantise.token_bits",)),
     ("0 .. 4294967295", lambda value: 0 <= value < 2**32, ("seed",)),
 )  # fmt: skip
 

@@ -102,7 +102,7 @@ ADDED = {
     "data": {"vocabulary": 0},
     "stage1": {"reuse_readout": False},
     "stage2": {"operations_per_token": 0.0, "operations_weight": 1.0, "patience": 0, "parts_of_speech": ""},
-    "quantise": {"calibration_texts": 0},
+    "quantise": {"calibration_texts": 0, "token_bits": 8},
 }
 # The files that do, known by their sha256.
 FILES_OF = {
@@ -385,7 +385,7 @@ class Training:
             for some in sorted_batches(train.lengths_of(chosen), CALIBRATION_BATCH)
         )
         texts = [(batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)) for batch in batches]
-        return quantise(student, options.weight_bits, texts)
+        return quantise(student, options.weight_bits, texts, options.token_bits)
 
     def _distil_task(self, pupil: Pupil, schedule: Schedule, work: Path, title: str, keep_start: bool = False) -> dict:
         options = self.recipe.stage2

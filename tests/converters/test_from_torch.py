@@ -54,7 +54,7 @@ def test_every_value_is_equal(decay: int, timesteps: int) -> None:
 )
 @pytest.mark.parametrize("weight_bits", [2, 4, 8])
 def test_options_are_equal_too(changes: dict, weight_bits: int) -> None:
-    model = quantise(small_model(**changes), weight_bits)
+    model = quantise(small_model(**changes), weight_bits, token_bits=weight_bits)
     graph, torch_run, reference_run = both(model, seed=weight_bits)
     comparison = compare(graph, torch_run, reference_run)
     assert comparison.mismatches == 0, comparison.first_mismatch

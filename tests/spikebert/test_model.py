@@ -126,6 +126,7 @@ def test_save_and_load_round_trip_without_pickle(tmp_path) -> None:
         ({"hidden_size": 10, "num_attention_heads": 4}, "does not divide into 4 heads"),
         ({"encoder": "poisson"}, "encoder is 'poisson'"),
         ({"weight_bits": 0}, "weight_bits is 0"),
+        ({"token_bits": 1}, "token_bits is 1, it must be 2 .. 8"),
         ({"surrogate": "box"}, "surrogate is 'box'"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from small_models import small_batch, small_model
@@ -69,6 +71,29 @@ def test_a_large_bias_is_not_clipped() -> None:
 def test_bits_out_of_range_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match=f"weight_bits is {bits}"):
         quantise(small_model(), bits)
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_token_bits_out_of_range_are_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match=f"token_bits is {bits}, it must be 2 .. 8"):
+        quantise(small_model(), token_bits=bits)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_token_table_of_few_bits_has_few_levels_as_near_as_they_come(bits: int, tmp_path: Path) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.encoder.token.weight.mul_(3)  # some rows are cut
+    integer = quantise(model, token_bits=bits)
+    table, step, most = integer.encoder.round_token(model.encoder.token.weight), 2 ** (8 - bits), 2 ** (bits - 1) - 1
+    levels = step * torch.arange(-most, most + 1.0)
+    wanted = 96 * model.encoder.token.weight
+    nearest = (wanted[..., None] - levels).abs().min(-1).values
+    torch.testing.assert_close((table - wanted).abs(), nearest)
+    assert torch.isin(table, levels).all() and table.max() == -table.min() == levels.max()
+    integer.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.config.token_bits == bits and torch.equal(again.encoder.round_token(again.encoder.token.weight), table)
 
 
 def test_one_bit_is_the_sign_and_its_unit_the_mean() -> None:

@@ -12,10 +12,12 @@ import pytest
 from safetensors.torch import load_file
 from small_teachers import recipe_arguments
 
+from converters.from_torch import graph_from_model
 from spikebert import stages
 from spikebert.commands import UserError
 from spikebert.data import UNLABELLED, TokenisedTexts
 from spikebert.loop import Outcome
+from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.train_command import main
 
 
@@ -130,11 +132,20 @@ def test_rounding_with_texts_is_part_of_the_recipe(trained, tmp_path) -> None:
     assert differing and all("linear" in name for name in differing), "units and table do not depend on texts"
 
 
+def test_a_token_table_of_few_bits_is_part_of_the_recipe(trained, tmp_path) -> None:
+    out = tmp_path / "run"
+    for stage in ("teacher", "stage1", "stage2"):
+        shutil.copytree(trained / "run" / stage, out / stage)
+    assert main([*recipe_arguments(trained), f"--out={out}", "--quantise.token_bits=4"]) == 0
+    graph = graph_from_model(SpikeBertForSequenceClassification.from_pretrained(out / "integer"))
+    assert graph.source.table.any() and not (graph.source.table % 16).any()
+
+
 def test_a_run_of_before_goes_on_without_calibration(trained, tmp_path) -> None:
     out = tmp_path / "run"
     shutil.copytree(trained / "run", out)
     path = out / "integer" / "stage.json"
     made = json.loads(path.read_text())
-    del made["made_from"]["quantise"]["calibration_texts"]
+    del made["made_from"]["quantise"]["calibration_texts"], made["made_from"]["quantise"]["token_bits"]
     path.write_text(json.dumps(made))
     assert main([*recipe_arguments(trained), f"--out={out}"]) == 0

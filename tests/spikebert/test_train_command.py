@@ -95,6 +95,7 @@ def test_an_unknown_recipe_lists_the_installed_ones(tmp_path: Path, capfd) -> No
             "quantise.weight_bits is 1: 'blocks.0.out': weights of 1 bit cannot be 0",
         ),
         (["--quantise.weight_bits=9"], "quantise.weight_bits is 9, it must be 1 .. 8"),
+        (["--quantise.token_bits=1"], "quantise.token_bits is 1, it must be 2 .. 8"),
         (["--precision=float16"], "precision is 'float16', it must be one of auto, bf16, float32"),
         (["--seed=-1"], "seed is -1"),
         (["--data.labels=[same,same]"], "data.labels names 'same' twice"),
