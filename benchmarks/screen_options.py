@@ -58,6 +58,8 @@ OPTIONS = {
     "bits-4": "--quantise.weight_bits 4",
     "bits-2": "--quantise.weight_bits 2",
     "bits-1": "--quantise.weight_bits 1",
+    "token-bits-4": "--quantise.token_bits 4",
+    "token-bits-2": "--quantise.token_bits 2",
     "vocabulary-8k": "--data.vocabulary 8000",
     "wide": "--student.hidden_size 384 --student.heads 6 --student.intermediate_size 1536",
     "deep": "--student.layers 4",
