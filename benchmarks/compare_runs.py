@@ -118,8 +118,9 @@ def difference(right: Sequence[np.ndarray], base: Sequence[np.ndarray]) -> tuple
     return float(differences.mean()), Z * float(differences.std()) / sqrt(len(differences))
 
 
-def row(name: str, runs: Sequence[Measured], base: Sequence[Measured]) -> list[str]:
-    """A line of the table; of several seeds means, and the accuracy of the worst and the best."""
+def right_and_against(runs: Sequence[Measured], base: Sequence[Measured]) -> list[str]:
+    """Two cells: how much is right (of several seeds their mean, the worst and the best), and how many points more than
+    in `base`; nothing against itself."""
     if len(runs) == 1:
         own = Accuracy.of(int(runs[0].right.sum()), len(runs[0].right))
         accuracy = f"{own.value:.1%} ({own.low:.1%} .. {own.high:.1%})"
@@ -128,12 +129,18 @@ def row(name: str, runs: Sequence[Measured], base: Sequence[Measured]) -> list[s
         accuracy = f"{mean(values):.1%} ({len(values)} seeds, {min(values):.1%} .. {max(values):.1%})"
     better, half = difference([run.right for run in runs], [run.right for run in base])
     compared = (
-        "" if runs is base else f"{100 * better:+.1f} ({100 * (better - half):+.1f} .. {100 * (better + half):+.1f})"
+        ""
+        if runs[0] is base[0]
+        else f"{100 * better:+.1f} ({100 * (better - half):+.1f} .. {100 * (better + half):+.1f})"
     )
+    return [accuracy, compared]
+
+
+def row(name: str, runs: Sequence[Measured], base: Sequence[Measured]) -> list[str]:
+    """A line of the table; of several seeds means."""
     return [
         name,
-        accuracy,
-        compared,
+        *right_and_against(runs, base),
         f"{mean(run.activity.total.rate or 0.0 for run in runs):.1%}",
         f"{mean(run.operations_per_token for run in runs):,.0f}",
         f"{mean(run.of_dense for run in runs):.1%}",

@@ -13,14 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.compare_runs import Measured, difference, measure_graph
+from benchmarks.compare_runs import Measured, measure_graph, right_and_against
 from benchmarks.timing import table
 from converters.bundle import Bundle, read_bundle
 from sim.find_bundle import find_bundle
 from sim.rows import BadRow, open_rows
 from spikebert.commands import UserError, note, run_command, write_output
 from spikebert.data import LabelledTexts, TokenisedTexts
-from spikebert.evaluation import Accuracy
 
 LENGTHS = (16, 32, 64, 96, 128)
 HEADER = ("tokens", "texts cut", "right", "against the longest, points", "tokens a text", "operations a text")
@@ -65,14 +64,6 @@ def measure(bundle: Bundle, texts: LabelledTexts, lengths: Sequence[int]) -> dic
     return found
 
 
-def right_and_against(measured: Measured, other: Measured) -> list[str]:
-    """How much is right, and how many points more than in `other`, paired by text; nothing against itself."""
-    better, half = (100 * value for value in difference([measured.right], [other.right]))
-    own = Accuracy.of(int(measured.right.sum()), len(measured.right))
-    against = "" if measured is other else f"{better:+.1f} ({better - half:+.1f} .. {better + half:+.1f})"
-    return [f"{own.value:.1%} ({own.low:.1%} .. {own.high:.1%})", against]
-
-
 def report(found: dict[int, tuple[Measured, int]]) -> str:
     longest, _ = next(iter(found.values()))
     lines = []
@@ -80,7 +71,7 @@ def report(found: dict[int, tuple[Measured, int]]) -> str:
         count = len(measured.right)
         lines.append(
             [
-                str(length), f"{cut / count:.1%}", *right_and_against(measured, longest),
+                str(length), f"{cut / count:.1%}", *right_and_against([measured], [longest]),
                 f"{measured.tokens / count:.1f}", f"{measured.activity.total.synaptic_operations / count:,.0f}",
             ]
         )  # fmt: skip

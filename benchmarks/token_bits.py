@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.compare_runs import Measured, measure_graph
-from benchmarks.text_lengths import cut_texts, read_labelled, right_and_against
+from benchmarks.compare_runs import Measured, measure_graph, right_and_against
+from benchmarks.text_lengths import cut_texts, read_labelled
 from benchmarks.timing import table
 from converters.bundle import Bundle, read_bundle
 from converters.graph import Graph
@@ -60,7 +60,7 @@ def report(found: dict[int, tuple[Measured, int]]) -> str:
     whole, _ = found[8]
     lines = [
         [
-            str(bits), *right_and_against(measured, whole), f"{packed / 1e6:.2f}",
+            str(bits), *right_and_against([measured], [whole]), f"{packed / 1e6:.2f}",
             f"{measured.activity.total.synaptic_operations / len(measured.right):,.0f}",
         ]
         for bits, (measured, packed) in found.items()
