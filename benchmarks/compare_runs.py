@@ -23,47 +23,26 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.sentences import FAST
 from benchmarks.timing import table
-from converters.execution import Activity, EngineOptions, TokenBatch
 from converters.from_torch import graph_from_model, load_integer_model, load_tokenizer
-from converters.graph import Graph
+from converters.on_texts import OnTexts, run_on_texts
 from converters.passes.balance_delays import balance_delays
 from converters.schedule import LatencyTable
-from sim.energy import Tokens, estimate, read_cost_table
-from sim.engines import open_engine
 from spikebert.commands import UserError, note, output_kept_clean, run_command, write_output
-from spikebert.data import LabelledTexts, TokenisedTexts, read_split, sorted_batches, tokenise
-from spikebert.evaluation import Accuracy
+from spikebert.data import LabelledTexts, read_split, tokenise
 from spikebert.recipe import Data
 
-BATCH = 64
 Z = 1.96  # of a 95 % interval
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One run: of each validation sentence whether it was right, and what its network did with all of them.
+class Measured(OnTexts):
+    """One run on its validation sentences.
 
-    right      bool [texts]
-    activity   of the whole network
-    of_dense   energy by the table `45nm`, over that of a dense network of the same connections
-    depth      steps by which the slowest node lags behind the source on Lava
+    depth  steps by which the slowest node lags behind the source on Lava
     """
 
-    right: np.ndarray
-    activity: Activity
-    tokens: int
-    of_dense: float
     depth: int
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.right.mean())
-
-    @property
-    def operations_per_token(self) -> float:
-        return self.activity.total.synaptic_operations / self.tokens
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -82,28 +61,8 @@ def measure(folder: Path) -> tuple[Measured, LabelledTexts]:
     texts = read_split(Data(**recipe["data"]), "validation")
     assert texts is not None  # only a test split may be missing
     tokenised = tokenise(load_tokenizer(folder / "integer"), texts.texts, graph.n_max, texts.labels)
-    return measure_graph(graph, tokenised), texts
-
-
-def measure_graph(graph: Graph, texts: TokenisedTexts) -> Measured:
-    right, total, tokens = np.zeros(len(texts), bool), None, Tokens()
-    engine = open_engine(FAST, graph, EngineOptions())
-    try:
-        for indices in sorted_batches(texts.lengths, BATCH):
-            batch = {name: value.numpy() for name, value in texts.batch(indices, 0).items()}
-            execution = engine.run(TokenBatch(batch["input_ids"], batch["attention_mask"]))
-            right[indices] = execution.predictions == texts.labels[indices]
-            assert execution.activity is not None  # fast counts
-            total = execution.activity if total is None else total + execution.activity
-            for length in texts.lengths[indices].tolist():
-                tokens = tokens.with_sentence(length)
-    finally:
-        engine.close()
-    assert total is not None  # read_split gives one text at least
-    (energy,) = estimate(graph, total, tokens, [read_cost_table("45nm")])
-    assert energy.of_dense is not None  # 45nm prices a dense network too
     depth = balance_delays(graph, LatencyTable()).depth_steps
-    return Measured(right, total, tokens.real, energy.of_dense, depth)
+    return Measured(**vars(run_on_texts(graph, tokenised)), depth=depth), texts
 
 
 def difference(right: Sequence[np.ndarray], base: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -118,14 +77,14 @@ def difference(right: Sequence[np.ndarray], base: Sequence[np.ndarray]) -> tuple
     return float(differences.mean()), Z * float(differences.std()) / sqrt(len(differences))
 
 
-def right_and_against(runs: Sequence[Measured], base: Sequence[Measured]) -> list[str]:
+def right_and_against(runs: Sequence[OnTexts], base: Sequence[OnTexts]) -> list[str]:
     """Two cells: how much is right (of several seeds their mean, the worst and the best), and how many points more than
     in `base`; nothing against itself."""
     if len(runs) == 1:
-        own = Accuracy.of(int(runs[0].right.sum()), len(runs[0].right))
+        own = runs[0].accuracy
         accuracy = f"{own.value:.1%} ({own.low:.1%} .. {own.high:.1%})"
     else:
-        values = [run.accuracy for run in runs]
+        values = [run.accuracy.value for run in runs]
         accuracy = f"{mean(values):.1%} ({len(values)} seeds, {min(values):.1%} .. {max(values):.1%})"
     better, half = difference([run.right for run in runs], [run.right for run in base])
     compared = (
@@ -141,7 +100,7 @@ def row(name: str, runs: Sequence[Measured], base: Sequence[Measured]) -> list[s
     return [
         name,
         *right_and_against(runs, base),
-        f"{mean(run.activity.total.rate or 0.0 for run in runs):.1%}",
+        f"{mean(run.firing_rate for run in runs):.1%}",
         f"{mean(run.operations_per_token for run in runs):,.0f}",
         f"{mean(run.of_dense for run in runs):.1%}",
         str(runs[0].depth),
@@ -161,7 +120,7 @@ def draw(found: dict[str, list[Measured]], to: Path) -> None:
     axes = figure.add_subplot()
     for name, runs in found.items():
         for run in runs:
-            own = Accuracy.of(int(run.right.sum()), len(run.right))
+            own = run.accuracy
             x, y = run.operations_per_token, 100 * own.value
             # at 100 % the interval's end is a rounding below it
             below, above = max(0.0, y - 100 * own.low), max(0.0, 100 * own.high - y)

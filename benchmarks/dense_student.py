@@ -40,6 +40,7 @@ from spikebert.stages import Training
 
 PARTS = {"data": Data, "teacher": Teacher, "student": Student, "stage1": Stage1, "stage2": Stage2, "quantise": Quantise}
 TABLE_STD = 0.02  # of the embeddings of a new BERT
+KINDS = ("float32", "int8")  # in which its validation is measured
 LEARNING_RATE = 5e-4  # of a small dense BERT from the start; the student's own rate is for spikes
 
 
@@ -75,8 +76,10 @@ class DenseTraining(Training):
         bert = BertForSequenceClassification.from_pretrained(self.out / "stage2").eval()
         texts = self.task.validation
         return {
-            f"dense, {kind}": accuracy(_classes(onnx_classifier(bert, int8), texts, self.pad_id), texts).to_dict()
-            for kind, int8 in (("float32", False), ("int8", True))
+            f"dense, {kind}": accuracy(
+                _classes(onnx_classifier(bert, kind == "int8"), texts, self.pad_id), texts
+            ).to_dict()
+            for kind in KINDS
         }
 
     def _new_student(self, teacher: nn.Module) -> Any:
@@ -115,6 +118,19 @@ def recipe_of(run: Path, out: Path, learning_rate: float) -> Recipe:
     return recipe
 
 
+def teach_beside(run: Path, out: Path, learning_rate: float) -> dict:
+    """Validation accuracies of the dense student, which is trained in `out` where it is not finished, after those of
+    the run. Raises UserError where the run is not finished, or of no use to a dense student."""
+    measured = read_run(run)["accuracy"]
+    recipe = recipe_of(run, out, learning_rate)
+    if out.resolve() == run.resolve():
+        raise UserError("--out is the run itself: choose another folder")
+    if not (out / "teacher").exists():
+        shutil.copytree(run / "teacher", out / "teacher")
+    accuracies = {name: measured[name]["validation"] for name in ("teacher", "float student", "integer student")}
+    return accuracies | DenseTraining(recipe).run()
+
+
 def _classes(classify: Classify, texts: TokenisedTexts, pad_id: int) -> np.ndarray:
     classes = np.zeros(len(texts), np.int64)
     for indices in sorted_batches(texts.lengths, 64):
@@ -131,15 +147,8 @@ def teach(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     arguments = parser.parse_args(argv)
-    measured = read_run(arguments.run)["accuracy"]
-    recipe = recipe_of(arguments.run, arguments.out, arguments.learning_rate)
-    if arguments.out.resolve() == arguments.run.resolve():
-        raise UserError("--out is the run itself: choose another folder")
-    if not (arguments.out / "teacher").exists():
-        shutil.copytree(arguments.run / "teacher", arguments.out / "teacher")
     with output_kept_clean():
-        accuracies = {name: measured[name]["validation"] for name in ("teacher", "float student", "integer student")}
-        accuracies |= DenseTraining(recipe).run()
+        accuracies = teach_beside(arguments.run, arguments.out, arguments.learning_rate)
     if arguments.json:
         write_output(json.dumps(accuracies))
         return 0

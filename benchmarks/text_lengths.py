@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.compare_runs import Measured, measure_graph, right_and_against
+from benchmarks.compare_runs import right_and_against
 from benchmarks.timing import table
 from converters.bundle import Bundle, read_bundle
+from converters.on_texts import OnTexts, run_on_texts
 from sim.find_bundle import find_bundle
 from sim.rows import BadRow, open_rows
 from spikebert.commands import UserError, note, run_command, write_output
@@ -46,7 +47,7 @@ def cut_texts(bundle: Bundle, texts: LabelledTexts, tokens: int) -> tuple[Tokeni
     return TokenisedTexts([list(text.ids) for text in cut], texts.labels), sum(text.truncated for text in cut)
 
 
-def measure(bundle: Bundle, texts: LabelledTexts, lengths: Sequence[int]) -> dict[int, tuple[Measured, int]]:
+def measure(bundle: Bundle, texts: LabelledTexts, lengths: Sequence[int]) -> dict[int, tuple[OnTexts, int]]:
     """By tokens, most first: what the network did, and how many texts were cut.
 
     Raises UserError for lengths that the bundle cannot take.
@@ -60,11 +61,11 @@ def measure(bundle: Bundle, texts: LabelledTexts, lengths: Sequence[int]) -> dic
     for length in sorted(set(lengths), reverse=True):
         note(f"{bundle.place}: {length} tokens ...")
         tokenised, cut = cut_texts(bundle, texts, length)
-        found[length] = measure_graph(bundle.graph, tokenised), cut
+        found[length] = run_on_texts(bundle.graph, tokenised), cut
     return found
 
 
-def report(found: dict[int, tuple[Measured, int]]) -> str:
+def report(found: dict[int, tuple[OnTexts, int]]) -> str:
     longest, _ = next(iter(found.values()))
     lines = []
     for length, (measured, cut) in found.items():

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.compare_runs import Measured, measure_graph, right_and_against
+from benchmarks.compare_runs import right_and_against
 from benchmarks.text_lengths import cut_texts, read_labelled
 from benchmarks.timing import table
 from converters.bundle import Bundle, read_bundle
 from converters.graph import Graph
+from converters.on_texts import OnTexts, run_on_texts
 from converters.passes.edit import with_nodes
 from sim.find_bundle import find_bundle
 from spikebert.commands import UserError, note, run_command, write_output
@@ -39,7 +40,7 @@ def with_token_bits(graph: Graph, bits: int) -> Graph:
     return with_nodes(graph, {graph.source.name: [replace(graph.source, table=rounded.astype(np.int8))]})
 
 
-def measure(bundle: Bundle, texts: LabelledTexts, bits: Sequence[int]) -> dict[int, tuple[Measured, int]]:
+def measure(bundle: Bundle, texts: LabelledTexts, bits: Sequence[int]) -> dict[int, tuple[OnTexts, int]]:
     """By bits, 8 first: what the network did, and bytes of the packed table.
 
     Raises UserError for bits beyond 2 .. 8.
@@ -52,11 +53,11 @@ def measure(bundle: Bundle, texts: LabelledTexts, bits: Sequence[int]) -> dict[i
     for count in sorted({8, *bits}, reverse=True):
         note(f"{bundle.place}: token table of {count} bits ...")
         graph = bundle.graph if count == 8 else with_token_bits(bundle.graph, count)
-        found[count] = measure_graph(graph, tokenised), len(zlib.compress(graph.source.table.tobytes(), 9))
+        found[count] = run_on_texts(graph, tokenised), len(zlib.compress(graph.source.table.tobytes(), 9))
     return found
 
 
-def report(found: dict[int, tuple[Measured, int]]) -> str:
+def report(found: dict[int, tuple[OnTexts, int]]) -> str:
     whole, _ = found[8]
     lines = [
         [

@@ -212,9 +212,8 @@ def write_bundle(
     folder     must not exist; with `overwrite` an older bundle (nothing else) is replaced
     tokenizer  a folder with tokenizer.json and what else AutoTokenizer wants
     config     any JSON object. Keys that are used: "labels" (class names in order) by every command; "name",
-               "accuracies" (what was measured -> fraction), "licences" (what -> what is known) and "example" (a text)
-               by the model card
-    provenance any JSON object: how the network was made
+               "accuracies" (what was measured -> fraction) and others that `model_card` names by the model card
+    provenance any JSON object: how the network was made; the model card tells its "command" and "recipe"
     target     name of the target; `add_target(path)` then writes its files into the empty folder `path`
     add_report `add_report(path)` adds to the folder `path`, where all other files but the manifest stand already
 
@@ -230,7 +229,7 @@ def write_bundle(
         (partial / "encoder.safetensors").write_bytes(save_tensors(plain.encoder))
         (partial / "golden.safetensors").write_bytes(save_tensors(_golden_to_tensors(golden)))
         _copy_tokenizer(Path(tokenizer), partial / "tokenizer")
-        (partial / "README.md").write_text(model_card(graph, config, target, folder.name), encoding="utf-8")
+        (partial / "README.md").write_text(model_card(graph, config, provenance, target, folder.name), encoding="utf-8")
         if target is not None and add_target is not None:
             (partial / target).mkdir()
             add_target(partial / target)

@@ -7,19 +7,16 @@ stayed gives the values that it gave before; a word that has gone falls apart in
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from converters.from_torch import load_tokenizer
 from converters.graph import Graph
-from converters.report.accuracy import MEASURED, TOKENS_BEFORE
 from spikebert.commands import UserError, note
-from spikebert.data import check_text_files, read_lines, read_split, read_tsv, tokenise
-from spikebert.evaluation import accuracy, predict
+from spikebert.data import check_text_files, read_lines, read_tsv
 from spikebert.model import SpikeBertForSequenceClassification
-from spikebert.recipe import Data
 from spikebert.vocabulary import ids_of, keep_rows, most_frequent
 
 if TYPE_CHECKING:  # without torch, transformers would complain before we name what is missing
@@ -78,45 +75,3 @@ def with_tokens_of(bundle: Path, graph: Graph, model: PreTrainedModel) -> None:
     if len(graph.source.table) < model.config.vocab_size:
         own, fewer = load_tokenizer(Path(model.config.name_or_path)), load_tokenizer(bundle / "tokenizer")
         keep_rows(model, ids_of(fewer, own))
-
-
-def measured_again(
-    model: SpikeBertForSequenceClassification, tokenizer: Path, results: Mapping[str, Any], tokens_before: int
-) -> dict[str, Any]:
-    """`results` (of spikebert-train) with the accuracy of the model as it is now, of each split that they have it of.
-
-    tokens_before  how many the other models knew that were measured: as many as this one did
-
-    Where the texts of a split cannot be read, or are not as many as were measured, none is told of it, and that is
-    said. Raises UserError where the record is damaged.
-    """
-    if MEASURED not in results.get("accuracy", {}):
-        return dict(results)
-    others = {name: value for name, value in results["accuracy"].items() if name != MEASURED}
-    try:
-        data = Data(**results["recipe"]["data"])
-        texts = {split: record["texts"] for split, record in results["accuracy"][MEASURED].items()}
-    except (KeyError, TypeError):
-        raise UserError("results.json is damaged, or of another version: run spikebert-train again") from None
-    measured = {}
-    for split, count in texts.items():
-        try:
-            measured[split] = _measure(model, tokenizer, data, split, count)
-        except UserError as error:
-            note(f"the card will tell no {split} accuracy, for with fewer tokens it may be another: {error}")
-    again = {name: value for name, value in results.items() if name != "changed_predictions"}
-    return again | {"accuracy": others | ({MEASURED: measured} if measured else {}), TOKENS_BEFORE: tokens_before}
-
-
-def _measure(
-    model: SpikeBertForSequenceClassification, tokenizer: Path, data: Data, split: str, texts: int
-) -> dict[str, Any]:
-    """Its accuracy, as results.json has it. Raises UserError where the texts are not there, or not so many."""
-    labelled, words = read_split(data, split), load_tokenizer(tokenizer)
-    if labelled is None or len(labelled.texts) != texts:
-        found = "no texts" if labelled is None else f"{len(labelled.texts)} texts"
-        raise UserError(f"{found} of {split} in {data.folder or data.hub}, where {texts} were measured")
-    tokenised = tokenise(words, labelled.texts, model.config.max_position_embeddings, labelled.labels)
-    found_right = accuracy(predict(model, tokenised, words.pad_token_id or 0), tokenised)
-    note(f"{split}: {found_right} with these tokens")
-    return found_right.to_dict()

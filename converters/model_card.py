@@ -1,32 +1,47 @@
-"""The README.md of a bundle: what it is, how good, how large, and how to run it."""
+"""The README.md of a bundle: what it is, how good, how large, what it learnt from, how it was made, how to run it."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from converters.graph import LIF, NEURONS, Attention, Graph, Source, Synapses
 from converters.in_words import readout_in_words, rule_in_words
 from converters.serialise import stored_weight
 
+READ_RECIPE = (
+    "python -c \"import json; print(json.dumps(json.load(open('manifest.json'))['provenance']['recipe']))\" "
+    "> recipe.yaml"
+)
+TRAIN = "spikebert-train --recipe recipe.yaml"
 
-def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, folder_name: str) -> str:
-    """Markdown. Uses of `config` "name", "labels", "accuracies" (name -> fraction), "licences" (what -> what is known)
-    and "example", each optional."""
+
+def model_card(
+    graph: Graph, config: Mapping[str, Any], provenance: Mapping[str, Any], target: str | None, folder_name: str
+) -> str:
+    """Markdown. What it tells if it is there:
+
+    config      "name", "labels", "accuracies" (what was measured -> fraction), "counts" (the same -> [right, texts]),
+                "activity" (split -> `OnTexts.to_json`), "licences" (what -> what is known), "example" (a text), and
+                of "model" its "token_bits"
+    provenance  "command" and "recipe"
+    """
     labels = config.get("labels") or []
     example = shlex.quote(config.get("example", "a text to classify"))
     lines = [
         f"# {config.get('name', folder_name)}",
         "",
-        f"A spiking BERT as an integer network: spikes, weights of {_weight_bits(graph)}, no floating point.",
+        f"A spiking BERT as an integer network: spikes, weights of {_weight_bits(graph)}"
+        f"{_token_bits(config.get('model') or {})}, no floating point.",
         "",
         f"- Task: classification into {graph.features[graph.output]} classes"
         + (f": {', '.join(labels)}" if labels else ""),
         f"- Made for: {target or 'any engine'}",
         "",
-        *_accuracies(config.get("accuracies") or {}),
+        *_accuracies(config.get("accuracies") or {}, config.get("counts") or {}),
+        *_activity(config.get("activity") or {}),
         "## Sizes",
         "",
         "| what | how many |",
@@ -42,6 +57,7 @@ def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, fold
         f"Logits: {readout_in_words(graph.readout)}.",
         "",
         *_licences(config.get("licences") or {}),
+        *_making(provenance),
         "## Run it",
         "",
         "```",
@@ -50,23 +66,51 @@ def model_card(graph: Graph, config: Mapping[str, Any], target: str | None, fold
         "```",
         "",
         "The first line classifies a text, the second checks every file, and this machine against the recorded spikes.",
-        "What each file holds is described in docs/bundle.md of spikebert; manifest.json says how it was made.",
+        "What each file holds is described in docs/bundle.md of spikebert.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _accuracies(accuracies: Mapping[str, float]) -> list[str]:
+def _accuracies(accuracies: Mapping[str, float], counts: Mapping[str, Sequence[int]]) -> list[str]:
     if not accuracies:
         return []
-    rows = [f"| {name} | {100 * fraction:.2f} % |" for name, fraction in accuracies.items()]
-    return ["## Accuracy", "", "| measured on | correct |", "|---|---:|", *rows, ""]
+    rows = []
+    for name, fraction in accuracies.items():
+        right, texts = counts.get(name, (None, None))
+        rows.append(f"| {name} | {100 * fraction:.2f} % | {'' if right is None else f'{right:,} of {texts:,}'} |")
+    return ["## Accuracy", "", "| measured on | correct | texts |", "|---|---:|---:|", *rows, ""]
+
+
+def _activity(activity: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What the network did with the texts that its accuracy was measured on."""
+    if not activity:
+        return []
+    rows = [
+        f"| {split} | {on['texts']:,} | {on['tokens'] / on['texts']:.1f} | {on['firing_rate']:.1%} "
+        f"| {on['operations_per_token']:,.0f} | {on['energy_of_dense_45nm']:.1%} |"
+        for split, on in activity.items()
+    ]
+    header = "| on the texts of | texts | tokens a text | firing rate | synaptic operations a token | energy of dense |"
+    return [
+        "## Activity", "", header, "|---|---:|---:|---:|---:|---:|", *rows, "",
+        "Counted by the engine `fast`. The energy is by the table 45nm, over that of a dense network of the same "
+        "connections (docs/energy.md of spikebert).",
+        "",
+    ]  # fmt: skip
 
 
 def _licences(licences: Mapping[str, str]) -> list[str]:
     said = [f"- {what}: {said}" for what, said in licences.items()]
     unsaid = "Not said. Weights learnt from texts and from a teacher may be bound by the licences of both."
     return ["## Licence", "", *(said or [unsaid]), ""]
+
+
+def _making(provenance: Mapping[str, Any]) -> list[str]:
+    """The commands that make the bundle. The manifest has the recipe as JSON, which is YAML too."""
+    command, recipe = provenance.get("command"), provenance.get("recipe")
+    lines = [*([READ_RECIPE, TRAIN] if recipe else []), *([command] if command else [])]
+    return ["## How it was made", "", "```", *lines, "```", ""] if lines else []
 
 
 def _rules(graph: Graph) -> dict[str, int]:
@@ -81,6 +125,11 @@ def _rules(graph: Graph) -> dict[str, int]:
 def _weight_bits(graph: Graph) -> str:
     bits = max((node.weight_bits for node in graph if isinstance(node, Synapses)), default=8)
     return "1 bit" if bits == 1 else f"{bits} bits"
+
+
+def _token_bits(model: Mapping[str, Any]) -> str:
+    bits = model.get("token_bits", 8)
+    return "" if bits == 8 else f", a token table of {bits} bits"
 
 
 def sizes(graph: Graph) -> dict[str, int]:

@@ -31,7 +31,7 @@ from converters.graph import Graph, GraphError
 from converters.passes.balance_delays import balance_delays
 from converters.passes.catalogue import DEFAULT_PASSES, PassContext, choose_passes, make_passes
 from converters.passes.run import Interpreters, PassedGraph, PassRecord, run_passes
-from converters.report.accuracy import MEASURED, stage_accuracies, tokens_of_others
+from converters.report.accuracy import MEASURED, TOKENS_BEFORE, stage_accuracies, tokens_of_others
 from converters.report.contents import PassReport
 from converters.report.gather import gather
 from converters.report.observe import Observations, observe
@@ -174,8 +174,10 @@ def export(
     timesteps   T, where it shall be another than the model was trained for; what training measured then counts no more
     passes      passes (`converters.passes`), `NAME` or `NAME:option=value,...`; `prove-ranges` is run in any case
     save_passes a folder for the graph before and after each pass, as text
-    vocabulary  at most so many tokens stay, those that the files of `vocabulary_text` use most; None: all. The
-                accuracy of the integer student is then measured again, where training did
+    vocabulary  at most so many tokens stay, those that the files of `vocabulary_text` use most; None: all
+
+    The network is run on the texts on which training measured the integer student, where they can be read: the card
+    tells how good it is, how often neurons fire and how many operations that takes.
 
     Raises UserError for what the user can mend, CheckFailed where the graph differs from the torch model or
     is illegal for the target. Nothing is written then.
@@ -190,7 +192,7 @@ def export(
     choose_passes(passes)
     results = training_results(model_folder)
 
-    from converters.fewer_tokens import check_texts, measured_again, with_fewer_tokens
+    from converters.fewer_tokens import check_texts, with_fewer_tokens
     from converters.from_torch import load_integer_model
 
     check_texts(vocabulary_text)
@@ -205,9 +207,8 @@ def export(
     with ExitStack() as stack:
         tokenizer = Path(config.name_or_path)
         if vocabulary is not None:
-            before = config.vocab_size
+            results = results | {TOKENS_BEFORE: config.vocab_size}
             tokenizer = stack.enter_context(with_fewer_tokens(model, vocabulary, vocabulary_text))
-            results = measured_again(model, tokenizer, results, before)
         return export_module(
             model,
             out,
@@ -257,6 +258,7 @@ def export_module(
     results = results or {}
 
     from converters.from_torch import graph_from_model, load_tokenizer, roundings
+    from converters.on_texts import run_on_splits, with_own_accuracy
     from converters.torch_engine import TorchEngine
 
     loaded = load_tokenizer(tokenizer)
@@ -280,6 +282,9 @@ def export_module(
         check_legal(graph, target)
     execution, observations = run_golden(graph, batch)
     golden: Golden = make_golden(graph, batch, execution)
+    with tokenizer_for(passed, tokenizer) as tokenizer_folder:
+        on_splits = run_on_splits(graph, tokenizer_folder, results)
+    results = with_own_accuracy(results, on_splits)
 
     def add_report(folder: Path) -> None:
         report = gather(
@@ -305,7 +310,11 @@ def export_module(
             config={
                 "name": name or out.name,
                 "labels": list(labels),
-                "accuracies": accuracies(results),
+                "accuracies": {name: measured["value"] for name, measured in accuracies(results).items()},
+                "counts": {
+                    name: [measured["correct"], measured["texts"]] for name, measured in accuracies(results).items()
+                },
+                "activity": {split: on.to_json() for split, on in on_splits.items()},
                 "licences": licences(results),
                 "example": example or texts[EXAMPLE],
                 "model": dict(description or {"class": f"{type(module).__module__}.{type(module).__qualname__}"}),
@@ -405,11 +414,11 @@ def licences(results: Mapping[str, Any]) -> dict[str, str]:
     return {what: said for what, said in known.items() if said}
 
 
-def accuracies(results: Mapping[str, Any]) -> dict[str, float]:
-    """Of `training_results`: "split, model" -> share of texts that were classified rightly, for the model card."""
+def accuracies(results: Mapping[str, Any]) -> dict[str, dict]:
+    """Of `training_results`: "split, model" -> its accuracy as recorded there, for the model card."""
     more_tokens = tokens_of_others(results)
     return {
-        f"{split}, {model}{'' if model == MEASURED else more_tokens}": measured["value"]
+        f"{split}, {model}{'' if model == MEASURED else more_tokens}": measured
         for model, splits in results.get("accuracy", {}).items()
         for split, measured in splits.items()
     }

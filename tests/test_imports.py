@@ -44,12 +44,10 @@ RULES: dict[str, set[str]] = {
     "converters.schedule": {"converters.graph"},
     "converters.pipeline": {"converters", "sim.reference", "sim.clocked", "sim.verify", "targets.legality"},
     "converters.from_torch": {"converters", "spikebert", "torch", "transformers"},
-    "converters.fewer_tokens": {
-        "converters.from_torch",
-        "converters.graph",
-        "converters.report",
-        "spikebert",
-        "transformers",
+    "converters.fewer_tokens": {"converters.from_torch", "converters.graph", "spikebert", "transformers"},
+    "converters.on_texts": {
+        *("converters.from_torch", "converters.graph", "converters.execution", "converters.report.accuracy"),
+        *("sim.energy", "sim.engines", "spikebert"),
     },
     "converters.float_student": {"converters.bundle", "converters.graph", "spikebert", "torch", "transformers"},
     "converters.torch_engine": {"converters", "spikebert", "torch"},

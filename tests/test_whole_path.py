@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -142,14 +144,14 @@ def test_the_model_card_says_the_licences() -> None:
         "The recipe says of its own texts and teacher": "research only",
     }
     graph = random_graph(np.random.default_rng(0), blocks=1)
-    card = model_card(graph, {"licences": known}, None, "bundle")
+    card = model_card(graph, {"licences": known}, {}, None, "bundle")
     assert "## Licence\n\n- Learnt from the texts: waimai, wiki" in card and "teacher: research only\n" in card
     recipe["stage1"] = recipe["stage1"] | {"text": [], "reuse": "runs/english/stage1"}
     taken_over = licences({"recipe": recipe, "stages": {"stage1": {"learnt_from": ["corpus/films.txt"]}}})
     assert taken_over["Learnt from the texts"] == "waimai, films.txt", "what it learnt from, not where that stands"
     assert licences({"recipe": recipe})["Learnt from the texts"] == "waimai, stage1", "a run of old tells no more"
     assert licences({}) == {}
-    assert "## Licence\n\nNot said. " in model_card(graph, {}, None, "bundle")
+    assert "## Licence\n\nNot said. " in model_card(graph, {}, {}, None, "bundle")
 
 
 def test_stage1_of_another_run_is_taken_over(trained: Path, tmp_path: Path, capfd) -> None:
@@ -193,6 +195,55 @@ def test_the_bundle_says_what_it_is(trained: Path, exported: Path) -> None:
     assert bundle.config["accuracies"]["test, integer student"] == measured
     assert bundle.manifest["target"] == "lava"
     assert len(bundle.golden.batch) == 8
+
+
+def test_the_card_tells_what_the_network_did_with_the_texts(
+    trained: Path, exported: Path, tmp_path: Path, capfd
+) -> None:
+    config, card = read_bundle(exported).config, (exported / "README.md").read_text()
+    assert set(config["activity"]) == {"validation", "test"}
+    for split, on in config["activity"].items():
+        flags = [str(exported), "--file", str(trained / "data" / f"{split}.tsv"), "--json"]
+        assert run_main(flags) == 0
+        ran = json.loads(capfd.readouterr().out)
+        operations = ran["activity"]["synaptic_operations"]
+        assert (
+            on["right"] / on["texts"] == ran["accuracy"]
+            and round(on["operations_per_token"] * on["tokens"]) == operations
+        )
+        assert config["counts"][f"{split}, integer student"] == [on["right"], on["texts"]]
+        assert f"| {split} | {on['texts']} | " in card and f"| {on['firing_rate']:.1%} " in card
+        assert f"| {on['right']} of {on['texts']} |" in card
+
+
+def test_the_recipe_of_the_card_is_one_to_train(trained: Path, exported: Path, tmp_path: Path, capfd) -> None:
+    making = (exported / "README.md").read_text().split("## How it was made\n\n```\n")[1].split("\n```")[0].splitlines()
+    assert making[1] == "spikebert-train --recipe recipe.yaml" and making[2].startswith("spikebert-export ")
+    script = making[0].replace("python ", f"{sys.executable} ", 1).replace("> ", f"> {tmp_path}/")
+    subprocess.run(["bash", "-c", script], cwd=exported, check=True)
+    assert train_main(["--recipe", str(tmp_path / "recipe.yaml")]) == 0
+    said = capfd.readouterr().err
+    assert f"integer: finished before, in {trained / 'run' / 'integer'}" in said, "the same in all that made the stages"
+
+
+def test_texts_that_are_gone_or_others_are_told(trained: Path, tmp_path: Path, capfd) -> None:
+    run, data = tmp_path / "run", Path(shutil.copytree(trained / "data", tmp_path / "data"))
+    shutil.copytree(trained / "run" / "integer", run / "integer")
+    results = json.loads((trained / "run" / "results.json").read_text())
+    results["recipe"]["data"]["folder"] = str(data)
+    (run / "results.json").write_text(json.dumps(results))
+    (data / "test.tsv").unlink()
+    lines = (data / "validation.tsv").read_text().splitlines()
+    swapped = [line[:-1] + ("1" if line.endswith("0") else "0") for line in lines[1:]]
+    (data / "validation.tsv").write_text("\n".join([lines[0], *swapped]) + "\n")
+    assert export_main(["--model", str(run), "--out", str(tmp_path / "bundle")]) == 0
+    said, config = capfd.readouterr().err, read_bundle(tmp_path / "bundle").config
+    recorded = results["accuracy"]["integer student"]
+    assert "the card will tell no test activity: " in said and "were those other texts?" in said
+    right, texts = recorded["validation"]["correct"], len(swapped)
+    assert config["counts"]["validation, integer student"] == [texts - right, texts], "every label is the other one"
+    assert config["accuracies"]["test, integer student"] == recorded["test"]["value"]
+    assert set(config["activity"]) == {"validation"}
 
 
 def test_the_bundle_holds_its_report(trained: Path, exported: Path) -> None:
@@ -322,7 +373,8 @@ def test_a_model_runs_for_another_number_of_timesteps(
     assert export_main(["--model", model, "--out", str(out), "--target", "lava", f"--timesteps={timesteps}"]) == 0
     bundle, before = read_bundle(out), read_bundle(exported)
     assert bundle.graph.timesteps == timesteps and before.graph.timesteps == 4
-    assert bundle.config["model"]["timesteps"] == timesteps and not bundle.config["accuracies"]
+    assert bundle.config["model"]["timesteps"] == timesteps
+    assert not bundle.config["accuracies"] and not bundle.config["activity"]
     assert bundle.config["licences"] == before.config["licences"], "that of another T learnt from the same texts"
     batch = bundle.batch([bundle.tokenise(text) for text in ("good", "a bad , sad film")])
     names = [node.name for node in bundle.graph]

@@ -54,10 +54,10 @@ def test_a_readout() -> None:
 
 def test_the_model_card_counts_the_neurons_of_each_rule() -> None:
     graph = random_graph(np.random.default_rng(0))
-    card = model_card(graph, {}, None, "bundle")
+    card = model_card(graph, {}, {}, None, "bundle")
     neurons = [node for node in graph if isinstance(node, (LIF, Source))]
     for rule in set(map(rule_in_words, neurons)):
         count = sum(graph.features[node.name] for node in neurons if rule_in_words(node) == rule)
         assert f"| {rule} | {count:,} |" in card
     assert "Logits: the sum of the currents" in card
-    assert "sends -1, 0 or 1" in model_card(rule_graph(("zero", "ternary", 1), 10, 0), {}, None, "bundle")
+    assert "sends -1, 0 or 1" in model_card(rule_graph(("zero", "ternary", 1), 10, 0), {}, {}, None, "bundle")
