@@ -87,8 +87,8 @@ def _activity(activity: Mapping[str, Mapping[str, float]]) -> list[str]:
     if not activity:
         return []
     rows = [
-        f"| {split} | {on['texts']:,} | {on['tokens'] / on['texts']:.1f} | {on['firing_rate']:.1%} "
-        f"| {on['operations_per_token']:,.0f} | {on['energy_of_dense_45nm']:.1%} |"
+        f"| {split} | {on['texts']:,} | {on['tokens'] / on['texts']:.1f} | {100 * on['firing_rate']:.1f} % "
+        f"| {on['operations_per_token']:,.0f} | {100 * on['energy_of_dense_45nm']:.1f} % |"
         for split, on in activity.items()
     ]
     header = "| on the texts of | texts | tokens a text | firing rate | synaptic operations a token | energy of dense |"

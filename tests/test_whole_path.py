@@ -212,7 +212,7 @@ def test_the_card_tells_what_the_network_did_with_the_texts(
             and round(on["operations_per_token"] * on["tokens"]) == operations
         )
         assert config["counts"][f"{split}, integer student"] == [on["right"], on["texts"]]
-        assert f"| {split} | {on['texts']} | " in card and f"| {on['firing_rate']:.1%} " in card
+        assert f"| {split} | {on['texts']} | " in card and f"| {100 * on['firing_rate']:.1f} % " in card
         assert f"| {on['right']} of {on['texts']} |" in card
 
 
