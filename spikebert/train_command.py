@@ -94,17 +94,19 @@ def quiet_libraries() -> None:
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """Flags and recipe. Raises UserError for what is unknown, missing or of a wrong type."""
-    arguments, recipes = list(argv), []
-    for place, word in enumerate(arguments):
-        if word == "--recipe" and place + 1 < len(arguments):
-            recipes.append(str(recipe_path(arguments[place + 1])))
-            arguments[place + 1] = recipes[-1]
-        elif word.startswith("--recipe="):
-            recipes.append(str(recipe_path(word.removeprefix("--recipe="))))
-            arguments[place] = f"--recipe={recipes[-1]}"
+    """Flags and recipe; flags count, wherever they stand, and of several recipes the later.
+
+    Raises UserError for what is unknown, missing or of a wrong type.
+    """
+    recipes, flags, words = [], [], iter(argv)
+    for word in words:
+        name = next(words, None) if word == "--recipe" else word.removeprefix("--recipe=")
+        if name is None or name == word:
+            flags.append(word)
+        else:
+            recipes.append(str(recipe_path(name)))
     try:
-        return parser.parse_args(arguments)
+        return parser.parse_args([*(f"--recipe={path}" for path in recipes), *flags])
     except ArgumentError as error:
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
         raise UserError(f"{_one_line(error)}{where}; spikebert-train --help lists all options") from None

@@ -35,6 +35,16 @@ def arguments(trained: Path, tmp_path: Path) -> list[str]:
 # Recipes and flags
 
 
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_flag_counts_wherever_it_stands(before: int, tmp_path: Path) -> None:
+    (tmp_path / "later.yaml").write_text("seed: 7\nstage2: {epochs: 9}\n")
+    flags = ["--out=mine", "--stage2.epochs=3"]
+    recipes = ["--recipe", "reviews", f"--recipe={tmp_path / 'later.yaml'}"]
+    found = parse(make_parser(), [*flags[:before], *recipes, *flags[before:]])
+    assert (found.out, found.stage2.epochs, found.seed) == ("mine", 3, 7), "of two recipes the later counts"
+    assert found.data.folder == "package:reviews"
+
+
 def test_a_folder_named_like_a_recipe_does_not_hide_it(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "reviews").mkdir()
     monkeypatch.chdir(tmp_path)
