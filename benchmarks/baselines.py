@@ -1,7 +1,7 @@
 """What a release model would be without a teacher: its student, and a dense BERT of its size, taught by labels alone.
 
     python -m benchmarks.baselines --data DATA --out runs/baselines
-    python -m benchmarks.baselines --data DATA --out runs/baselines --only sst2 --stage2.epochs 1
+    python -m benchmarks.baselines --data DATA --out runs/baselines_short --only mr sst5 --stage2.epochs 2
 
 DATA has a folder with train.tsv and validation.tsv for each task (sst2, mr, subj, sst5, chnsenti, waimai). A student is
 that of the recipe of the task's name: size, tokens, budget of operations, bits. It reads the task's own training texts
@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.compare_runs import measure
-from benchmarks.compare_runs import row as spiking_row
 from benchmarks.dense_student import KINDS, LEARNING_RATE, teach_beside
-from benchmarks.release import TASKS
+from benchmarks.release import TASKS, refuse_own
 from benchmarks.screen_options import OPTIONS
 from benchmarks.timing import table
 from benchmarks.training_programs import TrainingPrograms
-from spikebert.commands import note, output_kept_clean, processors, run_command, write_output
+from spikebert.commands import CheckFailed, UserError, note, output_kept_clean, processors, run_command, write_output
+from spikebert.evaluation import Accuracy
 
 ALONE = (  # beside the recipe of a task
     f"{OPTIONS['direct']} --teacher.epochs 0 --stage2.altered_copies 0 --stage2.extra_lines 0 --stage2.label_weight 1 "
@@ -39,18 +39,26 @@ HEADER = (
 
 
 def train(programs: TrainingPrograms, task: str, data: Path, out: Path, common: Sequence[str]) -> None:
-    """The spiking student, if it is not finished. Raises UserError where it fails."""
-    if not (out / task / "results.json").is_file():
-        note(f"{out / task}: training ({out / task}.log)")
-        programs.train(out / task, ["--recipe", task, "--data.folder", str(data / task), *shlex.split(ALONE), *common])
+    """The spiking student: what is finished of it, and was made with these flags, is not trained again.
+
+    Raises UserError where it fails.
+    """
+    note(f"{out / task}: training ({out / task}.log)")
+    programs.train(out / task, ["--recipe", task, "--data.folder", str(data / task), *shlex.split(ALONE), *common])
 
 
 def row(task: str, out: Path, learning_rate: float) -> list[str]:
     """Of the table; the dense student is trained for it, if it is not finished."""
     dense = teach_beside(out / task, out / f"{task}_dense", learning_rate)
-    spiking, _ = measure(out / task)
-    accuracy, _, rate, operations, of_dense, _ = spiking_row(task, [spiking], [spiking])[1:]
-    return [task, accuracy, rate, operations, of_dense, *(f"{dense[f'dense, {kind}']['value']:.1%}" for kind in KINDS)]
+    spiking, _, _ = measure(out / task)
+    return [
+        task, accuracy_cell(spiking.accuracy), f"{spiking.firing_rate:.1%}", f"{spiking.operations_per_token:,.0f}",
+        f"{spiking.of_dense:.1%}", *(accuracy_cell(Accuracy(**dense[f"dense, {kind}"])) for kind in KINDS),
+    ]  # fmt: skip
+
+
+def accuracy_cell(accuracy: Accuracy) -> str:
+    return f"{accuracy.value:.1%} ({accuracy.low:.1%} .. {accuracy.high:.1%})"
 
 
 def baselines(argv: Sequence[str] | None) -> int:
@@ -62,13 +70,23 @@ def baselines(argv: Sequence[str] | None) -> int:
     parser.add_argument("--dense-learning-rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     arguments, common = parser.parse_known_args(argv)
+    refuse_own(common)
+    rows, wrong = [], []
     with ThreadPoolExecutor(arguments.at_once) as pool, TrainingPrograms(threads=1) as programs:
-        runs = [pool.submit(train, programs, task, arguments.data, arguments.out, common) for task in arguments.only]
-        for run in runs:
-            run.result()
-    with output_kept_clean():
-        rows = [row(task, arguments.out, arguments.dense_learning_rate) for task in arguments.only]
+        runs = {
+            task: pool.submit(train, programs, task, arguments.data, arguments.out, common) for task in arguments.only
+        }
+        for task, run in runs.items():
+            try:
+                run.result()
+                with output_kept_clean():
+                    rows.append(row(task, arguments.out, arguments.dense_learning_rate))
+            except UserError as error:
+                note(str(error))
+                wrong.append(task)
     write_output(table(HEADER, rows))
+    if wrong:
+        raise CheckFailed(f"not trained: {', '.join(wrong)}")
     return 0
 
 

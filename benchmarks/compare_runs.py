@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from statistics import mean
@@ -35,16 +34,6 @@ from spikebert.recipe import Data
 Z = 1.96  # of a 95 % interval
 
 
-@dataclass(frozen=True)
-class Measured(OnTexts):
-    """One run on its validation sentences.
-
-    depth  steps by which the slowest node lags behind the source on Lava
-    """
-
-    depth: int
-
-
 def read_run(folder: Path) -> dict[str, Any]:
     """`results.json`. Raises UserError where the run is not finished."""
     path = folder / "results.json"
@@ -54,15 +43,17 @@ def read_run(folder: Path) -> dict[str, Any]:
     return results
 
 
-def measure(folder: Path) -> tuple[Measured, LabelledTexts]:
-    """A run on its validation sentences, and these. Raises UserError where there is none, or no texts."""
+def measure(folder: Path) -> tuple[OnTexts, LabelledTexts, int]:
+    """A run on its validation sentences, these, and by how many steps its slowest node lags behind the source on Lava.
+
+    Raises UserError where there is none, or no texts.
+    """
     recipe = read_run(folder)["recipe"]
     graph = graph_from_model(load_integer_model(folder))
     texts = read_split(Data(**recipe["data"]), "validation")
     assert texts is not None  # only a test split may be missing
     tokenised = tokenise(load_tokenizer(folder / "integer"), texts.texts, graph.n_max, texts.labels)
-    depth = balance_delays(graph, LatencyTable()).depth_steps
-    return Measured(**vars(run_on_texts(graph, tokenised)), depth=depth), texts
+    return run_on_texts(graph, tokenised), texts, balance_delays(graph, LatencyTable()).depth_steps
 
 
 def difference(right: Sequence[np.ndarray], base: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -95,7 +86,7 @@ def right_and_against(runs: Sequence[OnTexts], base: Sequence[OnTexts]) -> list[
     return [accuracy, compared]
 
 
-def row(name: str, runs: Sequence[Measured], base: Sequence[Measured]) -> list[str]:
+def row(name: str, runs: Sequence[OnTexts], base: Sequence[OnTexts], depth: int) -> list[str]:
     """A line of the table; of several seeds means."""
     return [
         name,
@@ -103,7 +94,7 @@ def row(name: str, runs: Sequence[Measured], base: Sequence[Measured]) -> list[s
         f"{mean(run.firing_rate for run in runs):.1%}",
         f"{mean(run.operations_per_token for run in runs):,.0f}",
         f"{mean(run.of_dense for run in runs):.1%}",
-        str(runs[0].depth),
+        str(depth),
     ]
 
 
@@ -112,7 +103,7 @@ HEADER = (
 )  # fmt: skip
 
 
-def draw(found: dict[str, list[Measured]], to: Path) -> None:
+def draw(found: dict[str, list[OnTexts]], to: Path) -> None:
     """Accuracy against operations per token, a point for each run."""
     from matplotlib.figure import Figure
 
@@ -156,19 +147,20 @@ def compare(argv: Sequence[str] | None) -> int:
     named = dict(map(split_argument, options.runs))
     if len(named) < len(options.runs):
         raise UserError("two of the runs have one name: several seeds are NAME=RUN,RUN")
-    found: dict[str, list[Measured]] = {}
+    found: dict[str, list[OnTexts]] = {}
+    depths: dict[str, int] = {}
     first: LabelledTexts | None = None
     with output_kept_clean():
         for name, folders in named.items():
             for folder in folders:
                 note(f"{name}: {folder} ...")
-                measured, texts = measure(folder)
+                measured, texts, depths[name] = measure(folder)
                 first = first or texts
                 if texts != first:
                     raise UserError(f"{folder}: its validation sentences are not those of the first run")
                 found.setdefault(name, []).append(measured)
     base = next(iter(found.values()))
-    write_output(table(HEADER, [row(name, runs, base) for name, runs in found.items()]))
+    write_output(table(HEADER, [row(name, runs, base, depths[name]) for name, runs in found.items()]))
     if options.plot:
         draw(found, options.plot)
     return 0

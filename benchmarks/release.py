@@ -86,6 +86,13 @@ def train_task(
     programs.train(places.out / task, flags)
 
 
+def refuse_own(flags: Sequence[str]) -> None:
+    """Raises UserError for a flag of spikebert-train that every run is given anyway."""
+    for flag in flags:
+        if flag.split("=")[0] in OWN:
+            raise UserError(f"{flag}: this script gives it to every run itself")
+
+
 def row(task: str, out: Path) -> list[str]:
     """Of `results.json`; seconds without those of the shared stage 1."""
     results: dict[str, Any] = json.loads((out / task / "results.json").read_text())
@@ -106,9 +113,7 @@ def release(argv: Sequence[str] | None) -> int:
     parser.add_argument("--only", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     arguments, common = parser.parse_known_args(argv)
-    for flag in common:
-        if flag.split("=")[0] in OWN:
-            raise UserError(f"{flag}: this script gives it to every run itself")
+    refuse_own(common)
     places = Places(arguments.data, arguments.corpus, arguments.out)
     done, wrong = {SHARED[task]: Event() for task in arguments.only if task in SHARED}, []
     with ThreadPoolExecutor(len(done) + len(arguments.only)) as pool, TrainingPrograms(THREADS) as programs:

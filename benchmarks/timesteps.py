@@ -19,6 +19,7 @@ from benchmarks.compare_runs import right_and_against
 from benchmarks.text_lengths import cut_texts, read_labelled
 from benchmarks.timing import table
 from converters.bundle import Bundle, read_bundle
+from converters.graph import Graph
 from converters.on_texts import OnTexts, run_on_texts
 from sim.find_bundle import find_bundle
 from spikebert.commands import UserError, note, run_command, write_output
@@ -28,15 +29,27 @@ TIMESTEPS = (1, 2, 3, 4, 6, 8)
 HEADER = ("", "timesteps", "right", "against its own, points", "firing rate", "operations a token", "of dense (45nm)")
 
 
+def with_timesteps(graph: Graph, timesteps: int) -> Graph:
+    """The graph for another T. Raises UserError below 1, and beyond those of spike-coded positions."""
+    source = graph.source
+    if timesteps < 1:
+        raise UserError(f"--timesteps {timesteps}: 1 is the least")
+    if source.code is not None and timesteps > len(source.code):
+        raise UserError(
+            f"--timesteps {timesteps}: the bundle has spike-coded positions of {len(source.code)} timesteps"
+        )
+    code = None if source.code is None else source.code[:timesteps]
+    return Graph(timesteps, graph.n_max, (replace(source, code=code), *graph.nodes[1:]))
+
+
 def measure(bundle: Bundle, texts: LabelledTexts, timesteps: Sequence[int]) -> dict[int, OnTexts]:
-    """By timesteps, its own among them, fewest first. Raises UserError for less than one."""
-    if min(timesteps) < 1:
-        raise UserError(f"--timesteps {min(timesteps)}: 1 is the least")
+    """By timesteps, its own among them, fewest first. Raises UserError as `with_timesteps` does."""
+    graphs = {count: with_timesteps(bundle.graph, count) for count in sorted({bundle.graph.timesteps, *timesteps})}
     tokenised, _ = cut_texts(bundle, texts, bundle.graph.n_max)
     found = {}
-    for count in sorted({bundle.graph.timesteps, *timesteps}):
+    for count, graph in graphs.items():
         note(f"{bundle.place}: {count} timesteps ...")
-        found[count] = run_on_texts(replace(bundle.graph, timesteps=count), tokenised)
+        found[count] = run_on_texts(graph, tokenised)
     return found
 
 
@@ -51,13 +64,13 @@ def rows(name: str, found: Mapping[int, OnTexts], own: int) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def draw(found: Mapping[str, Mapping[int, OnTexts]], to: Path) -> None:
+def draw(found: Sequence[tuple[str, Mapping[int, OnTexts]]], to: Path) -> None:
     """Accuracy by operations a token: a line for each bundle, a point for each number of timesteps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    for name, by_timesteps in found.items():
+    for name, by_timesteps in found:
         right = [100 * on.accuracy.value for on in by_timesteps.values()]
         operations = [on.operations_per_token for on in by_timesteps.values()]
         (line,) = axes.plot(operations, right, marker="o", markersize=4)
@@ -88,14 +101,15 @@ def run(argv: Sequence[str] | None) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="accuracy by operations")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     options = parser.parse_args(argv)
-    found = {}
-    for name, file in dict(map(split_argument, options.bundles)).items():
+    given = []
+    for name, file in map(split_argument, options.bundles):
         bundle = read_bundle(find_bundle(name))
-        measured = measure(bundle, read_labelled(file, bundle.labels), options.timesteps)
-        found[Path(name).stem] = measured, bundle.graph.timesteps
-    write_output(table(HEADER, [row for name, measured in found.items() for row in rows(name, *measured)]))
+        given.append((name, bundle, read_labelled(file, bundle.labels)))
+    found = [(name, bundle, measure(bundle, texts, options.timesteps)) for name, bundle, texts in given]
+    lines = [row for name, bundle, measured in found for row in rows(name, measured, bundle.graph.timesteps)]
+    write_output(table(HEADER, lines))
     if options.plot:
-        draw({name: by_timesteps for name, (by_timesteps, _) in found.items()}, options.plot)
+        draw([(Path(name).name, measured) for name, _, measured in found], options.plot)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,6 @@ from typing import Any
 from converters.graph import LIF, NEURONS, Attention, Graph, Source, Synapses
 from converters.in_words import readout_in_words, rule_in_words
 from converters.serialise import stored_weight
-
-READ_RECIPE = (
-    "python -c \"import json; print(json.dumps(json.load(open('manifest.json'))['provenance']['recipe']))\" "
-    "> recipe.yaml"
-)
-TRAIN = "spikebert-train --recipe recipe.yaml"
 
 
 def model_card(
@@ -57,7 +52,7 @@ def model_card(
         f"Logits: {readout_in_words(graph.readout)}.",
         "",
         *_licences(config.get("licences") or {}),
-        *_making(provenance),
+        *_making(provenance, folder_name),
         "## Run it",
         "",
         "```",
@@ -66,6 +61,7 @@ def model_card(
         "```",
         "",
         "The first line classifies a text, the second checks every file, and this machine against the recorded spikes.",
+        "All commands are given in the folder that holds the bundle's.",
         "What each file holds is described in docs/bundle.md of spikebert.",
         "",
     ]
@@ -106,10 +102,13 @@ def _licences(licences: Mapping[str, str]) -> list[str]:
     return ["## Licence", "", *(said or [unsaid]), ""]
 
 
-def _making(provenance: Mapping[str, Any]) -> list[str]:
+def _making(provenance: Mapping[str, Any], folder_name: str) -> list[str]:
     """The commands that make the bundle. The manifest has the recipe as JSON, which is YAML too."""
     command, recipe = provenance.get("command"), provenance.get("recipe")
-    lines = [*([READ_RECIPE, TRAIN] if recipe else []), *([command] if command else [])]
+    manifest = json.dumps(f"{folder_name}/manifest.json")
+    read = f"import json; print(json.dumps(json.load(open({manifest}))['provenance']['recipe']))"
+    train = [f"python -c {shlex.quote(read)} > recipe.yaml", "spikebert-train --recipe recipe.yaml"] if recipe else []
+    lines = [*train, *([command] if command else [])]
     return ["## How it was made", "", "```", *lines, "```", ""] if lines else []
 
 

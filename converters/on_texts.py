@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from converters.execution import Activity, EngineOptions, TokenBatch
-from converters.from_torch import load_tokenizer
 from converters.graph import Graph
-from converters.report.accuracy import MEASURED, TOKENS_BEFORE
+from converters.report.accuracy import MEASURED
 from sim.energy import Tokens, estimate, read_cost_table
 from sim.engines import open_engine
 from spikebert.commands import UserError, note
-from spikebert.data import TokenisedTexts, read_split, sorted_batches, tokenise
+from spikebert.data import LabelledTexts, TokenisedTexts, read_split, sorted_batches, tokenise
 from spikebert.evaluation import Accuracy
 from spikebert.recipe import Data
 
@@ -90,57 +89,66 @@ def run_on_texts(graph: Graph, texts: TokenisedTexts) -> OnTexts:
     return OnTexts(right, total, tokens.real, energy.of_dense)
 
 
-def run_on_splits(graph: Graph, tokenizer: Path, results: Mapping[str, Any]) -> dict[str, OnTexts]:
-    """By split: what the network does with the texts on which training measured the integer student.
+def measured_texts(results: Mapping[str, Any]) -> dict[str, LabelledTexts]:
+    """By split the labelled texts on which training measured the integer student, as its recipe names them.
 
-    tokenizer  the folder of one that gives the ids of this graph
-    results    results.json of spikebert-train; nothing is run where it tells no accuracy
+    results  results.json of spikebert-train; without an accuracy there are none
 
-    A split whose texts cannot be read, or are not as many as were measured, is left out, and that is said. Raises
-    UserError where the record is damaged.
+    A split whose texts cannot be read, or are others than were measured, is left out, and that is said. (Older versions
+    wrote no sha256 of them: then there must be as many.)
     """
-    if MEASURED not in results.get("accuracy", {}):
-        return {}
-    try:
-        data = Data(**results["recipe"]["data"])
-        counts = {split: record["texts"] for split, record in results["accuracy"][MEASURED].items()}
-    except (KeyError, TypeError):
-        raise UserError("results.json is damaged, or of another version: run spikebert-train again") from None
-    found, words = {}, load_tokenizer(tokenizer)
-    for split, count in counts.items():
+    recorded, found = results.get("accuracy", {}).get(MEASURED, {}), {}
+    for split, record in recorded.items():
         try:
-            labelled = read_split(data, split)
-            if labelled is None or len(labelled.texts) != count:
-                there = "no texts" if labelled is None else f"{len(labelled.texts)} texts"
-                raise UserError(f"{there} of {split} in {data.folder or data.hub}, where {count} were measured")
-        except UserError as error:
-            untold = "activity" if TOKENS_BEFORE not in results else "accuracy, for with fewer tokens it may be another"
-            note(f"the card will tell no {split} {untold}: {error}")
-            continue
-        found[split] = run_on_texts(graph, tokenise(words, labelled.texts, graph.n_max, labelled.labels))
-        note(
-            f"{split}: {found[split].accuracy}, firing rate {found[split].firing_rate:.1%}, "
-            f"{found[split].operations_per_token:,.0f} synaptic operations a token"
-        )
+            data = Data(**results["recipe"]["data"])
+            texts = read_split(data, split)
+            if texts is None or len(texts.texts) != record["texts"]:
+                there = "no" if texts is None else len(texts.texts)
+                raise UserError(f"{there} texts in {data.folder or data.hub}, where {record['texts']} were measured")
+            if texts.sha256() != results.get("texts_sha256", {}).get(split, texts.sha256()):
+                raise UserError(f"those in {data.folder or data.hub} are others than were measured")
+            found[split] = texts
+        except (UserError, OSError, KeyError, TypeError, ValueError) as error:
+            note(f"{split}: not run on its texts, so the card tells less: {error}")
     return found
 
 
-def with_own_accuracy(results: Mapping[str, Any], found: Mapping[str, OnTexts]) -> dict[str, Any]:
-    """`results` (of spikebert-train) with the integer student's accuracy as the network itself has it.
+def run_on_splits(
+    graph: Graph, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, LabelledTexts]
+) -> dict[str, OnTexts]:
+    """`run_on_texts` of each split; `tokenizer` gives the ids of this graph."""
+    found = {}
+    for split, texts in splits.items():
+        note(f"{split}: running {len(texts.texts):,} texts ...")
+        on = run_on_texts(graph, tokenise(tokenizer, texts.texts, graph.n_max, texts.labels))
+        note(
+            f"{split}: {on.accuracy}, firing rate {on.firing_rate:.1%}, {on.operations_per_token:,.0f} synaptic "
+            "operations a token"
+        )
+        found[split] = on
+    return found
 
-    Where it knows fewer tokens than training measured (`TOKENS_BEFORE`), none stays of a split that is not found.
+
+def without_own_accuracy(results: Mapping[str, Any]) -> dict[str, Any]:
+    """`results` (of spikebert-train) without what they tell of the integer student, which is another one now."""
+    others = {name: measured for name, measured in results.get("accuracy", {}).items() if name != MEASURED}
+    return {**results, "accuracy": others}
+
+
+def with_own_accuracy(results: Mapping[str, Any], found: dict[str, OnTexts]) -> dict[str, Any]:
+    """`results` with the integer student's accuracy as the network itself has it.
+
+    A split of which they tell another accuracy is removed from `found`, and that is said: the network is proven to be
+    the one that was measured, so these are other texts.
     """
-    if MEASURED not in results.get("accuracy", {}):
-        return dict(results)
-    recorded, fewer = results["accuracy"][MEASURED], TOKENS_BEFORE in results
-    own = {split: on.accuracy.to_dict() for split, on in found.items()}
-    for split, measured in own.items():
-        if not fewer and recorded[split]["correct"] != measured["correct"]:
+    own = dict(results.get("accuracy", {}).get(MEASURED, {}))
+    for split, on in list(found.items()):
+        if split in own and own[split]["correct"] != on.accuracy.correct:
             note(
-                f"{split}: training counted {recorded[split]['correct']} of {measured['texts']} texts right, the "
-                f"network {measured['correct']}, which is what the card tells: were those other texts?"
+                f"{split}: training counted {own[split]['correct']} of {on.accuracy.texts} texts right, the network "
+                f"{on.accuracy.correct}: these are other texts, so the card tells nothing of them"
             )
-    others = {name: value for name, value in results["accuracy"].items() if name != MEASURED}
-    kept = own if fewer else recorded | own
-    again = {name: value for name, value in results.items() if not (fewer and name == "changed_predictions")}
-    return again | {"accuracy": others | ({MEASURED: kept} if kept else {})}
+            del found[split]
+        else:
+            own[split] = on.accuracy.to_dict()
+    return {**results, "accuracy": {**results.get("accuracy", {}), MEASURED: own}} if own else dict(results)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -43,6 +43,9 @@ from sim.verify import Comparison, compare
 from spikebert.commands import CheckFailed, UserError
 from spikebert.tokenizer_rows import write_with_rows
 from targets.legality import IllegalGraphError, Violation
+
+if TYPE_CHECKING:  # it needs torch
+    from spikebert.data import LabelledTexts
 
 TARGETS = "spikebert.targets"
 # Short inputs of our own: an empty text, one word, repetition, punctuation, another script, a longer sentence.
@@ -167,17 +170,17 @@ def export(
     timesteps: int | None = None,
     vocabulary: int | None = None,
     vocabulary_text: Sequence[str] = (),
+    run_texts: bool = True,
 ) -> Export:
     """Write the bundle of a trained model.
 
     example     a text that the bundle's card classifies; one of `golden_texts` if left out
     timesteps   T, where it shall be another than the model was trained for; what training measured then counts no more
+    run_texts   run the network on the texts on which training measured the integer student, where they can be read: the
+                card then tells how good it is, how often neurons fire and how many operations that takes
     passes      passes (`converters.passes`), `NAME` or `NAME:option=value,...`; `prove-ranges` is run in any case
     save_passes a folder for the graph before and after each pass, as text
     vocabulary  at most so many tokens stay, those that the files of `vocabulary_text` use most; None: all
-
-    The network is run on the texts on which training measured the integer student, where they can be read: the card
-    tells how good it is, how often neurons fire and how many operations that takes.
 
     Raises UserError for what the user can mend, CheckFailed where the graph differs from the torch model or
     is illegal for the target. Nothing is written then.
@@ -194,8 +197,10 @@ def export(
 
     from converters.fewer_tokens import check_texts, with_fewer_tokens
     from converters.from_torch import load_integer_model
+    from converters.on_texts import measured_texts, without_own_accuracy
 
     check_texts(vocabulary_text)
+    texts = measured_texts(results) if run_texts else {}
     model = load_integer_model(model_folder)
     if timesteps not in (None, model.config.timesteps):
         try:
@@ -207,7 +212,9 @@ def export(
     with ExitStack() as stack:
         tokenizer = Path(config.name_or_path)
         if vocabulary is not None:
-            results = results | {TOKENS_BEFORE: config.vocab_size}
+            results = without_own_accuracy(results)
+            if results.get("accuracy"):
+                results = results | {TOKENS_BEFORE: config.vocab_size}
             tokenizer = stack.enter_context(with_fewer_tokens(model, vocabulary, vocabulary_text))
         return export_module(
             model,
@@ -217,6 +224,7 @@ def export(
             labels=[config.id2label[i] for i in range(config.num_labels)],
             description={key: value for key, value in config.to_diff_dict().items() if key != "_name_or_path"},
             results=results,
+            texts=texts,
             name=name,
             example=example,
             overwrite=overwrite,
@@ -235,6 +243,7 @@ def export_module(
     labels: Sequence[str] | None = None,
     description: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
+    texts: Mapping[str, LabelledTexts] | None = None,
     name: str | None = None,
     example: str | None = None,
     overwrite: bool = False,
@@ -249,6 +258,8 @@ def export_module(
     labels      names of the classes in order; "0", "1", ... if left out
     description what the manifest tells of the model; its class if left out
     results     what training measured (results.json of spikebert-train)
+    texts       by the name of their split, such as "validation": labelled texts that the network is run on, for the
+                card to tell what it does with them
 
     The others, and what is raised, as for `export`.
     """
@@ -270,9 +281,11 @@ def export_module(
     check_fits(graph, loaded, labels)
     if target is not None and not passes:
         check_legal(graph, target)  # before the long work; a pass may make a graph legal that is not
-    texts = golden_texts(loaded.get_vocab())
-    batch = tokenise_golden(texts, loaded, graph.n_max, loaded.pad_token_id or 0)
+    golden_inputs = golden_texts(loaded.get_vocab())
+    batch = tokenise_golden(golden_inputs, loaded, graph.n_max, loaded.pad_token_id or 0)
     comparison = check_against_torch(graph, TorchEngine(graph, module), batch)
+    on_splits = run_on_splits(graph, loaded, texts or {})  # as trained: passes change no value, but what is counted
+    results = with_own_accuracy(results, on_splits)
     rounding = roundings(module, graph)
     latencies = None if target is None else target.latencies
     todo = make_passes(chosen, PassContext(tokenizer, latencies or LatencyTable()))
@@ -282,9 +295,7 @@ def export_module(
         check_legal(graph, target)
     execution, observations = run_golden(graph, batch)
     golden: Golden = make_golden(graph, batch, execution)
-    with tokenizer_for(passed, tokenizer) as tokenizer_folder:
-        on_splits = run_on_splits(graph, tokenizer_folder, results)
-    results = with_own_accuracy(results, on_splits)
+    accuracy = accuracies(results)
 
     def add_report(folder: Path) -> None:
         report = gather(
@@ -310,13 +321,11 @@ def export_module(
             config={
                 "name": name or out.name,
                 "labels": list(labels),
-                "accuracies": {name: measured["value"] for name, measured in accuracies(results).items()},
-                "counts": {
-                    name: [measured["correct"], measured["texts"]] for name, measured in accuracies(results).items()
-                },
+                "accuracies": {name: measured["value"] for name, measured in accuracy.items()},
+                "counts": {name: [measured["correct"], measured["texts"]] for name, measured in accuracy.items()},
                 "activity": {split: on.to_json() for split, on in on_splits.items()},
                 "licences": licences(results),
-                "example": example or texts[EXAMPLE],
+                "example": example or golden_inputs[EXAMPLE],
                 "model": dict(description or {"class": f"{type(module).__module__}.{type(module).__qualname__}"}),
             },
             provenance={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,6 +51,10 @@ class LabelledTexts:
 
     texts: list[str]
     labels: list[int]
+
+    def sha256(self) -> str:
+        """Of the texts and labels in their order, hex."""
+        return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()
 
 
 def read_tsv(path: Path, text_column: str = "text", label_column: str = "label") -> LabelledTexts:

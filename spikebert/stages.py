@@ -158,6 +158,7 @@ class Training:
             check_reuse(self.student_config, self.teacher_config, self.tokenizer, reused, recipe.stage1.reuse_readout)
         self.vocabulary = self._choose_vocabulary(splits["train"])
         self.task = self._read_task(splits)
+        self.texts_sha256 = {name: split.sha256() for name, split in splits.items() if split is not None}
         self.fingerprints = self._fingerprints(splits)
         self._check_out()
 
@@ -599,10 +600,11 @@ class Training:
         results["integer_stage_sha256"] = hash_files(
             [str(self.out / "integer" / "stage.json")]
         )  # that of these figures
-        splits = {"validation": self.task.validation, "test": self.task.test}
-        for split, texts in splits.items():
+        results["texts_sha256"] = {}
+        for split, texts in {"validation": self.task.validation, "test": self.task.test}.items():
             if texts is None:
                 continue
+            results["texts_sha256"][split] = self.texts_sha256[split]
             classes = {}
             for name in MEASURED:
                 model = self._measured_model(name)

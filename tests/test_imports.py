@@ -42,12 +42,14 @@ RULES: dict[str, set[str]] = {
     },
     "converters.passes.catalogue": {"converters.passes", "converters.schedule"},
     "converters.schedule": {"converters.graph"},
-    "converters.pipeline": {"converters", "sim.reference", "sim.clocked", "sim.verify", "targets.legality"},
+    "converters.pipeline": {
+        *("converters", "sim.reference", "sim.clocked", "sim.verify", "targets.legality", "spikebert.data"),
+    },
     "converters.from_torch": {"converters", "spikebert", "torch", "transformers"},
     "converters.fewer_tokens": {"converters.from_torch", "converters.graph", "spikebert", "transformers"},
     "converters.on_texts": {
-        *("converters.from_torch", "converters.graph", "converters.execution", "converters.report.accuracy"),
-        *("sim.energy", "sim.engines", "spikebert"),
+        *("converters.graph", "converters.execution", "converters.report.accuracy"),
+        *("sim.energy", "sim.engines", "spikebert", "transformers"),
     },
     "converters.float_student": {"converters.bundle", "converters.graph", "spikebert", "torch", "transformers"},
     "converters.torch_engine": {"converters", "spikebert", "torch"},

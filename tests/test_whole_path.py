@@ -219,18 +219,23 @@ def test_the_card_tells_what_the_network_did_with_the_texts(
 def test_the_recipe_of_the_card_is_one_to_train(trained: Path, exported: Path, tmp_path: Path, capfd) -> None:
     making = (exported / "README.md").read_text().split("## How it was made\n\n```\n")[1].split("\n```")[0].splitlines()
     assert making[1] == "spikebert-train --recipe recipe.yaml" and making[2].startswith("spikebert-export ")
-    script = making[0].replace("python ", f"{sys.executable} ", 1).replace("> ", f"> {tmp_path}/")
-    subprocess.run(["bash", "-c", script], cwd=exported, check=True)
+    shutil.copytree(exported, tmp_path / exported.name)
+    python = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    subprocess.run(["bash", "-c", making[0]], cwd=tmp_path, env=python, check=True)
+    assert read_bundle(tmp_path / exported.name).config == read_bundle(exported).config, "nothing is left in it"
     assert train_main(["--recipe", str(tmp_path / "recipe.yaml")]) == 0
     said = capfd.readouterr().err
     assert f"integer: finished before, in {trained / 'run' / 'integer'}" in said, "the same in all that made the stages"
 
 
-def test_texts_that_are_gone_or_others_are_told(trained: Path, tmp_path: Path, capfd) -> None:
+@pytest.mark.parametrize("hashed", [True, False])
+def test_texts_that_are_gone_or_others_are_told(trained: Path, tmp_path: Path, capfd, hashed: bool) -> None:
     run, data = tmp_path / "run", Path(shutil.copytree(trained / "data", tmp_path / "data"))
     shutil.copytree(trained / "run" / "integer", run / "integer")
     results = json.loads((trained / "run" / "results.json").read_text())
     results["recipe"]["data"]["folder"] = str(data)
+    if not hashed:  # as older versions wrote them
+        del results["texts_sha256"]
     (run / "results.json").write_text(json.dumps(results))
     (data / "test.tsv").unlink()
     lines = (data / "validation.tsv").read_text().splitlines()
@@ -238,12 +243,31 @@ def test_texts_that_are_gone_or_others_are_told(trained: Path, tmp_path: Path, c
     (data / "validation.tsv").write_text("\n".join([lines[0], *swapped]) + "\n")
     assert export_main(["--model", str(run), "--out", str(tmp_path / "bundle")]) == 0
     said, config = capfd.readouterr().err, read_bundle(tmp_path / "bundle").config
+    assert "test: not run on its texts, so the card tells less: no texts in " in said
+    assert ("are others than were measured" if hashed else "these are other texts") in said
     recorded = results["accuracy"]["integer student"]
-    assert "the card will tell no test activity: " in said and "were those other texts?" in said
-    right, texts = recorded["validation"]["correct"], len(swapped)
-    assert config["counts"]["validation, integer student"] == [texts - right, texts], "every label is the other one"
-    assert config["accuracies"]["test, integer student"] == recorded["test"]["value"]
-    assert set(config["activity"]) == {"validation"}
+    for split in ("validation", "test"):
+        assert config["accuracies"][f"{split}, integer student"] == recorded[split]["value"], "as training has it"
+    assert config["activity"] == {}
+
+
+def test_a_record_of_another_version_tells_less(trained: Path, tmp_path: Path, capfd) -> None:
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    results = json.loads((run / "results.json").read_text())
+    results["recipe"]["data"]["colour"] = "blue"
+    (run / "results.json").write_text(json.dumps(results))
+    assert export_main(["--model", str(run), "--out", str(tmp_path / "bundle")]) == 0
+    assert "the card tells less: " in capfd.readouterr().err
+    assert read_bundle(tmp_path / "bundle").config["activity"] == {}
+
+
+def test_without_texts_nothing_is_run(trained: Path, tmp_path: Path, capfd) -> None:
+    flags = ["--model", str(trained / "run"), "--no-texts", "--name", "Film reviews"]
+    assert export_main([*flags, "--out", str(tmp_path / "bundle")]) == 0
+    config, card = read_bundle(tmp_path / "bundle").config, (tmp_path / "bundle" / "README.md").read_text()
+    assert config["activity"] == {} and "test, integer student" in config["accuracies"]
+    assert "--name 'Film reviews'" in card, "a command to paste"
+    assert "running" not in capfd.readouterr().err
 
 
 def test_the_bundle_holds_its_report(trained: Path, exported: Path) -> None:
@@ -374,7 +398,9 @@ def test_a_model_runs_for_another_number_of_timesteps(
     bundle, before = read_bundle(out), read_bundle(exported)
     assert bundle.graph.timesteps == timesteps and before.graph.timesteps == 4
     assert bundle.config["model"]["timesteps"] == timesteps
-    assert not bundle.config["accuracies"] and not bundle.config["activity"]
+    assert set(bundle.config["accuracies"]) == {"validation, integer student", "test, integer student"}
+    for split, on in bundle.config["activity"].items():
+        assert bundle.config["counts"][f"{split}, integer student"] == [on["right"], on["texts"]]
     assert bundle.config["licences"] == before.config["licences"], "that of another T learnt from the same texts"
     batch = bundle.batch([bundle.tokenise(text) for text in ("good", "a bad , sad film")])
     names = [node.name for node in bundle.graph]

@@ -49,5 +49,11 @@ def test_both_students_are_trained_from_labels_once(tmp_path: Path, capsys: pyte
 @pytest.mark.slow
 def test_a_task_without_texts_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--data", str(tmp_path), "--out", str(tmp_path / "runs"), "--only", "mr", "--at-once", "1"]
-    assert main([*flags, f"--teacher.model={make_teacher(tmp_path / 'teacher')}"]) == 2
-    assert "mr.log says why" in capsys.readouterr().err
+    assert main([*flags, f"--teacher.model={make_teacher(tmp_path / 'teacher')}"]) == 1
+    said = capsys.readouterr().err
+    assert "mr.log says why" in said and "not trained: mr" in said
+
+
+def test_flags_that_it_gives_itself_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(tmp_path), "--out", str(tmp_path / "runs"), "--recipe=mr"]) == 2
+    assert "gives it to every run itself" in capsys.readouterr().err

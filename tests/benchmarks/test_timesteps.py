@@ -11,10 +11,12 @@ from random_graphs import random_graph
 from small_bundles import small_bundle
 
 from benchmarks.text_lengths import cut_texts
-from benchmarks.timesteps import main, measure
+from benchmarks.timesteps import main, measure, with_timesteps
 from converters.bundle import Bundle
 from converters.execution import TokenBatch
+from converters.graph import Graph, Readout, Source
 from sim.reference import ReferenceEngine
+from spikebert.commands import UserError
 from spikebert.data import LabelledTexts
 
 TEXTS = LabelledTexts(["a good film", "bad", "a dull dull dull film", "fun"], [2, 0, 1, 1])
@@ -46,11 +48,25 @@ def test_each_number_is_what_the_definition_gives_for_it(bundle: Bundle) -> None
     assert operations == sorted(operations) and operations[0] < operations[-1]
 
 
+def test_spike_coded_positions_are_cut_and_no_more_made_up() -> None:
+    graph = random_graph(np.random.default_rng(0), blocks=1, n_max=6)
+    code = np.random.default_rng(1).integers(0, 2, (graph.timesteps, 6, graph.source.table.shape[1]), np.uint8)
+    plain, readers = graph.source, [node for node in graph if graph.source.name in node.inputs]
+    assert with_timesteps(graph, 1).timesteps == 1 and plain.code is None and readers
+    source = Source(plain.name, plain.table, plain.position, plain.kind, plain.threshold, plain.dv, code=code)
+    readout = Readout("readout", (plain.name,), np.ones((2, 2 * plain.table.shape[1]), np.int8), np.zeros(2, np.int64))
+    coded = Graph(graph.timesteps, 6, (source, readout))
+    fewer = with_timesteps(coded, 1)
+    assert np.array_equal(fewer.source.code, code[:1])
+    with pytest.raises(UserError, match=f"of {graph.timesteps} timesteps"):
+        with_timesteps(coded, graph.timesteps + 1)
+
+
 def test_the_command_prints_a_row_for_each_and_draws_them(bundle: Bundle, file: Path, tmp_path: Path, capsys) -> None:
     plot = tmp_path / "plot.png"
     assert main([f"{bundle.folder}={file}", "--timesteps", "1", "2", "--plot", str(plot)]) == 0
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[:2] for row in cells] == [["bundle", "1"], ["bundle", "2"], ["bundle", "3"]]
+    assert [row[:2] for row in cells] == [[str(bundle.folder), count] for count in "123"]
     assert cells[2][3] == "" and ".." in cells[0][3], "its own is compared with nothing"
     assert plot.read_bytes().startswith(b"\x89PNG")
 
