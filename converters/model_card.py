@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from typing import Any
 from converters.graph import LIF, NEURONS, Attention, Graph, Source, Synapses
 from converters.in_words import readout_in_words, rule_in_words
 from converters.serialise import stored_weight
+
+READ_RECIPE = "\"import json, sys; print(json.dumps(json.load(open(sys.argv[1]))['provenance']['recipe']))\""
 
 
 def model_card(
@@ -105,9 +106,8 @@ def _licences(licences: Mapping[str, str]) -> list[str]:
 def _making(provenance: Mapping[str, Any], folder_name: str) -> list[str]:
     """The commands that make the bundle. The manifest has the recipe as JSON, which is YAML too."""
     command, recipe = provenance.get("command"), provenance.get("recipe")
-    manifest = json.dumps(f"{folder_name}/manifest.json")
-    read = f"import json; print(json.dumps(json.load(open({manifest}))['provenance']['recipe']))"
-    train = [f"python -c {shlex.quote(read)} > recipe.yaml", "spikebert-train --recipe recipe.yaml"] if recipe else []
+    read = f"python -c {READ_RECIPE} {shlex.quote(f'{folder_name}/manifest.json')} > recipe.yaml"
+    train = [read, "spikebert-train --recipe recipe.yaml"] if recipe else []
     lines = [*train, *([command] if command else [])]
     return ["## How it was made", "", "```", *lines, "```", ""] if lines else []
 
