@@ -284,15 +284,15 @@ def export_module(
     golden_inputs = golden_texts(loaded.get_vocab())
     batch = tokenise_golden(golden_inputs, loaded, graph.n_max, loaded.pad_token_id or 0)
     comparison = check_against_torch(graph, TorchEngine(graph, module), batch)
-    on_splits = run_on_splits(graph, loaded, texts or {})  # as trained: passes change no value, but what is counted
-    results = with_own_accuracy(results, on_splits)
     rounding = roundings(module, graph)
     latencies = None if target is None else target.latencies
     todo = make_passes(chosen, PassContext(tokenizer, latencies or LatencyTable()))
     passed = run_passes(graph, todo, batch, Interpreters(run_reference, run_clocked), save_passes)
-    graph, batch, records = passed.graph, passed.batch, passed.records
+    as_trained, graph, batch, records = graph, passed.graph, passed.batch, passed.records
     if target is not None:
         check_legal(graph, target)
+    on_splits = run_on_splits(as_trained, loaded, texts or {})  # passes change no value of it, but what is counted
+    results = with_own_accuracy(results, on_splits)
     execution, observations = run_golden(graph, batch)
     golden: Golden = make_golden(graph, batch, execution)
     accuracy = accuracies(results)
