@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.compare_runs import measure
+from benchmarks.compare_runs import accuracy_cell, measure
 from benchmarks.dense_student import KINDS, LEARNING_RATE, teach_beside
 from benchmarks.release import TASKS, refuse_own
 from benchmarks.screen_options import OPTIONS
@@ -56,10 +56,6 @@ def row(task: str, out: Path, learning_rate: float) -> list[str]:
         task, accuracy_cell(spiking.accuracy), f"{spiking.firing_rate:.1%}", f"{spiking.operations_per_token:,.0f}",
         f"{spiking.of_dense:.1%}", *(accuracy_cell(Accuracy(**dense[f"dense, {kind}"])) for kind in KINDS),
     ]  # fmt: skip
-
-
-def accuracy_cell(accuracy: Accuracy) -> str:
-    return f"{accuracy.value:.1%} ({accuracy.low:.1%} .. {accuracy.high:.1%})"
 
 
 def baselines(argv: Sequence[str] | None) -> int:

@@ -29,6 +29,7 @@ from converters.passes.balance_delays import balance_delays
 from converters.schedule import LatencyTable
 from spikebert.commands import UserError, note, output_kept_clean, run_command, write_output
 from spikebert.data import LabelledTexts, read_split, tokenise
+from spikebert.evaluation import Accuracy
 from spikebert.recipe import Data
 
 Z = 1.96  # of a 95 % interval
@@ -68,12 +69,16 @@ def difference(right: Sequence[np.ndarray], base: Sequence[np.ndarray]) -> tuple
     return float(differences.mean()), Z * float(differences.std()) / sqrt(len(differences))
 
 
+def accuracy_cell(accuracy: Accuracy) -> str:
+    """With its 95 % interval."""
+    return f"{accuracy.value:.1%} ({accuracy.low:.1%} .. {accuracy.high:.1%})"
+
+
 def right_and_against(runs: Sequence[OnTexts], base: Sequence[OnTexts]) -> list[str]:
     """Two cells: how much is right (of several seeds their mean, the worst and the best), and how many points more than
     in `base`; nothing against itself."""
     if len(runs) == 1:
-        own = runs[0].accuracy
-        accuracy = f"{own.value:.1%} ({own.low:.1%} .. {own.high:.1%})"
+        accuracy = accuracy_cell(runs[0].accuracy)
     else:
         values = [run.accuracy.value for run in runs]
         accuracy = f"{mean(values):.1%} ({len(values)} seeds, {min(values):.1%} .. {max(values):.1%})"

@@ -158,7 +158,9 @@ class Training:
             check_reuse(self.student_config, self.teacher_config, self.tokenizer, reused, recipe.stage1.reuse_readout)
         self.vocabulary = self._choose_vocabulary(splits["train"])
         self.task = self._read_task(splits)
-        self.texts_sha256 = {name: split.sha256() for name, split in splits.items() if split is not None}
+        self.texts_sha256 = {
+            name: split.sha256() for name, split in splits.items() if split is not None and name != "train"
+        }
         self.fingerprints = self._fingerprints(splits)
         self._check_out()
 
