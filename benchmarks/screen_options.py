@@ -35,6 +35,7 @@ OPTIONS = {
     "log": "--student.attention_position log",
     "gray": "--student.attention_position gray",
     "learned": "--student.attention_position learned",
+    "neighbours": "--student.attention_position neighbours",
     "xnor": "--student.attention_similarity xnor",
     "xnor-log": "--student.attention_similarity xnor --student.attention_position log",
     "code": "--student.position_spikes 32",

@@ -37,6 +37,7 @@ from spikebert.data import TokenisedTexts, read_tsv, sorted_batches, tokenise
 from spikebert.distillation import Alignment
 from spikebert.layers import SpikingLinear
 from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.positions import LEARNED
 from spikebert.recording import record
 from spikebert.stages import errors_name_files
 from spikebert.teacher_outputs import ask_teacher
@@ -55,7 +56,7 @@ def config_of(bundle: Bundle, vocabulary: int) -> SpikeBertConfig:
     if not isinstance(kept, dict) or "SpikeBertForSequenceClassification" not in kept.get("architectures", ()):
         raise UserError(f"{bundle.place}: it was not made of a SpikeBERT: only such have a float student")
     config = SpikeBertConfig(**(kept | {"mode": "float", "weight_bits": 8, "token_bits": 8, "vocab_size": vocabulary}))
-    if config.norm != "batch" or config.attention_position == "learned":
+    if config.norm != "batch" or config.attention_position in LEARNED:
         raise UserError(
             f"{bundle.place}: norm '{config.norm}', attention_position '{config.attention_position}': only students "
             "with norm 'batch' and without learned positions in attention can be made again"

@@ -17,7 +17,7 @@ NORMS = ("batch", "layer", "rms", "none")
 READOUT_KINDS = ("sum", "membrane")  # of a `Readout`; the graph's own (tests compare them)
 READOUTS = (*READOUT_KINDS, "spikes")
 SIMILARITIES = ("and", "xnor")
-POSITIONS = ("none", "log", "gray", "learned")  # of attention
+POSITIONS = ("none", "log", "gray", "learned", "neighbours")  # of attention
 AND_THRESHOLD = 16  # matches
 KEYS = 6  # spikes of v that are waited for, where each of them brings about the same
 THRESHOLD_MAX = 65535  # accumulator units
@@ -28,7 +28,8 @@ def attention_threshold_for(similarity: str, size: int, position: str, n_max: in
 
     With "and" few features match, whatever the size. With "xnor" most do, those that are silent in both: a key brings
     nearly `size` to each spike of its v, and the threshold counts such keys. So it does what "log" and "gray" bring,
-    about half of what they bring at most; a learned bias starts at 0. Firing rates at the start: docs/training.md.
+    about half of what they bring at most; a learned bias starts at 0, or above the threshold of "and". Firing rates at
+    the start: docs/training.md.
     """
     matches = AND_THRESHOLD if similarity == "and" else KEYS * size
     brought = (n_max - 1).bit_length() // 2 if position in ("log", "gray") else 0
@@ -62,7 +63,7 @@ class SpikeBertConfig(PretrainedConfig):
                              `attention_threshold_for` has it, 16 for "and" without positions
     attention_similarity     "and": features match that are 1 in query and key; "xnor": also those that are 0 in both
     attention_position       what a score has more for the places of query and key: "none", "log", "gray" (after
-                             arXiv 2501.16745) or "learned"; see `spikebert.positions`
+                             arXiv 2501.16745), "learned" or "neighbours"; see `spikebert.positions`
     surrogate                whose gradient stands in for that of the step: "atan" or "sigmoid" (SpikingJelly's)
     surrogate_alpha          its steepness
     mode                     "float": trained; "integer": folded and quantised, computes what a chip does
@@ -200,7 +201,8 @@ class SpikeBertConfig(PretrainedConfig):
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads")
         size, tokens = self.hidden_size // self.num_attention_heads, self.max_position_embeddings
-        most = {"none": 0, "learned": 1}.get(self.attention_position, (tokens - 1).bit_length())  # beside a score
+        fixed = self.attention_position in ("log", "gray")
+        most = (tokens - 1).bit_length() if fixed else int(self.attention_position != "none")  # beside a score
         reach = (size + most) * tokens
         if reach > 65535:
             raise ValueError(

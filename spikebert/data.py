@@ -39,10 +39,13 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-        frame = tokenizer("")["input_ids"]
-        marked = tokenizer("a")["input_ids"]
-        before = next((i for i, (x, y) in enumerate(zip(frame, marked)) if x != y), len(frame))
-        return cls(tuple(frame[:before]), tuple(frame[before:]), tokenizer.mask_token_id)
+        return cls.around(tokenizer("")["input_ids"], tokenizer("a")["input_ids"], tokenizer.mask_token_id)
+
+    @classmethod
+    def around(cls, empty: Sequence[int], word: Sequence[int], mask: int | None = None) -> SpecialTokens:
+        """From the ids of the empty text and of a text of one word."""
+        before = next((i for i, (x, y) in enumerate(zip(empty, word)) if x != y), len(empty))
+        return cls(tuple(empty[:before]), tuple(empty[before:]), mask)
 
 
 @dataclass(frozen=True)

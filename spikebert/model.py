@@ -131,8 +131,8 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, Readout) and self.head is not None:
             nn.init.eye_(module.linear.weight).mul_(VOTE)  # after its own Linear
-        elif isinstance(module, PositionBias) and module.weight is not None:
-            nn.init.zeros_(module.weight)
+        elif isinstance(module, PositionBias):
+            module.reset_parameters()
 
     def forward(
         self,

@@ -1,7 +1,8 @@
 """What an attention adds to the score of a query and a key for the places at which they stand: whole numbers.
 
-Three kinds. The first two are after Lv et al. 2025, "Toward Relative Positional Encoding in Spiking Transformers"
-(arXiv 2501.16745), who add them to the attention of spikes; the third is learned. Places count from 0 with [CLS].
+Two kinds, "log" and "gray", are after Lv et al. 2025, "Toward Relative Positional Encoding in Spiking Transformers"
+(arXiv 2501.16745), who add them to the attention of spikes; two are learned, from different starts. Places count from 0
+with [CLS].
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from torch.nn import functional as F
 
 from spikebert.rounding import ACCUMULATOR_MAX, round_straight_through
 
-KINDS = ("log", "gray", "learned")
+LEARNED = ("learned", "neighbours")
+KINDS = ("log", "gray", *LEARNED)
 REACH = 32  # tokens; a learned bias tells no greater distances apart
+NEAR = 24  # matches that a neighbour is worth at the start: more than the threshold of similarity "and", which is 16
 
 
 def place_bits(n_max: int) -> int:
@@ -53,17 +56,19 @@ FIXED: Mapping[str, Callable[..., Tensor]] = {"log": log_bias, "gray": gray_bias
 
 
 class PositionBias(nn.Module):
-    """A bias for every two places, one for all heads ("log", "gray") or one for each head ("learned").
+    """A bias for every two places, one for all heads ("log", "gray") or one for each head ("learned", "neighbours").
 
     kind   "log": `log_bias`; "gray": `gray_bias`; "learned": for each head and each distance `j - i` from -REACH to
            REACH (what is farther counts as that) `round(most * w)`, w a parameter that starts at 0 and counts as
-           -1 .. 1. It is rounded in float mode too, with straight-through gradients, so quantising costs nothing here
+           -1 .. 1. It is rounded in float mode too, with straight-through gradients, so quantising costs nothing here.
+           "neighbours": the same, but half of the heads start as copies of one token each: of the one before, the one
+           behind, the second before, and so on
     n_max  the most tokens of a text
     heads  H
     size   d, features of a head
 
-    most   the largest |bias|. Of "learned" as large as a score, or as the accumulator allows: `n_max * (d + most)`
-           stays within 65535
+    most   the largest |bias|. Of those that are learned as large as a score, or as the accumulator allows:
+           `n_max * (d + most)` stays within 65535
 
     Raises ValueError for an unknown kind, and where the accumulator has no room.
     """
@@ -74,13 +79,26 @@ class PositionBias(nn.Module):
             raise ValueError(f"position bias '{kind}', it must be one of {KINDS}")
         self.kind, self.n_max, self.heads = kind, n_max, heads
         room = ACCUMULATOR_MAX // n_max - size
-        self.most = min(size, room) if kind == "learned" else place_bits(n_max)
-        if self.most > room or (kind == "learned" and room < 1):
+        learns = kind in LEARNED
+        self.most = min(size, room) if learns else place_bits(n_max)
+        if self.most > room or (learns and room < 1):
             raise ValueError(
                 f"position bias '{kind}': with {size} features of a head and {n_max} tokens attention could count to "
                 f"more than {ACCUMULATOR_MAX}: use more heads or fewer tokens"
             )
-        self.weight = nn.Parameter(torch.zeros(heads, 2 * REACH + 1)) if kind == "learned" else None
+        self.weight = nn.Parameter(torch.empty(heads, 2 * REACH + 1)) if learns else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Where learning starts."""
+        if self.weight is None:
+            return
+        self.weight.zero_()
+        if self.kind == "neighbours":
+            for head in range(self.heads // 2):
+                distance = head // 2 + 1
+                self.weight[head, REACH + (distance if head % 2 else -distance)] = min(1, NEAR / self.most)
 
     def forward(self, tokens: int, device: torch.device | None = None) -> Tensor:
         """The bias of the first so many places: [H or 1, tokens, tokens], integers held in floats."""

@@ -16,6 +16,7 @@ from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
 from spikebert.distillation import Alignment, LossWeights, distillation_loss, operations_loss
 from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.positions import LEARNED
 from spikebert.processes import mean_over_processes
 from spikebert.teacher_outputs import short_to_long
 
@@ -118,7 +119,7 @@ def check_reuse(
     if different:
         hint = ": it has a smaller data.vocabulary" if earlier.vocab_size < student.vocab_size else ""
         raise UserError(f"stage1.reuse: the student in {folder} has another shape ({', '.join(different)}){hint}")
-    if earlier.attention_position == "learned" != student.attention_position:
+    if earlier.attention_position in LEARNED and student.attention_position not in LEARNED:
         raise UserError(
             f"stage1.reuse: {folder} has learned positions in its attention: this student has no place for them"
         )

@@ -72,7 +72,8 @@ class Student:
     attention_similarity: str = "and"
     """of a query and a key. and: features that are 1 in both; xnor: features that are equal"""
     attention_position: str = "none"
-    """what a score has more for the places of query and key: none, log, gray or learned; see `spikebert.positions`"""
+    """what a score has more for the places of query and key: none, log, gray, learned or neighbours; see
+    `spikebert.positions`"""
     surrogate: str = "atan"
     surrogate_alpha: float = 2.0
     norm: str = "batch"
@@ -110,6 +111,9 @@ class Stage1:
     """the token table learns so many times faster: a batch holds few of its rows"""
     embedding_weight: float = 1.0
     hidden_weight: float = 1.0
+    operations_per_token: float = 0.0
+    """as in stage 2: a student that is to fire seldom may learn so from the start. 0: all are free"""
+    operations_weight: float = 1.0
 
 
 @dataclass
@@ -198,7 +202,8 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "stage2.hidden_weight", "stage2.embedding_weight", "stage2.extra_lines", "stage2.altered_copies",
         "stage1.longest_words", "stage2.longest_words", "stage2.patience", "quantise.epochs",
         "quantise.calibration_texts",
-        "checkpoint_seconds", "teacher_cache_gb", "stage2.operations_per_token", "stage2.operations_weight",
+        "checkpoint_seconds", "teacher_cache_gb", "stage1.operations_per_token", "stage1.operations_weight",
+        "stage2.operations_per_token", "stage2.operations_weight",
     )),
     ("1 or more", lambda value: value >= 1, (
         "teacher.batch_size", "stage1.batch_size", "stage2.batch_size", "quantise.batch_size",

@@ -100,7 +100,7 @@ ADDED = {
         "spike_cap": 1,
     },
     "data": {"vocabulary": 0},
-    "stage1": {"reuse_readout": False},
+    "stage1": {"reuse_readout": False, "operations_per_token": 0.0, "operations_weight": 1.0},
     "stage2": {"operations_per_token": 0.0, "operations_weight": 1.0, "patience": 0, "parts_of_speech": ""},
     "quantise": {"calibration_texts": 0, "token_bits": 8},
 }
@@ -330,7 +330,12 @@ class Training:
             figures = {"reused": options.reuse} | inherited(earlier) | {"learnt_from": learnt_from(earlier)}
             return figures, pupil_saver(pupil)
         texts = self._stage1_texts(work / TEXTS)
-        weights = LossWeights(hidden=options.hidden_weight, embedding=options.embedding_weight)
+        weights = LossWeights(
+            hidden=options.hidden_weight,
+            embedding=options.embedding_weight,
+            operations=options.operations_weight if options.operations_per_token else 0.0,
+            operations_per_token=options.operations_per_token,
+        )
         self._spare_memory(student)
         lesson = self._lesson(teacher, pupil, weights, texts, options.epochs, work / KEPT)
         with teaching(lesson, work, "stage 1", self.pad_id, self.accelerator) as taught:

@@ -21,7 +21,7 @@ from spikebert.exact_product import Capabilities, exact_matmul
 from spikebert.layers import SpikingAttention
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.packing import Packing
-from spikebert.positions import KINDS, PositionBias
+from spikebert.positions import KINDS, LEARNED, PositionBias
 from spikebert.quantisation import quantise
 from spikebert.spikes import SpikeOperationError
 
@@ -270,4 +270,4 @@ def test_a_new_model_can_be_trained(options: dict) -> None:
     attention = model.blocks[0].attention
     parameters = [model.blocks[0].query.linear.weight, model.blocks[0].key.linear.weight, *attention.parameters()]
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in parameters)
-    assert len(parameters) == 2 + (options["attention_position"] == "learned")
+    assert len(parameters) == 2 + (options["attention_position"] in LEARNED)

@@ -23,6 +23,7 @@ from spikebert.data import TokenisedTexts
 from spikebert.distillation import LossWeights
 from spikebert.evaluation import validation
 from spikebert.layers import SpikingLayer
+from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.operations import forget, operations_to
 from spikebert.quantisation import quantise
 from spikebert.train_command import main
@@ -93,6 +94,20 @@ def test_a_model_is_chosen_by_accuracy_less_what_its_operations_cost_beyond_abou
         score = validation(model, texts, 0, torch.device("cpu"), weights)()
         assert f"{needed:,.0f} synaptic operations a token" in score.text
         assert score.value == pytest.approx(plain.value - cost), free
+
+
+def test_stage_1_can_train_for_few(trained: Path, tmp_path: Path) -> None:
+    """A student that has learnt so from the start needs fewer before stage 2 asks for it."""
+    needed = {}
+    for free in (0.0, 1e9, 300.0):
+        run = tmp_path / f"{free:.0f}"
+        shutil.copytree(trained / "run" / "teacher", run / "teacher")
+        flags = [f"--stage1.operations_per_token={free}", "--stage1.operations_weight=3", "--stage1.epochs=4"]
+        assert main([*recipe_arguments(trained), f"--out={run}", *flags, "--until=stage1"]) == 0
+        student = SpikeBertForSequenceClassification.from_pretrained(run / "stage1").eval()
+        output = student(torch.arange(1, 9)[None], output_operations=True)
+        needed[free] = float(output.operations)
+    assert needed[300.0] < 0.9 * needed[0.0] and needed[1e9] == needed[0.0], needed
 
 
 def test_training_for_few_leaves_few(trained: Path, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from spikebert.positions import REACH, PositionBias, gray_bias, log_bias
+from spikebert.config import AND_THRESHOLD
+from spikebert.layers import biased_matches
+from spikebert.positions import NEAR, REACH, PositionBias, gray_bias, log_bias
 from spikebert.rounding import ACCUMULATOR_MAX
 
 SIZES = [1, 2, 3, 4, 5, 8, 9, 64, 100]
@@ -68,6 +70,29 @@ def test_a_learned_bias_begins_at_nothing_and_is_whole() -> None:
         distance = min(max(j - i, -REACH), REACH) + REACH
         expected = (8 * bias.weight[:, distance].clamp(-1, 1)).round()
         assert torch.equal(values[:, i, j], expected)
+
+
+def test_half_of_the_heads_begin_with_one_neighbour_each() -> None:
+    """Alone it is above the threshold of similarity "and", so such a head sends what one token's v is."""
+    bias = PositionBias("neighbours", 9, 6, 64)
+    values = bias(9)
+    for head, distance in enumerate((-1, 1, -2)):
+        expected = torch.zeros(9, 9)
+        for i in range(9):
+            if 0 <= i + distance < 9:
+                expected[i, i + distance] = NEAR
+        assert torch.equal(values[head], expected)
+    assert NEAR > AND_THRESHOLD and not values[3:].any()
+    v = (torch.rand(1, 9, 64, generator=torch.Generator().manual_seed(0)) < 0.1).float()
+    none = torch.zeros_like(v)
+    counts = biased_matches(none, none, v, values[:1], bias.most, 1)
+    assert torch.equal((counts > AND_THRESHOLD).float()[0, 1:], v[0, :-1]), "that of the token before"
+
+
+@pytest.mark.parametrize("heads, size, most", [(1, 64, 0), (2, 8, 8), (3, 64, NEAR)])
+def test_few_heads_and_small_ones_begin_with_what_they_have(heads: int, size: int, most: int) -> None:
+    bias = PositionBias("neighbours", 4, heads, size)
+    assert bias(4).abs().max() == most and bias(4).flatten(1).any(1).sum() == heads // 2
 
 
 def test_a_learned_bias_learns() -> None:

@@ -216,7 +216,7 @@ def test_a_stage1_with_learned_positions_is_for_students_that_have_them(
 ) -> None:
     earlier = Path(shutil.copytree(trained / "run" / "stage1", tmp_path / "earlier"))
     config = json.loads((earlier / "config.json").read_text())
-    (earlier / "config.json").write_text(json.dumps(config | {"attention_position": "learned"}))
+    (earlier / "config.json").write_text(json.dumps(config | {"attention_position": "neighbours"}))
     assert main([*arguments, f"--stage1.reuse={earlier}"]) == 2
     assert "has learned positions in its attention: this student has no place for them" in one_error(capfd)
 
