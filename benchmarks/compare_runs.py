@@ -74,6 +74,12 @@ def accuracy_cell(accuracy: Accuracy) -> str:
     return f"{accuracy.value:.1%} ({accuracy.low:.1%} .. {accuracy.high:.1%})"
 
 
+def points_cell(right: Sequence[np.ndarray], base: Sequence[np.ndarray]) -> str:
+    """`difference` in points, with its interval."""
+    better, half = difference(right, base)
+    return f"{100 * better:+.1f} ({100 * (better - half):+.1f} .. {100 * (better + half):+.1f})"
+
+
 def right_and_against(runs: Sequence[OnTexts], base: Sequence[OnTexts]) -> list[str]:
     """Two cells: how much is right (of several seeds their mean, the worst and the best), and how many points more than
     in `base`; nothing against itself."""
@@ -82,12 +88,7 @@ def right_and_against(runs: Sequence[OnTexts], base: Sequence[OnTexts]) -> list[
     else:
         values = [run.accuracy.value for run in runs]
         accuracy = f"{mean(values):.1%} ({len(values)} seeds, {min(values):.1%} .. {max(values):.1%})"
-    better, half = difference([run.right for run in runs], [run.right for run in base])
-    compared = (
-        ""
-        if runs[0] is base[0]
-        else f"{100 * better:+.1f} ({100 * (better - half):+.1f} .. {100 * (better + half):+.1f})"
-    )
+    compared = "" if runs[0] is base[0] else points_cell([run.right for run in runs], [run.right for run in base])
     return [accuracy, compared]
 
 

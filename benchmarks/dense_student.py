@@ -114,7 +114,7 @@ def recipe_of(run: Path, out: Path, learning_rate: float) -> Recipe:
     recipe = Recipe(**values | {"out": str(out)})
     recipe.stage1.learning_rate = recipe.stage2.learning_rate = learning_rate
     recipe.stage1.token_rate = recipe.stage2.token_rate = 1.0
-    recipe.stage2.operations_per_token = 0.0  # of spikes alone
+    recipe.stage1.operations_per_token = recipe.stage2.operations_per_token = 0.0  # of spikes alone
     return recipe
 
 

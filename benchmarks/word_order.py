@@ -3,7 +3,8 @@
     python -m benchmarks.word_order sst2=SST2/validation.tsv mr=MR/validation.tsv
     python -m benchmarks.word_order sst2=SST2/validation.tsv --models runs/sst2/teacher=SST2/validation.tsv
 
-A bag of words is right as often as before; what a network loses is what the order tells it. Each argument is
+A bag of words is right as often as before; what a network loses is what the order tells it, or less, for it has seen no
+such texts. Each argument is
 BUNDLE=TEXTS: a folder, a zip, or the name of a bundle beside the recipes, and texts with labels. `--models` are folders
 of classifiers as transformers keeps them, such as the stages of a run, with a TSV file each. Special tokens stay where
 they are. Points are paired by text, over all shuffles.
@@ -20,7 +21,7 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import spikebert.model  # noqa: F401  # so that transformers knows a SpikeBERT
-from benchmarks.compare_runs import accuracy_cell, difference
+from benchmarks.compare_runs import accuracy_cell, points_cell
 from benchmarks.text_lengths import cut_texts, read_labelled
 from benchmarks.timesteps import split_argument
 from benchmarks.timing import table
@@ -53,10 +54,9 @@ def row(name: str, right: Right, texts: TokenisedTexts, special: SpecialTokens, 
     note(f"{name} ...")
     as_written = right(texts)
     in_disorder = [right(shuffled(texts, special, seed)) for seed in range(shuffles)]
-    worth, half = difference([as_written] * shuffles, in_disorder)
     return [
         name, accuracy_cell(Accuracy.of(int(as_written.sum()), len(texts))), f"{np.mean(in_disorder):.1%}",
-        f"{100 * worth:+.1f} ({100 * (worth - half):+.1f} .. {100 * (worth + half):+.1f})",
+        points_cell([as_written], in_disorder),
     ]  # fmt: skip
 
 

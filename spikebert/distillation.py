@@ -75,6 +75,11 @@ class LossWeights:
         """Whether hidden states count."""
         return bool(self.hidden or self.embedding)
 
+    @property
+    def limits_operations(self) -> bool:
+        """Whether synaptic operations count; with a budget of 0 all are free."""
+        return bool(self.operations and self.operations_per_token)
+
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL(teacher || student) of softened logits [B, classes], times temperature^2 (Hinton et al. 2015)."""

@@ -88,7 +88,7 @@ def validation(
     def measure() -> Score:
         right = accuracy(predict_together(model, texts, pad_id, device), texts).value
         figures, text = {"validation_accuracy": right}, f"validation accuracy {right:.2%}"
-        if weights is None or not weights.operations:
+        if weights is None or not weights.limits_operations:
             return Score(right, figures, text)
         operations = operations_per_token(model, texts, pad_id, device)
         excess = weights.operations * max(0.0, operations / weights.operations_per_token - 1 - ABOUT)

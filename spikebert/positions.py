@@ -18,7 +18,7 @@ from spikebert.rounding import ACCUMULATOR_MAX, round_straight_through
 LEARNED = ("learned", "neighbours")
 KINDS = ("log", "gray", *LEARNED)
 REACH = 32  # tokens; a learned bias tells no greater distances apart
-NEAR = 24  # matches that a neighbour is worth at the start: more than the threshold of similarity "and", which is 16
+NEAR = 24  # matches that a neighbour has more at the start: above the threshold of similarity "and", which is 16
 
 
 def place_bits(n_max: int) -> int:
@@ -61,8 +61,8 @@ class PositionBias(nn.Module):
     kind   "log": `log_bias`; "gray": `gray_bias`; "learned": for each head and each distance `j - i` from -REACH to
            REACH (what is farther counts as that) `round(most * w)`, w a parameter that starts at 0 and counts as
            -1 .. 1. It is rounded in float mode too, with straight-through gradients, so quantising costs nothing here.
-           "neighbours": the same, but half of the heads start as copies of one token each: of the one before, the one
-           behind, the second before, and so on
+           "neighbours": the same, but half of the heads start with a bias for one token each, the one before, the one
+           behind, the second before, and so on: up to `NEAR` matches, with which it counts alone
     n_max  the most tokens of a text
     heads  H
     size   d, features of a head
@@ -96,7 +96,7 @@ class PositionBias(nn.Module):
             return
         self.weight.zero_()
         if self.kind == "neighbours":
-            for head in range(self.heads // 2):
+            for head in range(min(self.heads // 2, 2 * REACH)):
                 distance = head // 2 + 1
                 self.weight[head, REACH + (distance if head % 2 else -distance)] = min(1, NEAR / self.most)
 

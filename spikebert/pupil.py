@@ -68,7 +68,7 @@ class Pupil(nn.Module):
         teacher states there is no alignment loss.
         """
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        counts = bool(weights.operations)
+        counts = weights.limits_operations
         output = self.student(ids, mask, output_hidden_states=teacher_states is not None, output_operations=counts)
         embedding, hidden = None, None
         if teacher_states is not None:
@@ -119,10 +119,16 @@ def check_reuse(
     if different:
         hint = ": it has a smaller data.vocabulary" if earlier.vocab_size < student.vocab_size else ""
         raise UserError(f"stage1.reuse: the student in {folder} has another shape ({', '.join(different)}){hint}")
-    if earlier.attention_position in LEARNED and student.attention_position not in LEARNED:
-        raise UserError(
-            f"stage1.reuse: {folder} has learned positions in its attention: this student has no place for them"
-        )
+    if earlier.attention_position in LEARNED:
+        if student.attention_position not in LEARNED:
+            raise UserError(
+                f"stage1.reuse: {folder} has learned positions in its attention: this student has no place for them"
+            )
+        if earlier.num_attention_heads != student.num_attention_heads:
+            raise UserError(
+                f"stage1.reuse: {folder} has learned positions of {earlier.num_attention_heads} heads in its "
+                f"attention, this student has {student.num_attention_heads}"
+            )
     if readout and (earlier.readout, earlier.id2label) != (student.readout, student.id2label):
         raise UserError(
             f"stage1.reuse_readout: the student in {folder} has readout '{earlier.readout}' and classes "

@@ -333,7 +333,7 @@ class Training:
         weights = LossWeights(
             hidden=options.hidden_weight,
             embedding=options.embedding_weight,
-            operations=options.operations_weight if options.operations_per_token else 0.0,
+            operations=options.operations_weight,
             operations_per_token=options.operations_per_token,
         )
         self._spare_memory(student)
@@ -408,7 +408,7 @@ class Training:
             hidden=options.hidden_weight,
             embedding=options.embedding_weight,
             temperature=options.temperature,
-            operations=options.operations_weight if options.operations_per_token else 0.0,
+            operations=options.operations_weight,
             operations_per_token=options.operations_per_token,
         )
 

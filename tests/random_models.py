@@ -58,7 +58,7 @@ OPTIONS: dict[str, tuple] = {
     "norm": ("batch", "batch", "layer", "rms", "none", "scalar"),
     "seed": tuple(range(1000)),
     "similarity": ("and", "xnor"),
-    "position": ("none", "log", "gray", "learned", "neighbours"),
+    "position": ("none", "log", "gray", "learned"),
     "reset": ("zero", "subtract"),
     "spike": ("binary", "binary", "graded", "ternary"),
     "cap": (2, 3, 15),

@@ -29,7 +29,8 @@ def test_it_learns_what_the_student_learnt(trained: Path, tmp_path: Path, capfd)
 @pytest.mark.slow
 def test_it_has_the_smaller_vocabulary_too(trained: Path, tmp_path: Path, capfd) -> None:
     run = tmp_path / "run"
-    assert train_main([*recipe_arguments(trained), f"--out={run}", "--data.vocabulary=10"]) == 0
+    budget = ["--stage1.operations_per_token=1e4", "--stage2.operations_per_token=1e4"]  # a dense one has none
+    assert train_main([*recipe_arguments(trained), f"--out={run}", "--data.vocabulary=10", *budget]) == 0
     assert main([str(run), "--out", str(tmp_path / "dense"), "--learning-rate", "1e-2"]) == 0
     assert BertForSequenceClassification.from_pretrained(tmp_path / "dense" / "stage2").config.vocab_size == 10
     assert "| dense, int8" in capfd.readouterr().out

@@ -149,9 +149,9 @@ OPTIONS = [
 
 
 def learned(model: SpikeBertForSequenceClassification) -> SpikeBertForSequenceClassification:
-    """With a learned bias that is not 0."""
+    """With a learned bias that is not 0; "neighbours" has one."""
     for module in model.modules():
-        if isinstance(module, PositionBias) and module.weight is not None:
+        if isinstance(module, PositionBias) and module.kind == "learned" and module.weight is not None:
             torch.nn.init.uniform_(module.weight, -1.3, 1.3)
     return model
 

@@ -18,6 +18,7 @@ from command_output import one_error
 from safetensors.torch import load_file
 from small_teachers import recipe_arguments
 
+from spikebert.positions import LEARNED
 from spikebert.train_command import main, make_parser, parse, recipe_path
 
 ROOT = Path(__file__).parents[2]
@@ -211,14 +212,18 @@ def test_a_stage1_of_another_shape_is_refused_at_once(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("kind", LEARNED)
 def test_a_stage1_with_learned_positions_is_for_students_that_have_them(
-    arguments: list[str], trained: Path, tmp_path: Path, capfd
+    arguments: list[str], trained: Path, tmp_path: Path, capfd, kind: str
 ) -> None:
     earlier = Path(shutil.copytree(trained / "run" / "stage1", tmp_path / "earlier"))
     config = json.loads((earlier / "config.json").read_text())
-    (earlier / "config.json").write_text(json.dumps(config | {"attention_position": "neighbours"}))
+    (earlier / "config.json").write_text(json.dumps(config | {"attention_position": kind}))
     assert main([*arguments, f"--stage1.reuse={earlier}"]) == 2
     assert "has learned positions in its attention: this student has no place for them" in one_error(capfd)
+    other = ["--student.attention_position=learned", f"--student.heads={config['num_attention_heads'] // 2}"]
+    assert main([*arguments, *other, f"--stage1.reuse={earlier}"]) == 2
+    assert f"has learned positions of {config['num_attention_heads']} heads" in one_error(capfd)
 
 
 def test_an_integer_model_is_no_start(arguments: list[str], trained: Path, capfd) -> None:
@@ -238,14 +243,16 @@ def test_a_student_of_another_task_is_a_start(arguments: list[str], trained: Pat
 
 def test_a_student_goes_on_with_its_task(arguments: list[str], trained: Path, tmp_path: Path, capfd) -> None:
     """Its readout is taken too, by a student with a new bias in its attention as well."""
-    more = ["--stage1.reuse_readout=true", "--student.attention_position=learned"]
+    more = ["--stage1.reuse_readout=true", "--student.attention_position=neighbours"]
     assert main([*arguments, *more]) == 2
     assert "stage1.reuse_readout is true and stage1.reuse is empty" in one_error(capfd)
     earlier = trained / "run" / "stage2"
     assert main([*arguments, *more, f"--stage1.reuse={earlier}", "--until=stage1"]) == 0
     before, taken = (load_file(folder / "model.safetensors") for folder in (earlier, tmp_path / "run" / "stage1"))
     assert all(torch.equal(taken[name], before[name]) for name in before)
-    assert {name.rsplit(".", 2)[1] for name in taken.keys() - before.keys()} == {"position_bias"}
+    new = taken.keys() - before.keys()
+    assert {name.rsplit(".", 2)[1] for name in new} == {"position_bias"}
+    assert all(taken[name].count_nonzero() == 1 for name in new), "one of its two heads begins at a neighbour"
 
 
 def test_another_student_in_the_same_place_is_noticed(
