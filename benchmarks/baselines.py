@@ -25,6 +25,8 @@ from benchmarks.release import TASKS, refuse_own
 from benchmarks.screen_options import OPTIONS
 from benchmarks.timing import table
 from benchmarks.training_programs import TrainingPrograms
+from converters.on_texts import ENGINE
+from sim.engines import require_engine
 from spikebert.commands import CheckFailed, UserError, note, output_kept_clean, processors, run_command, write_output
 from spikebert.evaluation import Accuracy
 
@@ -68,6 +70,7 @@ def baselines(argv: Sequence[str] | None) -> int:
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     arguments, common = parser.parse_known_args(argv)
     refuse_own(common)
+    require_engine(ENGINE)  # what is trained is measured with it
     rows, wrong = [], []
     with ThreadPoolExecutor(arguments.at_once) as pool, TrainingPrograms(threads=1) as programs:
         runs = {

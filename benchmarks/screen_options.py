@@ -22,6 +22,8 @@ from pathlib import Path
 
 from benchmarks.compare_runs import compare
 from benchmarks.training_programs import TrainingPrograms
+from converters.on_texts import ENGINE
+from sim.engines import require_engine
 from spikebert.commands import note, processors, run_command
 from spikebert.parts_of_speech import tagger_for
 
@@ -114,6 +116,7 @@ def screen(argv: Sequence[str] | None) -> int:
     names = [BASE, *arguments.only]
     if any("parts_of_speech" in OPTIONS[name] for name in names):
         tagger_for("en")  # said now, not after a night
+    require_engine(ENGINE)  # as this is
     common = ["--data.folder", str(arguments.data), *shlex.split(BUDGET), *others]
     with ThreadPoolExecutor(arguments.at_once) as pool, TrainingPrograms(threads=1) as programs:
         for wave in ([BASE], arguments.only):  # the others need its teacher

@@ -3,11 +3,10 @@
     python -m benchmarks.word_order sst2=SST2/validation.tsv mr=MR/validation.tsv
     python -m benchmarks.word_order sst2=SST2/validation.tsv --models runs/sst2/teacher=SST2/validation.tsv
 
-A bag of words is right as often as before; what a network loses is what the order tells it, or less, for it has seen no
-such texts. Each argument is
-BUNDLE=TEXTS: a folder, a zip, or the name of a bundle beside the recipes, and texts with labels. `--models` are folders
-of classifiers as transformers keeps them, such as the stages of a run, with a TSV file each. Special tokens stay where
-they are. Points are paired by text, over all shuffles.
+A bag of words is right as often as before. What a network loses is at most what the order tells it: a part may be the
+surprise, for it has seen no such texts. Each argument is BUNDLE=TEXTS: a folder, a zip, or the name of a bundle beside
+the recipes, and texts with labels. `--models` are folders of classifiers as transformers keeps them, such as the stages
+of a run, with a TSV file each. Special tokens stay where they are. Points are paired by text, over all shuffles.
 """
 
 from __future__ import annotations

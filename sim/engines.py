@@ -33,6 +33,13 @@ def holds_values(name: str) -> bool:
     return name != "fast"
 
 
+def require_engine(name: str) -> None:
+    """Raises UserError for a name that is not registered: for who needs an engine at the end of long work."""
+    if name not in _registered():
+        known = ", ".join(engine_names()) or "none: install spikebert with pip"
+        raise UserError(f"there is no engine '{name}'. Engines: {known}")
+
+
 def open_engine(name: str, graph: Graph, options: EngineOptions | None = None) -> Engine:
     """Load and open an engine; whoever opens it closes it.
 
@@ -40,14 +47,11 @@ def open_engine(name: str, graph: Graph, options: EngineOptions | None = None) -
     exit that the engine or the graph cannot do; MissingExtra where its library is not installed.
     """
     options = options or EngineOptions()
-    registered = _registered()
-    if name not in registered:
-        known = ", ".join(engine_names()) or "none: install spikebert with pip"
-        raise UserError(f"there is no engine '{name}'. Engines: {known}")
+    require_engine(name)
     _require_lava_options_fit(name, options)
     _require_exit_fits(name, graph, options)
     try:
-        factory: EngineFactory = registered[name].load()
+        factory: EngineFactory = _registered()[name].load()
         return factory(graph, options)
     except ModuleNotFoundError as error:
         if extra_of(error.name or "") is None:

@@ -17,7 +17,8 @@ NORMS = ("batch", "layer", "rms", "none")
 READOUT_KINDS = ("sum", "membrane")  # of a `Readout`; the graph's own (tests compare them)
 READOUTS = (*READOUT_KINDS, "spikes")
 SIMILARITIES = ("and", "xnor")
-POSITIONS = ("none", "log", "gray", "learned", "neighbours")  # of attention
+FIXED_POSITIONS = ("log", "gray")
+POSITIONS = ("none", *FIXED_POSITIONS, "learned", "neighbours")  # of attention
 AND_THRESHOLD = 16  # matches
 KEYS = 6  # spikes of v that are waited for, where each of them brings about the same
 THRESHOLD_MAX = 65535  # accumulator units
@@ -32,7 +33,7 @@ def attention_threshold_for(similarity: str, size: int, position: str, n_max: in
     the start: docs/training.md.
     """
     matches = AND_THRESHOLD if similarity == "and" else KEYS * size
-    brought = (n_max - 1).bit_length() // 2 if position in ("log", "gray") else 0
+    brought = (n_max - 1).bit_length() // 2 if position in FIXED_POSITIONS else 0
     return min(matches + KEYS * brought, THRESHOLD_MAX)
 
 
@@ -201,7 +202,7 @@ class SpikeBertConfig(PretrainedConfig):
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads")
         size, tokens = self.hidden_size // self.num_attention_heads, self.max_position_embeddings
-        fixed = self.attention_position in ("log", "gray")
+        fixed = self.attention_position in FIXED_POSITIONS
         most = (tokens - 1).bit_length() if fixed else int(self.attention_position != "none")  # beside a score
         reach = (size + most) * tokens
         if reach > 65535:

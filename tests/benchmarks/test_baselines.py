@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from small_teachers import make_data, make_teacher
 
 from benchmarks.baselines import ALONE, main
+from benchmarks.screen_options import main as screen
 from spikebert.recipe import Recipe
 
 
@@ -23,6 +25,21 @@ def test_its_flags_are_fields_of_a_recipe_and_leave_the_labels_alone() -> None:
     taught = [name for name, part in values if part == "stage2" and name.endswith("_weight") and name != "label_weight"]
     assert sorted(taught) == ["embedding_weight", "hidden_weight", "logits_weight"]
     assert all(float(values[name, "stage2"]) == 0 for name in taught) and float(values["label_weight", "stage2"]) == 1
+
+
+@pytest.mark.parametrize("command", [main, screen])
+def test_without_the_engine_that_measures_nothing_is_trained(
+    command: Callable[[list[str]], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As in a tree that is on Python's path and was never installed."""
+    monkeypatch.setattr("sim.engines._registered", dict)
+    assert command([f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'runs'}"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no engine 'fast'. Engines: none: install spikebert with pip" in said and "training" not in said
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
