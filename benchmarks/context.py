@@ -22,7 +22,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,9 +30,10 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 import spikebert.model  # noqa: F401  # so that transformers knows a SpikeBERT
 from benchmarks.timing import table
+from benchmarks.word_order import require_model
 from converters.float_student import BATCH, fit_linear, with_ones
 from spikebert.commands import UserError, note, progress, run_command, write_output
-from spikebert.data import TokenisedTexts, check_text_files, read_lines, sorted_batches, tokenise
+from spikebert.data import check_text_files, read_lines, sorted_batches, tokenise
 from spikebert.distillation import layer_map
 from spikebert.teacher_outputs import ask_teacher
 from spikebert.teachers import load_teacher, resolve
@@ -90,55 +90,68 @@ def share(ids: Tensor, own: Tensor, theirs: Tensor, fitted: int) -> Share:
 
 
 @torch.no_grad()
-def states_of(
-    student: nn.Module, teacher: nn.Module, texts: TokenisedTexts, pad_id: int
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[int], int]:
-    """ids [R], the student's states and the teacher's beside them (float16, [R, ..] each), the teacher's layers, and
-    how many of the R tokens are of the texts that fit. Those come first."""
+def student_states(student: nn.Module, batches: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+    """Its hidden states of the real tokens of all batches, float16 [R, D] each, the embedding first."""
+    found = []
+    for batch in progress(batches, "student"):
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        states = student(ids, mask, output_hidden_states=True).hidden_states
+        found.append([state[mask.bool()].half() for state in states])
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def teacher_states(teacher: nn.Module, batches: Sequence[dict[str, Tensor]], layers: Sequence[int]) -> Tensor:
+    """The same of the teacher's `layers`, layer-normalised: float16 [S, R, D]."""
+    found = []
+    for batch in progress(batches, "teacher"):
+        states = ask_teacher(teacher, batch["input_ids"], batch["attention_mask"], layers).states
+        assert states is not None
+        found.append(states.half())
+    return torch.cat(found, 1)
+
+
+def rows(folders: Sequence[str], teacher_folder: str, lines: Sequence[str]) -> list[list[str]]:
+    """Of the table, one for each state of each student; all are asked about the same tokens.
+
+    Raises UserError for a folder that will not do, and for too few texts.
+    """
+    teacher, tokenizer = load_teacher(AutoModel, teacher_folder).eval(), load_teacher(AutoTokenizer, teacher_folder)
+    students = {folder: load_teacher(AutoModelForSequenceClassification, folder).eval() for folder in folders}
+    for folder in folders:
+        if load_teacher(AutoTokenizer, folder).get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"{folder}: its tokens are not those of the teacher {teacher_folder}")
+    configs = {folder: student.config for folder, student in students.items()}
+    longest = min(LONGEST, *(config.max_position_embeddings for config in (teacher.config, *configs.values())))
+    texts = tokenise(tokenizer, lines, longest)
     count = int(FITTED * len(texts))
-    halves = [np.arange(count), np.arange(count, len(texts))]
-    batches = [half[some] for half in halves for some in sorted_batches(texts.lengths_of(half), BATCH)]
-    ids: list[Tensor] = []
-    own: list[list[Tensor]] = []
-    theirs: list[Tensor] = []
-    layers: list[int] = []
-    for indices in progress(batches, "states"):
-        batch = texts.batch(indices, pad_id)
-        real = batch["attention_mask"].bool()
-        states = student(batch["input_ids"], batch["attention_mask"], output_hidden_states=True).hidden_states
-        layers = layer_map(len(states) - 1, teacher.config.num_hidden_layers)
-        asked = ask_teacher(teacher, batch["input_ids"], batch["attention_mask"], layers).states
-        assert asked is not None
-        ids.append(batch["input_ids"][real])
-        own.append([state[real].half() for state in states])
-        theirs.append(asked.half())
-    both = [torch.cat(found) for found in zip(*own, strict=True)], list(torch.cat(theirs, 1))
-    return torch.cat(ids), *both, layers, int(texts.lengths[:count].sum())
-
-
-def rows_of(folder: str, teacher_folder: str, lines: Sequence[str]) -> list[list[str]]:
-    """Of the table, one for each state of a student. Raises UserError for a folder that will not do."""
-    note(f"{folder} ...")
-    student, teacher = load_teacher(AutoModelForSequenceClassification, folder), load_teacher(AutoModel, teacher_folder)
-    tokenizer = load_teacher(AutoTokenizer, teacher_folder)
-    if load_teacher(AutoTokenizer, folder).get_vocab() != tokenizer.get_vocab():
-        raise UserError(f"{folder}: its tokens are not those of the teacher {teacher_folder}")
-    n_max = min(LONGEST, student.config.max_position_embeddings)
-    texts = tokenise(tokenizer, lines, n_max)
-    ids, own, theirs, layers, fitted = states_of(student.eval(), teacher.eval(), texts, tokenizer.pad_token_id or 0)
-    rows = []
-    for number, (x, y, layer) in enumerate(zip(own, theirs, layers, strict=True)):
-        try:
-            found = share(ids, x.float(), y.float(), fitted)
-        except ValueError as error:
-            raise UserError(f"--text: {error}") from None
-        rows.append(
-            [
-                f"{folder}, {f'block {number}' if number else 'embedding'}", str(layer), f"{found.variance:.3f}",
-                f"{found.token_table:.3f}", f"{found.student:.3f}", f"{found.of_context:.0%}",
-            ]
-        )  # fmt: skip
-    return rows
+    batches = [
+        texts.batch(part[some], tokenizer.pad_token_id or 0)
+        for part in (np.arange(count), np.arange(count, len(texts)))  # those that fit come first
+        for some in sorted_batches(texts.lengths_of(part), BATCH)
+    ]
+    ids = torch.cat([batch["input_ids"][batch["attention_mask"].bool()] for batch in batches])
+    fitted = int(texts.lengths[:count].sum())
+    depth = teacher.config.num_hidden_layers
+    maps = {folder: layer_map(config.num_hidden_layers, depth) for folder, config in configs.items()}
+    wanted = sorted({layer for layers in maps.values() for layer in layers})
+    theirs = teacher_states(teacher, batches, wanted)
+    found = []
+    for folder, student in students.items():
+        note(f"{folder} ...")
+        own = student_states(student, batches)
+        for number, (state, layer) in enumerate(zip(own, maps[folder], strict=True)):
+            try:
+                of_state = share(ids, state.float(), theirs[wanted.index(layer)].float(), fitted)
+            except ValueError as error:
+                raise UserError(f"--text: {error}") from None
+            found.append(
+                [
+                    f"{folder}, {f'block {number}' if number else 'embedding'}", str(layer),
+                    f"{of_state.variance:.3f}", f"{of_state.token_table:.3f}", f"{of_state.student:.3f}",
+                    f"{of_state.of_context:.0%}",
+                ]
+            )  # fmt: skip
+    return found
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -152,13 +165,10 @@ def run(argv: Sequence[str] | None) -> int:
     if options.count < 8:
         raise UserError(f"--count {options.count}: 8 is the least")
     for folder in options.students:
-        if not (Path(folder) / "config.json").is_file():
-            raise UserError(f"{folder}: no folder of a model (no config.json)")
+        require_model(folder)
     check_text_files(options.text)
     lines = list(read_lines(options.text, options.count, 0))
-    teacher = resolve(options.teacher)
-    rows = [row for folder in options.students for row in rows_of(folder, teacher, lines)]
-    write_output(table(HEADER, rows))
+    write_output(table(HEADER, rows(options.students, resolve(options.teacher), lines)))
     return 0
 
 

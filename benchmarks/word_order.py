@@ -66,9 +66,14 @@ def row_of_bundle(name: str, file: Path, shuffles: int) -> list[str]:
     return row(name, lambda some: run_on_texts(bundle.graph, some).right, texts, special, shuffles)
 
 
+def require_model(folder: str) -> None:
+    """Raises UserError where `folder` is none of a model."""
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"{folder}: no folder of a model (no config.json)")
+
+
 def row_of_model(name: str, file: Path, shuffles: int) -> list[str]:
-    if not (Path(name) / "config.json").is_file():
-        raise UserError(f"{name}: no folder of a model (no config.json)")
+    require_model(name)
     model = load_teacher(AutoModelForSequenceClassification, name).eval()
     tokenizer, labelled = load_teacher(AutoTokenizer, name), read_tsv(file)
     n_max = min(N_MAX, model.config.max_position_embeddings, tokenizer.model_max_length)
