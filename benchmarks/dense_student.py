@@ -2,10 +2,12 @@
 
     python -m benchmarks.dense_student runs/screen_mr/base --out runs/screen_mr_dense
     python -m benchmarks.dense_student runs/screen_mr/base --out runs/dense_fast --learning-rate 1e-3
+    python -m benchmarks.dense_student runs/late-43 --out runs/dense-43 --stage1 runs/dense_start
 
 It has as many blocks, features, heads and features within as the student, learns from the same teacher, in the same two
-stages, from the same texts, with the same losses. Its integers are dynamic int8 in ONNX Runtime: every product with
-weights is one of integers. What spiking costs is the difference to the run.
+stages, from the same texts, with the same losses. Where the run took over a stage 1 (`stage1.reuse`), a dense student
+is taught that one first, in the folder --stage1, once for all runs that took it over. Its integers are dynamic int8 in
+ONNX Runtime: every product with weights is one of integers. What spiking costs is the difference to the run.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,10 +33,10 @@ from benchmarks.dense_bert import Classify, onnx_classifier, random_bert
 from benchmarks.timing import table
 from converters.execution import TokenBatch
 from spikebert.commands import UserError, output_kept_clean, run_command, write_output
-from spikebert.data import TokenisedTexts, sorted_batches
+from spikebert.data import TokenisedTexts, hash_files, sorted_batches
 from spikebert.distillation import embeddings_from_teacher
 from spikebert.evaluation import Accuracy, accuracy
-from spikebert.pupil import Pupil
+from spikebert.pupil import Pupil, pupil_files, pupil_saver
 from spikebert.recipe import Data, Quantise, Recipe, Stage1, Stage2, Student, Teacher
 from spikebert.stages import Training
 
@@ -66,12 +68,24 @@ class DenseStudent(nn.Module):
 
 
 class DenseTraining(Training):
-    """The stages of a run up to the second, with a dense student; its teacher is that of the run."""
+    """The stages of a run up to the second, with a dense student; its teacher is that of the run.
 
-    def run(self) -> dict:
-        """Validation accuracies."""
+    taken_over  folder of another's stage 1 that is taken as it is, or None
+    """
+
+    def __init__(self, recipe: Recipe, taken_over: Path | None = None) -> None:
+        self.taken_over = taken_over
+        super().__init__(recipe)
+
+    def run_stage1(self) -> Path:
+        """The folder of stage 1."""
         self._check_finished_stages()
         self._stage("stage1", self._train_stage1)
+        return self.out / "stage1"
+
+    def run(self) -> dict:  # type: ignore[override]  # it has fewer stages
+        """Validation accuracies."""
+        self.run_stage1()
         self._stage("stage2", self._train_stage2)
         bert = BertForSequenceClassification.from_pretrained(self.out / "stage2").eval()
         texts = self.task.validation
@@ -81,6 +95,19 @@ class DenseTraining(Training):
             ).to_dict()
             for kind in KINDS
         }
+
+    def _made_from(self, stage: str) -> dict:
+        if self.taken_over is None or stage == "teacher":
+            return super()._made_from(stage)
+        return super()._made_from(stage) | {"taken_over": hash_files(pupil_files(str(self.taken_over)))}
+
+    def _train_stage1(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
+        if self.taken_over is None:
+            return super()._train_stage1(work)
+        pupil = self._read_pupil(self.taken_over)
+        torch.manual_seed(self.recipe.seed)
+        pupil.student.bert.classifier.reset_parameters()  # stage 1 taught no readout: each seed has its own
+        return {"taken_over": str(self.taken_over)}, pupil_saver(pupil)
 
     def _new_student(self, teacher: nn.Module) -> Any:
         options, config = self.recipe.student, self.student_config
@@ -96,19 +123,19 @@ class DenseTraining(Training):
         return DenseStudent(bert)
 
     def _load_pupil(self, stage: str) -> Pupil:
-        bert = BertForSequenceClassification.from_pretrained(self.out / stage)
+        return self._read_pupil(self.out / stage)
+
+    def _read_pupil(self, folder: Path) -> Pupil:
+        bert = BertForSequenceClassification.from_pretrained(folder)
         teacher = AutoModel.from_config(AutoConfig.from_pretrained(self.out / "teacher"))
         alignment = self._new_alignment(teacher)
-        load_model(alignment, str(self.out / stage / "alignment.safetensors"))
+        load_model(alignment, str(folder / "alignment.safetensors"))
         pupil = Pupil(DenseStudent(bert), alignment)  # type: ignore[arg-type]  # it answers to the same names
         return pupil.to(self.device)
 
 
-def recipe_of(run: Path, out: Path, learning_rate: float) -> Recipe:
-    """The recipe of a finished run, for a dense student in `out`."""
-    values = read_run(run)["recipe"]
-    if values["stage1"]["reuse"]:
-        raise UserError(f"{run} took over a stage 1 (stage1.reuse), which a dense student cannot: give another run")
+def dense_recipe(values: dict, out: Path, learning_rate: float) -> Recipe:
+    """The recipe that a run or a stage wrote down, for a dense student in `out`."""
     known = {field.name for field in fields(Recipe)}
     values = {name: PARTS[name](**value) if name in PARTS else value for name, value in values.items() if name in known}
     recipe = Recipe(**values | {"out": str(out)})
@@ -118,17 +145,42 @@ def recipe_of(run: Path, out: Path, learning_rate: float) -> Recipe:
     return recipe
 
 
-def teach_beside(run: Path, out: Path, learning_rate: float) -> dict:
+def with_teacher(recipe: Recipe, folder: Path) -> Recipe:
+    """The same, its teacher copied from `folder`."""
+    here = Path(recipe.out) / "teacher"
+    if not here.exists():
+        shutil.copytree(folder, here)
+    return recipe
+
+
+def teach_stage1(reused: Path, out: Path, learning_rate: float) -> Path:
+    """The stage 1 that a run took over from the folder `reused`, taught to a dense student in `out` where that is not
+    done. Raises UserError where `reused` is no stage 1 that was trained."""
+    if not (reused / "stage.json").exists():
+        raise UserError(f"the run took over its stage 1 from {reused}, which is not there (no stage.json)")
+    values = json.loads((reused / "stage.json").read_text())["made_from"]
+    if "stage2" in values or values["stage1"]["reuse"]:
+        raise UserError(f"the run took over {reused}, which is no stage 1 from its start: give another run")
+    recipe = dense_recipe(values, out, learning_rate)
+    return DenseTraining(with_teacher(recipe, reused.parent / "teacher")).run_stage1()
+
+
+def teach_beside(run: Path, out: Path, learning_rate: float, stage1: Path) -> dict:
     """Validation accuracies of the dense student, which is trained in `out` where it is not finished, after those of
-    the run. Raises UserError where the run is not finished, or of no use to a dense student."""
-    measured = read_run(run)["accuracy"]
-    recipe = recipe_of(run, out, learning_rate)
+    the run; `stage1` as --stage1. Raises UserError where the run is not finished, or of no use to a dense student."""
+    record = read_run(run)
+    measured, values = record["accuracy"], record["recipe"]
     if out.resolve() == run.resolve():
         raise UserError("--out is the run itself: choose another folder")
-    if not (out / "teacher").exists():
-        shutil.copytree(run / "teacher", out / "teacher")
+    taken_over = None
+    if values["stage1"]["reuse"]:
+        if values["stage1"].get("reuse_readout"):
+            raise UserError(f"{run} took over a readout (stage1.reuse_readout), which a dense student has not learnt")
+        taken_over = teach_stage1(Path(values["stage1"]["reuse"]), stage1, learning_rate)
+        values = values | {"stage1": values["stage1"] | {"reuse": ""}}
+    recipe = with_teacher(dense_recipe(values, out, learning_rate), run / "teacher")
     accuracies = {name: measured[name]["validation"] for name in ("teacher", "float student", "integer student")}
-    return accuracies | DenseTraining(recipe).run()
+    return accuracies | DenseTraining(recipe, taken_over).run()
 
 
 def _classes(classify: Classify, texts: TokenisedTexts, pad_id: int) -> np.ndarray:
@@ -144,11 +196,14 @@ def teach(argv: Sequence[str]) -> int:
     parser.add_argument("run", type=Path, help="a finished run of spikebert-train")
     parser.add_argument("--out", type=Path, required=True, help="folder of the dense student's stages")
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--stage1", type=Path, help="folder of a stage 1 that the run took over (OUT/taken_over)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     arguments = parser.parse_args(argv)
     with output_kept_clean():
-        accuracies = teach_beside(arguments.run, arguments.out, arguments.learning_rate)
+        accuracies = teach_beside(
+            arguments.run, arguments.out, arguments.learning_rate, arguments.stage1 or arguments.out / "taken_over"
+        )
     if arguments.json:
         write_output(json.dumps(accuracies))
         return 0

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from small_teachers import recipe_arguments
 from transformers import BertForSequenceClassification
 
@@ -36,13 +38,37 @@ def test_it_has_the_smaller_vocabulary_too(trained: Path, tmp_path: Path, capfd)
     assert "| dense, int8" in capfd.readouterr().out
 
 
+def test_a_stage_1_that_was_taken_over_is_taught_first_and_once(trained: Path, tmp_path: Path, capfd) -> None:
+    run, first, flags = tmp_path / "run", tmp_path / "first", ["--learning-rate", "1e-2", "--json"]
+    reuse = [f"--out={run}", f"--stage1.reuse={trained / 'run' / 'stage1'}", "--stage2.epochs=1", "--quantise.epochs=0"]
+    assert train_main([*recipe_arguments(trained), *reuse]) == 0
+    assert main([str(run), "--out", str(tmp_path / "a"), "--stage1", str(first), *flags]) == 0
+    assert "dense, int8" in json.loads(capfd.readouterr().out)
+    assert not (first / "stage2").exists()
+    before, taken = (load_file(folder / "stage1" / "model.safetensors") for folder in (first, tmp_path / "a"))
+    same = {name for name, weight in before.items() if torch.equal(weight, taken[name])}
+    assert {name for name in before if name not in same} == {"classifier.weight", "classifier.bias"}
+
+    assert main([str(run), "--out", str(tmp_path / "b"), "--stage1", str(first), *flags]) == 0
+    assert f"finished before, in {first / 'stage1'}" in capfd.readouterr().err
+
+
+def test_what_was_taken_over_must_be_a_stage_1_from_its_start(trained: Path, tmp_path: Path, capfd) -> None:
+    results = json.loads((trained / "run" / "results.json").read_text())
+    stage1 = results["recipe"]["stage1"]
+    for reused, more, complaint in (
+        (tmp_path / "gone", {}, "no stage.json"),
+        (trained / "run" / "stage2", {}, "no stage 1 from its start"),
+        (trained / "run" / "stage1", {"reuse_readout": True}, "took over a readout"),
+    ):
+        results["recipe"]["stage1"] = stage1 | {"reuse": str(reused)} | more
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        assert main([str(tmp_path), "--out", str(tmp_path / "dense")]) == 2
+        assert complaint in capfd.readouterr().err
+
+
 def test_wrong_use_is_told(trained: Path, tmp_path: Path, capfd) -> None:
     assert main([str(tmp_path), "--out", str(tmp_path / "dense")]) == 2
     assert "not a finished run" in capfd.readouterr().err
     assert main([str(trained / "run"), "--out", str(trained / "run")]) == 2
     assert "choose another folder" in capfd.readouterr().err
-    results = json.loads((trained / "run" / "results.json").read_text())
-    results["recipe"]["stage1"]["reuse"] = "another/run"
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    assert main([str(tmp_path), "--out", str(tmp_path / "dense")]) == 2
-    assert "took over a stage 1" in capfd.readouterr().err
