@@ -146,9 +146,11 @@ def dense_recipe(values: dict, out: Path, learning_rate: float) -> Recipe:
 
 
 def with_teacher(recipe: Recipe, folder: Path) -> Recipe:
-    """The same, its teacher copied from `folder`."""
+    """The same, its teacher copied from `folder`. Raises UserError where that is not there."""
     here = Path(recipe.out) / "teacher"
     if not here.exists():
+        if not folder.exists():
+            raise UserError(f"{folder} is not there: the teacher that the dense student would learn from")
         shutil.copytree(folder, here)
     return recipe
 
@@ -165,18 +167,20 @@ def teach_stage1(reused: Path, out: Path, learning_rate: float) -> Path:
     return DenseTraining(with_teacher(recipe, reused.parent / "teacher")).run_stage1()
 
 
-def teach_beside(run: Path, out: Path, learning_rate: float, stage1: Path) -> dict:
+def teach_beside(run: Path, out: Path, learning_rate: float, stage1: Path | None = None) -> dict:
     """Validation accuracies of the dense student, which is trained in `out` where it is not finished, after those of
     the run; `stage1` as --stage1. Raises UserError where the run is not finished, or of no use to a dense student."""
     record = read_run(run)
     measured, values = record["accuracy"], record["recipe"]
     if out.resolve() == run.resolve():
         raise UserError("--out is the run itself: choose another folder")
-    taken_over = None
-    if values["stage1"]["reuse"]:
+    taken_over, reused = None, values["stage1"]["reuse"]
+    if stage1 and not reused:
+        raise UserError(f"--stage1 is of runs that took one over (stage1.reuse), and {run} did not: leave it out")
+    if reused:
         if values["stage1"].get("reuse_readout"):
             raise UserError(f"{run} took over a readout (stage1.reuse_readout), which a dense student has not learnt")
-        taken_over = teach_stage1(Path(values["stage1"]["reuse"]), stage1, learning_rate)
+        taken_over = teach_stage1(Path(reused), stage1 or out / "taken_over", learning_rate)
         values = values | {"stage1": values["stage1"] | {"reuse": ""}}
     recipe = with_teacher(dense_recipe(values, out, learning_rate), run / "teacher")
     accuracies = {name: measured[name]["validation"] for name in ("teacher", "float student", "integer student")}
@@ -201,9 +205,7 @@ def teach(argv: Sequence[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     arguments = parser.parse_args(argv)
     with output_kept_clean():
-        accuracies = teach_beside(
-            arguments.run, arguments.out, arguments.learning_rate, arguments.stage1 or arguments.out / "taken_over"
-        )
+        accuracies = teach_beside(arguments.run, arguments.out, arguments.learning_rate, arguments.stage1)
     if arguments.json:
         write_output(json.dumps(accuracies))
         return 0

@@ -72,3 +72,8 @@ def test_wrong_use_is_told(trained: Path, tmp_path: Path, capfd) -> None:
     assert "not a finished run" in capfd.readouterr().err
     assert main([str(trained / "run"), "--out", str(trained / "run")]) == 2
     assert "choose another folder" in capfd.readouterr().err
+    assert main([str(trained / "run"), "--out", str(tmp_path / "dense"), "--stage1", str(tmp_path / "first")]) == 2
+    assert "--stage1 is of runs that took one over" in capfd.readouterr().err
+    (tmp_path / "results.json").write_text((trained / "run" / "results.json").read_text())
+    assert main([str(tmp_path), "--out", str(tmp_path / "dense")]) == 2
+    assert f"{tmp_path / 'teacher'} is not there" in capfd.readouterr().err
