@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,14 +110,22 @@ def teacher_states(teacher: nn.Module, batches: Sequence[dict[str, Tensor]], lay
     return torch.cat(found, 1)
 
 
-def rows(folders: Sequence[str], teacher_folder: str, lines: Sequence[str]) -> list[list[str]]:
+def load_students(folders: Sequence[str]) -> dict[str, nn.Module]:
+    """The classifiers that `folders` keep. Raises UserError for one that keeps none."""
+    for folder in folders:
+        require_model(folder)
+    return {folder: load_teacher(AutoModelForSequenceClassification, folder).eval() for folder in folders}
+
+
+def rows(students: Mapping[str, nn.Module], teacher_folder: str, lines: Sequence[str]) -> list[list[str]]:
     """Of the table, one for each state of each student; all are asked about the same tokens.
+
+    students  by their folders, which have their tokenizers too
 
     Raises UserError for a folder that will not do, and for too few texts.
     """
     teacher, tokenizer = load_teacher(AutoModel, teacher_folder).eval(), load_teacher(AutoTokenizer, teacher_folder)
-    students = {folder: load_teacher(AutoModelForSequenceClassification, folder).eval() for folder in folders}
-    for folder in folders:
+    for folder in students:
         if load_teacher(AutoTokenizer, folder).get_vocab() != tokenizer.get_vocab():
             raise UserError(f"{folder}: its tokens are not those of the teacher {teacher_folder}")
     configs = {folder: student.config for folder, student in students.items()}
@@ -164,11 +172,10 @@ def run(argv: Sequence[str] | None) -> int:
     options = parser.parse_args(argv)
     if options.count < 8:
         raise UserError(f"--count {options.count}: 8 is the least")
-    for folder in options.students:
-        require_model(folder)
+    students = load_students(options.students)
     check_text_files(options.text)
     lines = list(read_lines(options.text, options.count, 0))
-    write_output(table(HEADER, rows(options.students, resolve(options.teacher), lines)))
+    write_output(table(HEADER, rows(students, resolve(options.teacher), lines)))
     return 0
 
 

@@ -134,11 +134,16 @@ class DenseTraining(Training):
         return pupil.to(self.device)
 
 
-def dense_recipe(values: dict, out: Path, learning_rate: float) -> Recipe:
-    """The recipe that a run or a stage wrote down, for a dense student in `out`."""
+def recipe_of(values: dict, out: Path) -> Recipe:
+    """The recipe that a run or a stage wrote down, in another folder `out`."""
     known = {field.name for field in fields(Recipe)}
     values = {name: PARTS[name](**value) if name in PARTS else value for name, value in values.items() if name in known}
-    recipe = Recipe(**values | {"out": str(out)})
+    return Recipe(**values | {"out": str(out)})
+
+
+def dense_recipe(values: dict, out: Path, learning_rate: float) -> Recipe:
+    """The same, for a dense student."""
+    recipe = recipe_of(values, out)
     recipe.stage1.learning_rate = recipe.stage2.learning_rate = learning_rate
     recipe.stage1.token_rate = recipe.stage2.token_rate = 1.0
     recipe.stage1.operations_per_token = recipe.stage2.operations_per_token = 0.0  # of spikes alone
