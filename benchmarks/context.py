@@ -42,6 +42,7 @@ HEADER = ("", "teacher's layer", "variance", "a token table", "the student", "of
 FITTED = 0.75  # of the texts
 OFTEN = 10  # times that a token must come among these to be measured
 LONGEST = 64  # tokens of a text
+LEAST = 8  # texts
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,15 @@ def teacher_states(teacher: nn.Module, batches: Sequence[dict[str, Tensor]], lay
     return torch.cat(found, 1)
 
 
+def count_of_texts(text: str) -> int:
+    """--count. Raises ArgumentTypeError for so few that nothing can be told."""
+    if not text.isdecimal() or int(text) < LEAST:
+        raise argparse.ArgumentTypeError(f"{text}: {LEAST} is the least")
+    return int(text)
+
+
 def load_students(folders: Sequence[str]) -> dict[str, nn.Module]:
-    """The classifiers that `folders` keep. Raises UserError for one that keeps none."""
-    for folder in folders:
-        require_model(folder)
+    """The classifiers that `folders` keep."""
     return {folder: load_teacher(AutoModelForSequenceClassification, folder).eval() for folder in folders}
 
 
@@ -167,15 +173,14 @@ def run(argv: Sequence[str] | None) -> int:
     parser.add_argument("students", nargs="+", metavar="FOLDER", help="such as the stages of a run")
     parser.add_argument("--teacher", required=True, help="as teacher.model of a recipe, or the teacher of a run")
     parser.add_argument("--text", nargs="+", required=True, help="one sentence a line, as stage1.text")
-    parser.add_argument("--count", type=int, default=3000, help="so many lines of it (3,000)")
+    parser.add_argument("--count", type=count_of_texts, default=3000, help="so many lines of it (3,000)")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     options = parser.parse_args(argv)
-    if options.count < 8:
-        raise UserError(f"--count {options.count}: 8 is the least")
-    students = load_students(options.students)
+    for folder in options.students:
+        require_model(folder)
     check_text_files(options.text)
     lines = list(read_lines(options.text, options.count, 0))
-    write_output(table(HEADER, rows(students, resolve(options.teacher), lines)))
+    write_output(table(HEADER, rows(load_students(options.students), resolve(options.teacher), lines)))
     return 0
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.context import HEADER, load_students, rows
+from benchmarks.context import HEADER, count_of_texts, load_students, rows
 from benchmarks.dense_student import recipe_of, with_teacher
 from benchmarks.timing import table
 from spikebert.commands import UserError, run_command, write_output
@@ -44,20 +44,19 @@ TOGETHER = "+"
 class Passing(nn.Module):
     """In the place of a LIF: what it is given, or a function of it, goes on."""
 
-    integer, cap, spike, is_stock = False, 1, "binary", True
+    cap, spike = 1, "binary"  # which it is not: nobody asks but who counts matches
 
-    def __init__(self, function: str = "") -> None:
+    def __init__(self, function: nn.Module | None = None) -> None:
         super().__init__()
-        self.function = function
+        self.function = function or nn.Identity()
 
     def forward(self, current: Tensor, threshold: float | Tensor) -> Tensor:
-        return F.gelu(current) if self.function == "gelu" else current
+        passed: Tensor = self.function(current)
+        return passed
 
 
 class SoftmaxAttention(nn.Module):
     """BERT's, in the place of a SpikingAttention: softmax(q k^T / sqrt(d)) v of each timestep."""
-
-    lif = Passing()
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -89,7 +88,7 @@ def make_dense(student: SpikeBertForSequenceClassification, parts: Sequence[str]
         if "residual" in parts:
             block.out.lif = block.down.lif = Passing()  # type: ignore[assignment]
         if "activation" in parts:
-            block.up.lif = Passing("gelu")  # type: ignore[assignment]
+            block.up.lif = Passing(nn.GELU())  # type: ignore[assignment]
 
 
 class PartlyDense(Training):
@@ -98,12 +97,6 @@ class PartlyDense(Training):
     def __init__(self, recipe: Recipe, parts: Sequence[str]) -> None:
         self.parts = tuple(parts)
         super().__init__(recipe)
-
-    def run_stage1(self) -> Path:
-        """The folder of stage 1."""
-        self._check_finished_stages()
-        self._stage("stage1", self._train_stage1)
-        return self.out / "stage1"
 
     def _made_from(self, stage: str) -> dict:
         made_from = super()._made_from(stage)
@@ -148,7 +141,8 @@ def teach(run: Path, out: Path, choices: Sequence[tuple[str, ...]]) -> dict[str,
     folders: dict[str, tuple[str, ...]] = {str(run / "stage1"): ()}
     for parts in choices:
         own = with_teacher(replace(recipe, out=str(out / TOGETHER.join(parts))), run / "teacher")
-        folders[str(PartlyDense(own, parts).run_stage1())] = parts
+        PartlyDense(own, parts).run(until="stage1")
+        folders[str(Path(own.out) / "stage1")] = parts
     students = load_students(list(folders))
     for folder, parts in folders.items():
         make_dense(students[folder], parts)  # type: ignore[arg-type]  # it is a spiking student
@@ -161,13 +155,13 @@ def measure(argv: Sequence[str] | None) -> int:
     parser.add_argument("--parts", nargs="+", type=chosen, metavar="PARTS", default=[(part,) for part in PARTS],
                         help="what is dense, such as attention or attention+residual (each part alone)")  # fmt: skip
     parser.add_argument("--text", nargs="+", required=True, help="of the context: one sentence a line, as stage1.text")
-    parser.add_argument("--count", type=int, default=3000, help="so many lines of it (3,000)")
+    parser.add_argument("--count", type=count_of_texts, default=3000, help="so many lines of it (3,000)")
     parser.add_argument("--out", type=Path, required=True, help="a folder, in which each choice has one")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     options = parser.parse_args(argv)
     check_text_files(options.text)
-    students = teach(options.run, options.out, options.parts)
     lines = list(read_lines(options.text, options.count, 0))
+    students = teach(options.run, options.out, options.parts)
     write_output(table(HEADER, rows(students, str(options.run / "teacher"), lines)))
     return 0
 

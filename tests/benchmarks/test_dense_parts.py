@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -40,21 +41,24 @@ def whole_spikes(state: torch.Tensor) -> bool:
 
 
 def test_without_a_part_it_is_the_spiking_student() -> None:
-    torch.manual_seed(0)
-    plain = states()
-    assert all(map(whole_spikes, plain))
+    assert all(map(whole_spikes, states()))
     assert not any(isinstance(layer, SoftmaxAttention) for layer in student().modules())
 
 
-@pytest.mark.parametrize(
-    "part, whole", [("encoder", False), ("attention", True), ("residual", False), ("activation", True)]
-)
-def test_a_part_changes_the_states_and_what_adds_spikes_adds_spikes(part: str, whole: bool) -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_changes_the_states_and_what_adds_spikes_adds_spikes(part: str) -> None:
     made, plain = states(part), states()
-    assert whole_spikes(made[0]) == (part != "encoder")
     assert not torch.equal(made[1], plain[1])
-    assert whole_spikes(made[1] - made[0]) == (part != "residual"), "of the first block's two additions"
-    assert whole_spikes(made[2]) == whole
+    assert whole_spikes(made[0]) == (part != "encoder")
+    for before, after in pairwise(made):
+        assert whole_spikes(after - before) == (part != "residual"), "of a block's two additions"
+
+
+def test_the_activation_is_gelu() -> None:
+    made = student("activation").blocks[0]
+    x = Encoder(12, 8, 8, 2)(IDS, MASK)
+    up = made.up(x)
+    torch.testing.assert_close(up.values, F.gelu(up.current))
 
 
 def test_the_encoder_gives_its_current() -> None:
@@ -110,22 +114,10 @@ def test_the_command_teaches_each_choice_once_and_has_a_row_for_each_state(
     text = tmp_path / "text.txt"
     text.write_text("a good film\nbad dull film\na dull film\ngood film\n" * 20)
     run = tmp_path / "run"
-    flags = [
-        "--data.folder",
-        str(trained / "data"),
-        "--teacher.model",
-        str(trained / "teacher"),
-        "--teacher.epochs",
-        "0",
-    ]
+    flags = f"--data.folder={trained / 'data'} --data.labels=[bad,good] --teacher.model={trained / 'teacher'}".split()
     flags += ["--student.hidden_size=32", "--student.layers=1", "--student.heads=2", "--student.intermediate_size=32"]
-    flags += [
-        "--data.labels=[bad,good]",
-        "--student.n_max=10",
-        "--precision=float32",
-        "--until=stage1",
-        f"--stage1.text=[{text}]",
-    ]
+    flags += ["--student.n_max=10", "--teacher.epochs=0", f"--stage1.text=[{text}]", "--precision=float32"]
+    flags += ["--until=stage1"]
     assert train_main([f"--out={run}", *flags]) == 0
     command = [str(run), "--parts", "residual+attention", "encoder", "--text", str(text), "--count", "80"]
     command += ["--out", str(tmp_path / "parts")]
@@ -136,13 +128,17 @@ def test_the_command_teaches_each_choice_once_and_has_a_row_for_each_state(
         assert f"{folder / 'stage1'}, embedding" in out and f"{folder / 'stage1'}, block 1" in out
     record = json.loads((tmp_path / "parts" / "attention+residual" / "stage1" / "stage.json").read_text())
     assert record["made_from"]["dense"] == ["attention", "residual"]
-    assert main(command) == 0 and capfd.readouterr().err.count("finished before") == 2, "nothing is taught twice"
+    assert main(command) == 0 and capfd.readouterr().err.count("stage1: finished before") == 2, (
+        "nothing is taught twice"
+    )
 
 
 def test_wrong_use_is_told(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("a good film\n")
     rest = ["--text", str(text), "--out", str(tmp_path / "parts")]
+    assert main([str(trained / "run"), "--count", "1", *rest]) == 2, "before anything is taught"
+    assert "--count: 1: 8 is the least" in capfd.readouterr().err and not (tmp_path / "parts").exists()
     assert main([str(tmp_path), *rest]) == 2 and "no finished stage 1" in capfd.readouterr().err
     assert main([str(trained / "run"), "--parts", "norm", *rest]) == 2
     assert "'norm' is no part: encoder, attention, residual, activation" in capfd.readouterr().err
