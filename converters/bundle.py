@@ -76,7 +76,7 @@ def golden_nodes(graph: Graph) -> tuple[str, ...]:
 def golden_dtype(graph: Graph, name: str) -> type:
     """How recorded spikes are held: uint8 where they are bits, eight to a byte on disk, else int16."""
     node = graph[name]
-    return np.int16 if isinstance(node, LIF) and node.spike != "binary" else np.uint8
+    return np.int16 if isinstance(node, (Source, LIF)) and node.spike != "binary" else np.uint8
 
 
 def make_golden(graph: Graph, batch: TokenBatch, execution: Execution) -> Golden:

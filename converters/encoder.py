@@ -87,7 +87,8 @@ def encode(node: Source, batch: TokenBatch, timesteps: int) -> np.ndarray:
     if node.kind == "sign":
         spikes = np.repeat((batch.mask[:, :, None] * (current >= 0))[None], timesteps, axis=0)
     else:
-        spikes = lif(np.repeat(current[None], timesteps, axis=0), node.threshold, node.dv, node.shift, node.reset)
+        rule = node.threshold, node.dv, node.shift, node.reset, node.spike, node.cap
+        spikes = lif(np.repeat(current[None], timesteps, axis=0), *rule)
     if node.code is None:
         return spikes
     code = batch.mask[:, :, None] * node.code[:, None, : batch.ids.shape[1]].astype(np.int64)  # [T, B, N, P]

@@ -97,9 +97,11 @@ def _source(name: str, encoder: Encoder) -> Source:
     position = None if encoder.position is None else _integers(encoder.round_position(encoder.position.weight))
     threshold = int(encoder.threshold) if encoder.kind == "lif" else 0
     code = None if encoder.code is None else _integers(encoder.code)
+    lif = encoder.lif
     return Source(
-        name, table, position, encoder.kind, threshold, encoder.lif.decay, code=code, reset=encoder.lif.resets_to
-    )
+        name, table, position, encoder.kind, threshold, lif.decay, code=code, reset=lif.resets_to, spike=lif.spike,
+        cap=lif.cap,
+    )  # fmt: skip
 
 
 def _lif(name: str, current: str, threshold: int | np.ndarray, lif: LoihiLIF) -> LIF:

@@ -41,6 +41,7 @@ NORM_KINDS = ("layer", "rms")
 READOUT_KINDS = ("sum", "membrane")
 RESETS = ("zero", "subtract")  # of a LIF that fires
 SPIKES = ("binary", "graded", "ternary")  # what a LIF sends
+NEVER_NEGATIVE = SPIKES[:2]  # what a source sends, and v of an attention
 CAP_MAX = 255  # of a graded spike: 8 bits
 NORM_FEATURES_MAX = 2**14  # D of a norm: D^2 * 65535^2 stays below 2^60
 NORM_EPS_MAX = 2**60
@@ -95,15 +96,24 @@ def _check_neuron(name: str, threshold: int | np.ndarray, dv: int, shift: int) -
     _require(shift == SHIFT, name, f"shift {shift}, only {SHIFT} is defined")
 
 
+def _check_spike(name: str, spike: str, cap: int, kinds: tuple[str, ...] = SPIKES) -> None:
+    _require(spike in kinds, name, f"spike '{spike}' is none of {kinds}")
+    if spike == "graded":
+        _require(2 <= cap <= CAP_MAX, name, f"cap {cap} of a graded spike is outside 2 .. {CAP_MAX}")
+    else:
+        _require(cap == 1, name, f"cap {cap} of a {spike} spike, which has 1")
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """Turns token ids into spikes, on the host.
 
     Current  `c[n, :] = m[n] * (table[id[n], :] + position[n, :])`, `n` counted from 0 with [CLS].
 
-    kind "lif"   the rule of `LIF` with `a[t] = c` at every `t`, and the threshold, dv, shift and reset given here;
-                 its spikes are binary
-    kind "sign"  `x[t, n, :] = m[n] * (c[n, :] >= 0)`, the same at every `t`; threshold and dv are unused
+    kind "lif"   the rule of `LIF` with `a[t] = c` at every `t`, and the threshold, dv, shift, reset, spike and cap
+                 given here; its spikes are binary or graded
+    kind "sign"  `x[t, n, :] = m[n] * (c[n, :] >= 0)`, the same at every `t`; threshold and dv are unused,
+                 spikes are binary
 
     Behind these D features stand P more where the model has spike-coded positions:
     `x[t, n, D + p] = m[n] * code[t, n, p]`.
@@ -125,11 +135,14 @@ class Source:
     inputs: tuple[str, ...] = ()
     code: np.ndarray | None = None
     reset: str = "zero"
+    spike: str = "binary"
+    cap: int = 1
 
     def __post_init__(self) -> None:
         _freeze_array(self, "table", 2, np.int8)
         _require(self.reset in RESETS, self.name, f"reset '{self.reset}' is none of {RESETS}")
         _require(self.kind in SOURCE_KINDS, self.name, f"kind '{self.kind}' is none of {SOURCE_KINDS}")
+        _check_spike(self.name, self.spike, self.cap, NEVER_NEGATIVE if self.kind == "lif" else SPIKES[:1])
         _require(self.inputs == (), self.name, "a source has no inputs")
         _check_neuron(self.name, self.threshold, self.dv, self.shift)
         reach = _largest(self.table)
@@ -264,11 +277,12 @@ class Attention:
     bias               int32 [1 or heads, n_max, n_max], what the score has more for the places of query and key,
                        counted from 0 with [CLS]; one map for all heads, or one for each. None: no such thing
 
-    inputs are the names of q, k, v: each the output of a LIF whose spikes are binary, all of the same `t`. Head `h` is
-    features `h*d .. (h+1)*d - 1`, `d = D / heads`. No softmax and no scale: the threshold of the LIF that
-    follows absorbs it. A padded key has a silent v, so it takes no part. A padded query is silent too, but two silent
-    tokens are equal, and a bias acts on a silent query as well: hence the valid lane m. A fourth input, spikes of one
-    feature, takes its place where there is one; only a pass makes that, for machines that have no mask.
+    inputs are the names of q, k, v: each the output of a LIF, all of the same `t`. The spikes of q and k are binary,
+    for matches are counted; those of v are binary or graded. Head `h` is features `h*d .. (h+1)*d - 1`, `d = D /
+    heads`. No softmax and no scale: the threshold of the LIF that follows absorbs it. A padded key has a silent v, so
+    it takes no part. A padded query is silent too, but two silent tokens are equal, and a bias acts on a silent query
+    as well: hence the valid lane m. A fourth input, spikes of one feature, takes its place where there is one; only a
+    pass makes that, for machines that have no mask.
     """
 
     op: ClassVar[str] = "attention"
@@ -344,11 +358,7 @@ class LIF:
     def __post_init__(self) -> None:
         _require(len(self.inputs) == 1, self.name, f"a LIF has one input, not {len(self.inputs)}")
         _require(self.reset in RESETS, self.name, f"reset '{self.reset}' is none of {RESETS}")
-        _require(self.spike in SPIKES, self.name, f"spike '{self.spike}' is none of {SPIKES}")
-        if self.spike == "graded":
-            _require(2 <= self.cap <= CAP_MAX, self.name, f"cap {self.cap} of a graded spike is outside 2 .. {CAP_MAX}")
-        else:
-            _require(self.cap == 1, self.name, f"cap {self.cap} of a {self.spike} spike, which has 1")
+        _check_spike(self.name, self.spike, self.cap)
         if isinstance(self.threshold, np.ndarray):
             _freeze_array(self, "threshold", 1, np.int32)
         else:
@@ -450,8 +460,8 @@ class Relay:
 class Product:
     """What each key brings to each query: `x[n, m*D + e] = score[n, m*H + e // d] * v[m, e]`, m = 0 .. n_max - 1.
 
-    inputs are the scores (graded, n_max * H features) and v ({0, 1}, D features); `d = D / heads`. Graded spikes of
-    n_max * D features, no state.
+    inputs are the scores (graded, n_max * H features) and v (of a LIF, binary or graded, D features); `d = D / heads`.
+    Graded spikes of n_max * D features, no state.
     """
 
     op: ClassVar[str] = "product"
@@ -617,17 +627,21 @@ class Graph:
                 bound[node.name] = node.reach
             elif isinstance(node, Attention):
                 size = len(inputs[0]) // node.heads
-                bound[node.name] = np.repeat(attention_bounds(node, size, self.n_max), size)
+                bound[node.name] = np.repeat(attention_bounds(node, size, self.n_max), size) * inputs[2]
             elif isinstance(node, Slice):
                 bound[node.name] = inputs[0][node.start : node.stop]
             elif isinstance(node, Concat):
                 bound[node.name] = np.concatenate(inputs)
             elif isinstance(node, Product):
-                bound[node.name] = np.repeat(inputs[0], len(inputs[1]) // node.heads)
+                scores = np.repeat(inputs[0], len(inputs[1]) // node.heads)
+                bound[node.name] = scores * np.tile(inputs[1], self.n_max)
             elif isinstance(node, Relay):
                 bound[node.name] = inputs[0]
             elif isinstance(node, LIF):
                 bound[node.name] = np.full(len(inputs[0]), node.cap, np.int64)
+            elif isinstance(node, Source):
+                neurons, others = np.full(node.table.shape[1], node.cap), np.ones(node.code_features)
+                bound[node.name] = np.concatenate([neurons, others]).astype(np.int64)
             else:
                 bound[node.name] = np.ones(self.features[node.name], np.int64)
             if not isinstance(node, CURRENTS):  # before the next sum of such sums can pass 64 bits
@@ -682,7 +696,8 @@ def accumulator_bounds(
 
 
 def attention_bounds(node: Attention, size: int, n_max: int) -> np.ndarray:
-    """The largest |a| of each head, int64 [H], for heads of `size` features. Partial sums stay within it too.
+    """The largest |a| of each head, int64 [H], for heads of `size` features and a v of bits; times the cap for a graded
+    one. Partial sums stay within it too.
 
     A score is 0 .. size, and each of n_max keys may bring it or not. So a current is at most the sum over keys of
     `max(0, size + bias)`, at least that of `min(0, bias)`, of the query for which that is most; without a bias
@@ -745,20 +760,28 @@ def _check_node(graph: Graph, node: Node) -> None:
         width = widths[2] if isinstance(node, Attention) else widths[1]
         _require(width % node.heads == 0, node.name, f"{width} features do not divide into {node.heads} heads")
     if isinstance(node, (Attention, Coincidence, Product)):
-        spikes = node.inputs[-1:] if isinstance(node, Product) else node.inputs[:3]
-        others = [name for name in spikes if not _fires(graph, name)]
-        _require(
-            not others,
-            node.name,
-            f"q, k and v are outputs of LIF nodes, {others} are not"
-            + (": what they send is graded or ternary, and attention counts bits" if _are_lifs(graph, others) else ""),
-        )
+        _check_attended(graph, node)
     if isinstance(node, Attention) and node.bias is not None:
         places = node.bias.shape[1]
         _require(places == graph.n_max, node.name, f"bias is for {places} tokens, n_max is {graph.n_max}")
     if isinstance(node, Product):
         scores = graph.n_max * node.heads
         _require(widths[0] == scores, node.name, f"its scores have {widths[0]} features, not n_max * heads = {scores}")
+
+
+def _check_attended(graph: Graph, node: Attention | Coincidence | Product) -> None:
+    """That q and k are bits of LIF nodes, and v such bits or graded spikes."""
+    matched = () if isinstance(node, Product) else node.inputs[:2]
+    value = () if isinstance(node, Coincidence) else node.inputs[1 if isinstance(node, Product) else 2 :][:1]
+    for part, names, spikes in (("q and k", matched, SPIKES[:1]), ("v", value, NEVER_NEGATIVE)):
+        others = [name for name in names if not _fires(graph, name, spikes)]
+        why = ": what they send is no bit, and attention counts matches of bits" if part == "q and k" else ""
+        why = why or ": what it sends may be below 0"
+        _require(
+            not others,
+            node.name,
+            f"{part} must be outputs of LIF nodes, {others} are not" + (why if _are_lifs(graph, others) else ""),
+        )
 
 
 def _check_norm(graph: Graph, node: Norm) -> None:
@@ -771,12 +794,12 @@ def _check_norm(graph: Graph, node: Norm) -> None:
         _require(not isinstance(graph[name], CURRENTS), node.name, f"its lane '{name}' gives a current, not spikes")
 
 
-def _fires(graph: Graph, name: str) -> bool:
-    """Whether a value is 0 or 1, made by LIF nodes alone."""
+def _fires(graph: Graph, name: str, spikes: tuple[str, ...]) -> bool:
+    """Whether a value was made by LIF nodes alone, which send such spikes."""
     node = graph[name]
     if isinstance(node, LIF):
-        return node.spike == "binary"
-    return isinstance(node, (Slice, Concat)) and all(_fires(graph, producer) for producer in node.inputs)
+        return node.spike in spikes
+    return isinstance(node, (Slice, Concat)) and all(_fires(graph, producer, spikes) for producer in node.inputs)
 
 
 def _are_lifs(graph: Graph, names: list[str]) -> bool:

@@ -25,7 +25,7 @@ def _line(graph: Graph, node: Node) -> str:
         words += [f"kind={node.kind}", f"threshold={node.threshold}", f"dv={node.dv}", _array("table", node.table)]
         words += [] if node.position is None else [_array("position", node.position)]
         words += [] if node.code is None else [_array("code", node.code)]
-        words += [] if node.reset == "zero" else [f"reset={node.reset}"]
+        words += _rule(node)
     elif isinstance(node, (Synapses, Readout)):
         words += [f"weight_bits={node.weight_bits}"] if isinstance(node, Synapses) else [f"scale={node.scale!r}"]
         words += [f"kind={node.kind}", f"dv={node.dv}"] if isinstance(node, Readout) and node.kind != "sum" else []
@@ -43,11 +43,15 @@ def _line(graph: Graph, node: Node) -> str:
     elif isinstance(node, LIF):
         vector = isinstance(node.threshold, np.ndarray)
         words.append(_array("threshold", np.asarray(node.threshold)) if vector else f"threshold={node.threshold}")
-        words.append(f"dv={node.dv}")
-        words += [] if node.reset == "zero" else [f"reset={node.reset}"]
-        words += [] if node.spike == "binary" else [f"spike={node.spike}"]
-        words += [] if node.cap == 1 else [f"cap={node.cap}"]
+        words += [f"dv={node.dv}", *_rule(node)]
     return "  ".join(words)
+
+
+def _rule(node: Source | LIF) -> list[str]:
+    """What is not as with a stock neuron."""
+    words = [] if node.reset == "zero" else [f"reset={node.reset}"]
+    words += [] if node.spike == "binary" else [f"spike={node.spike}"]
+    return words + ([] if node.cap == 1 else [f"cap={node.cap}"])
 
 
 def _array(name: str, values: np.ndarray) -> str:

@@ -11,9 +11,9 @@ def rule_in_words(node: LIF | Source | Coincidence) -> str:
         return "sends 1 where two spikes meet"
     if isinstance(node, Source) and node.kind == "sign":
         return "sends 1 where the current is not below 0"
-    spike, cap = (node.spike, node.cap) if isinstance(node, LIF) else ("binary", 1)
-    sends = {"binary": "0 or 1", "graded": f"0 to {cap}", "ternary": "-1, 0 or 1"}[spike]
-    after = {"zero": "is set to 0", "subtract": "loses the threshold" + (" as often" if cap > 1 else "")}[node.reset]
+    sends = {"binary": "0 or 1", "graded": f"0 to {node.cap}", "ternary": "-1, 0 or 1"}[node.spike]
+    often = " as often" if node.cap > 1 else ""
+    after = {"zero": "is set to 0", "subtract": f"loses the threshold{often}"}[node.reset]
     return f"keeps {1 - node.dv / 2**DECAY_BITS:.4g} of its membrane, sends {sends}, then {after}"
 
 

@@ -186,7 +186,8 @@ def _source(graph: Graph, node: Source) -> Range:
     if node.kind == "sign":
         spikes = Range((low >= 0).astype(np.int64), (high >= 0).astype(np.int64))
     else:
-        spikes = _lif(Range(low, high), node.threshold, node.dv, node.shift, graph.timesteps, node.reset)
+        rule = node.reset, node.spike, node.cap
+        spikes = _lif(Range(low, high), node.threshold, node.dv, node.shift, graph.timesteps, *rule)
     return spikes if node.code is None else _with_code(spikes, node.code)
 
 

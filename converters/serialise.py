@@ -39,7 +39,7 @@ from converters.graph import (
 from converters.nibbles import NIBBLE_BITS, pack, unpack
 from converters.sign_bits import pack_signs, unpack_signs
 
-SCHEMA = 6  # the newest; older ones are read
+SCHEMA = 7  # the newest; older ones are read
 PACKED_SINCE = (
     2  # the oldest that is written: from this schema on, weights of at most NIBBLE_BITS are stored two to a byte
 )
@@ -63,13 +63,14 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "product": {"heads": int},
     "readout": {"classes": int, "scale": (int, float)},
 }
-# op -> the schema from which on its nodes have more fields, and these
-MORE_FIELDS: dict[str, tuple[int, dict[str, type | tuple[type, ...]]]] = {
-    "attention": (4, {"similarity": str, "bias_maps": int}),
-    "readout": (5, {"kind": str, "dv": int}),
-    "lif": (5, {"reset": str, "spike": str, "cap": int}),
-    "source": (5, {"reset": str}),
+# op -> schemas from which on its nodes have more fields, and these
+MORE_FIELDS: dict[str, dict[int, dict[str, type | tuple[type, ...]]]] = {
+    "attention": {4: {"similarity": str, "bias_maps": int}},
+    "readout": {5: {"kind": str, "dv": int}},
+    "lif": {5: {"reset": str, "spike": str, "cap": int}},
+    "source": {5: {"reset": str}, 7: {"spike": str, "cap": int}},
 }
+GRADED_SINCE = 7  # a source that sends graded spikes, and such a v of an attention
 CODE_SINCE = 4  # spike-coded positions
 SIGNS_SINCE = 6  # weights of 1 bit, which are stored eight to a byte
 SINCE = {"slice": 3, "concat": 3, "valid_lane": 3, "coincidence": 3, "relay": 3, "product": 3, "norm": 4}  # others: 1
@@ -138,24 +139,29 @@ def graph_to_plain(graph: Graph) -> PlainGraph:
 def schema_of(graph: Graph) -> int:
     """The schema a graph is written in."""
     code = CODE_SINCE if graph.source.code is not None else 1
-    more = [MORE_FIELDS[node.op][0] for node in graph if _needs_more_fields(node)]
+    more = [_fields_since(graph, node) for node in graph]
     signs = [SIGNS_SINCE for node in graph if isinstance(node, Synapses) and node.weight_bits == 1]
     return max([PACKED_SINCE, code, *more, *signs, *(SINCE.get(node.op, 1) for node in graph)])
 
 
-def _needs_more_fields(node: Node) -> bool:
-    """Whether one of the fields that came later is not what it is where it is not said."""
+def _fields_since(graph: Graph, node: Node) -> int:
+    """The schema from which on a node can be said: later where a field that came later is not what it is unsaid."""
     if isinstance(node, Source):
-        return node.reset != "zero"
+        return GRADED_SINCE if node.spike != "binary" else 5 if node.reset != "zero" else 1
     if isinstance(node, Readout):
-        return node.kind != "sum"
-    return (isinstance(node, Attention) and node.needs_lane) or (isinstance(node, LIF) and not node.is_stock)
+        return 5 if node.kind != "sum" else 1
+    if isinstance(node, (Attention, Product)):
+        graded = graph.value_max[node.inputs[2 if isinstance(node, Attention) else 1]] > 1
+        return GRADED_SINCE if graded else 4 if isinstance(node, Attention) and node.needs_lane else 1
+    return 5 if isinstance(node, LIF) and not node.is_stock else 1
 
 
 def fields_of(op: str, schema: int) -> dict[str, type | tuple[type, ...]]:
     """The fields of a node beside name, op, inputs and features."""
-    since, more = MORE_FIELDS.get(op, (SCHEMA, {}))
-    return FIELDS[op] | (more if schema >= since else {})
+    fields = dict(FIELDS[op])
+    for since, more in MORE_FIELDS.get(op, {}).items():
+        fields |= more if schema >= since else {}
+    return fields
 
 
 def plain_to_graph(plain: PlainGraph) -> Graph:
@@ -276,7 +282,7 @@ def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder:
         table = take("table", encoder, "table")
         position, code = (take(field, encoder, field) if field in encoder else None for field in ("position", "code"))
         neuron = (entry["threshold"], entry["dv"], entry["shift"])
-        options = {"reset": entry["reset"]} if "reset" in entry else {}
+        options = {field: entry[field] for field in ("reset", "spike", "cap") if field in entry}
         return Source(name, table, position, entry["kind"], *neuron, inputs=inputs, code=code, **options)
     if op == "attention":
         bias = take("bias", weights, f"{name}.bias") if entry.get("bias_maps", 0) else None
@@ -296,7 +302,7 @@ def _node_from_json(entry: dict[str, Any], where: str, weights: Arrays, encoder:
         threshold = entry["threshold"]
         if threshold is None:
             threshold = take("threshold", weights, f"{name}.threshold")
-        options = {field: entry[field] for field in MORE_FIELDS["lif"][1] if field in entry}
+        options = {field: entry[field] for field in ("reset", "spike", "cap") if field in entry}
         return LIF(name, inputs, threshold, entry["dv"], entry["shift"], **options)
     weight, bias = take("weight", weights, f"{name}.weight"), take("bias", weights, f"{name}.bias")
     if op == "synapses":

@@ -77,8 +77,8 @@ def _count_cuts(graph: Graph, neuron: Saturable, values: Mapping[str, np.ndarray
         current = np.repeat(source_current(node, batch)[None], graph.timesteps, axis=0)
     else:
         current = _current(graph, node.inputs[0], values, batch)
-    options = (node.reset, node.spike, node.cap) if isinstance(node, LIF) else (node.reset,)
-    return count_saturations(current[..., neuron.features], neuron.threshold, node.dv, node.shift, *options)
+    rule = node.dv, node.shift, node.reset, node.spike, node.cap
+    return count_saturations(current[..., neuron.features], neuron.threshold, *rule)
 
 
 def _current(graph: Graph, name: str, values: Mapping[str, np.ndarray], batch: TokenBatch) -> np.ndarray:
@@ -126,10 +126,10 @@ def _count_linear(x: np.ndarray, weight: np.ndarray) -> NodeActivity:
 
 
 def _count_attention(node: Attention, inputs: Sequence[np.ndarray], mask: np.ndarray) -> NodeActivity:
-    """inputs: q, k, v [T, B, N, D] of 0 and 1, and the valid lane [T, B, N, 1] where the node reads it.
+    """inputs: q, k [T, B, N, D] of 0 and 1, v [T, B, N, D], and the valid lane [T, B, N, 1] where the node reads it.
 
     Features at which a real query and a real key match, and for each score (with its bias) that is not 0 the spikes of
-    v that it meets. One timestep of one sample at a time, so memory stays at [H, N, N].
+    v that it meets; weighted, what they bring. One timestep of one sample at a time, so memory stays at [H, N, N].
     """
     operations = weighted = 0
     for t, b in np.ndindex(inputs[0].shape[:2]):
@@ -143,17 +143,19 @@ def _count_attention(node: Attention, inputs: Sequence[np.ndarray], mask: np.nda
         matched = int(scores.sum())  # a score is how many features match
         if node.bias is not None:
             scores += node.bias[:, :real, :real] * lane[:, None]
-        targets = _heads(v, node.heads).sum(axis=-1)  # [H, N]: the nonzero v of each key token
+        sent = _heads(v, node.heads)
+        targets, payload = np.count_nonzero(sent, axis=-1), sent.sum(axis=-1)  # [H, N]: of the v of each key token
         operations += matched + int(np.count_nonzero(scores, axis=1).ravel() @ targets.ravel())
-        weighted += matched + int(np.abs(scores).sum(axis=1).ravel() @ targets.ravel())
+        weighted += matched + int(np.abs(scores).sum(axis=1).ravel() @ payload.ravel())
     return NodeActivity(synaptic_operations=operations, weighted_operations=weighted)
 
 
 def _count_product(scores: np.ndarray, v: np.ndarray, heads: int, n_max: int) -> NodeActivity:
     """A score reaches the d features of its head, a spike of v one neuron of each of n_max queries."""
-    size, reached = v.shape[-1] // heads, n_max * int(v.sum())
-    operations = size * int(np.count_nonzero(scores)) + reached
-    return NodeActivity(synaptic_operations=operations, weighted_operations=size * int(scores.sum()) + reached)
+    size = v.shape[-1] // heads
+    operations = size * int(np.count_nonzero(scores)) + n_max * int(np.count_nonzero(v))
+    weighted = size * int(scores.sum()) + n_max * int(v.sum())
+    return NodeActivity(synaptic_operations=operations, weighted_operations=weighted)
 
 
 def _heads(x: np.ndarray, heads: int) -> np.ndarray:

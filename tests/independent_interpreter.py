@@ -17,7 +17,7 @@ LIMIT = 2**23 - 1
 def interpret(folder: Path, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """ids, mask int64 [B, N] -> logits int64 [B, classes], and the values [T, B, N, D] of every node."""
     graph = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
-    assert graph["schema"] in (1, 2, 3, 4, 5, 6)
+    assert graph["schema"] in (1, 2, 3, 4, 5, 6, 7)
     weights = load_file(folder / "weights.safetensors")
     if graph["schema"] >= 2:
         features = {node["name"]: node["features"] for node in graph["nodes"]}

@@ -50,8 +50,9 @@ def drives(draw: st.DrawFn) -> tuple[list[int], int, int]:
 
 
 def with_options(graph: Graph, **options: object) -> Graph:
-    """The graph whose LIF nodes have these fields; those that an attention reads stay binary."""
-    read = {name for node in graph if isinstance(node, Attention) for name in node.inputs}
+    """The graph whose LIF nodes have these fields; those that an attention reads stay binary, but for a graded v."""
+    kept = slice(None) if options.get("spike") == "ternary" else slice(2)
+    read = {name for node in graph if isinstance(node, Attention) for name in node.inputs[kept]}
     nodes = []
     for node in graph:
         own = {key: value for key, value in options.items() if node.name not in read or key == "reset"}
@@ -60,18 +61,23 @@ def with_options(graph: Graph, **options: object) -> Graph:
 
 
 def rule_graph(kind: Kind, timesteps: int = 4, dv: int = 410, n_max: int = 3, seed: int = 0) -> Graph:
-    """A block with biases: an encoder, attention of bits, sums of what these neurons send, a readout."""
+    """A block with biases: an encoder, attention, sums of what these neurons send, a readout. q and k are bits; source
+    and v too, unless the neurons send graded spikes."""
     rng = np.random.default_rng(seed)
     width, threshold = 6, 90
+    bits = (kind[0], "binary", 1)
+    counts = bits if kind[1] == "ternary" else kind
+    reset, spike, cap = counts
 
     def synapses(name: str, producer: str, columns: int = width, largest: int = 40) -> Synapses:
         weight = rng.integers(-largest, largest + 1, (width, columns))
         return Synapses(name, (producer,), weight, rng.integers(-60, 61, width))
 
     nodes = (
-        Source("source", rng.integers(-40, 60, (20, width)), threshold=20, dv=dv, reset=kind[0]),
+        Source("source", rng.integers(-40, 60, (20, width)), threshold=20, dv=dv, reset=reset, spike=spike, cap=cap),
         *(synapses(name, "source", largest=80) for name in "qkv"),
-        *(LIF(f"{name}.lif", (name,), threshold, dv, SHIFT, kind[0]) for name in "qkv"),
+        *(LIF(f"{name}.lif", (name,), threshold, dv, SHIFT, *bits) for name in "qk"),
+        LIF("v.lif", ("v",), threshold, dv, SHIFT, *counts),
         Attention("attention", ("q.lif", "k.lif", "v.lif"), 2),
         LIF("attended", ("attention",), 1, dv, SHIFT, *kind),
         synapses("out", "attended"),

@@ -16,6 +16,7 @@ from converters.graph import (
     GAMMA_FRACTION,
     GAMMA_MAX,
     LIF,
+    NEVER_NEGATIVE,
     NORM_KINDS,
     NORMED_FRACTION,
     RESETS,
@@ -46,7 +47,9 @@ CLASSES = 3
 REACH = 60_000  # accumulators stay below this; a graph allows 65535
 WIDEST = 1200  # features of a node of `random_machine_dag`
 ATTENTIONS = ("plain", "unbiased", "any")  # similarity "and" without a bias; any without one; any with any or none
-RULES = ("stock", "soft", "any")  # neurons: reset "zero" that send bits; bits and any reset; any reset and any spikes
+# neurons: reset "zero" that send bits; the same behind a source of graded spikes; bits and any reset; any of all
+RULES = ("stock", "graded source", "soft", "any")
+SENDS = {"q": SPIKES[:1], "k": SPIKES[:1], "v": NEVER_NEGATIVE}  # what the neurons may send that attention reads
 MACHINE_KINDS = ("slice", "concat", "valid_lane", "coincidence", "relay", "product")
 
 
@@ -91,7 +94,7 @@ def random_graph(
     x = builder.source(hidden, source_kind, code_features)
     for index in range(blocks):
         name = f"block{index}"
-        q, k, v = (builder.layer(f"{name}.{part}", x, hidden, bits=True) for part in "qkv")
+        q, k, v = (builder.layer(f"{name}.{part}", x, hidden, SENDS[part]) for part in "qkv")
         attended = builder.neuron(f"{name}.attention_lif", builder.attention(f"{name}.attention", (q, k, v), heads))
         x = builder.add(f"{name}.add1", (x, builder.layer(f"{name}.out", attended, hidden)))
         widened = builder.layer(f"{name}.fc1", x, 2 * hidden)
@@ -130,7 +133,8 @@ def random_dag(
             inputs = tuple(str(name) for name in rng.choice(spiking, size=rng.integers(2, 5)))
             spiking.append(builder.add(f"n{index}", inputs))
         else:
-            inputs = tuple(str(name) for name in rng.choice(firing_bits, size=3))
+            q, k, v = (str(name) for name in rng.choice(firing_bits, size=3))
+            inputs = q, k, builder.other_value(v, spiking)
             heads = int(rng.choice([h for h in range(1, hidden + 1) if hidden % h == 0]))
             spiking.append(builder.neuron(f"n{index}.lif", builder.attention(f"n{index}", inputs, heads)))
             firing_bits += filter(builder.fires, spiking[-1:])
@@ -164,7 +168,7 @@ def random_machine_dag(
         neurons,
     )  # fmt: skip
     source = builder.source(hidden, source_kind)
-    builder.layer("first", source, hidden, bits=True)
+    builder.layer("first", source, hidden, SPIKES[:1])
     kinds = [*rng.permutation(MACHINE_KINDS), *rng.choice([*MACHINE_KINDS, "layer", "add", "attention"], nodes)]
     for index, kind in enumerate(kinds):
         getattr(_Wiring(builder, hidden), str(kind))(f"n{index}")
@@ -183,7 +187,7 @@ class _Wiring:
 
     def layer(self, name: str) -> None:
         lane = self._any(self.firing) if self.builder.norms and self.firing and self.rng.random() < 0.5 else None
-        self.builder.layer(name, self._any(self.spiking), int(self.rng.integers(1, self.hidden + 1)), lane)
+        self.builder.layer(name, self._any(self.spiking), int(self.rng.integers(1, self.hidden + 1)), lane=lane)
 
     def add(self, name: str) -> None:
         self.builder.add(name, self._alike(self.spiking, int(self.rng.integers(2, 5))))
@@ -216,7 +220,7 @@ class _Wiring:
             self.builder.relayed(name, self._any(self.counts), width)
 
     def product(self, name: str) -> None:
-        v = self._any(self._short())
+        v = self.builder.other_value(self._any(self._short()), self.spiking)
         heads = self._heads(v)
         width = self.builder.n_max * heads
         scores = [each for each in self.counts if self.builder.width(each) == width]
@@ -229,8 +233,9 @@ class _Wiring:
         self.builder.neuron(name, f"{name}.attention")
 
     def _attended(self, name: str, excites: bool = False) -> None:
-        inputs = self._alike(self.firing, 3)
-        self.builder.attention(f"{name}.attention", inputs, self._heads(inputs[0]), excites)
+        q, k, v = self._alike(self.firing, 3)
+        inputs = q, k, self.builder.other_value(v, self.spiking)
+        self.builder.attention(f"{name}.attention", inputs, self._heads(q), excites)
 
     def _any(self, names: list[str]) -> str:
         return str(self.rng.choice(names))
@@ -281,24 +286,26 @@ class _Builder:
         """The source; with spike-coded positions a layer behind it, which brings it back to `hidden` features."""
         table = self.rng.integers(-60, 60, (self.vocabulary, hidden))
         position = self.rng.integers(-30, 30, (self.n_max, hidden))
-        dv, reset = int(self.rng.choice(self.decays)), self._rule(bits=True)[0]
+        dv = int(self.rng.choice(self.decays))
+        reset, spike, cap = self._rule(NEVER_NEGATIVE if kind == "lif" else SPIKES[:1])
+        if self.neurons == "graded source" and kind == "lif":
+            spike, cap = "graded", int(self.rule_rng.choice([2, 3, 15]))
+        rule = {"threshold": 20, "dv": dv, "reset": reset, "spike": spike, "cap": cap}
         if not code_features:
-            return self._append(Source("source", table, position, kind, threshold=20, dv=dv, reset=reset))
+            return self._append(Source("source", table, position, kind, **rule))
         code = self.rng.integers(0, 2, (self.timesteps, self.n_max, code_features))
-        return self.layer(
-            "mix",
-            self._append(Source("source", table, position, kind, threshold=20, dv=dv, code=code, reset=reset)),
-            hidden,
-        )
+        return self.layer("mix", self._append(Source("source", table, position, kind, code=code, **rule)), hidden)
 
-    def layer(self, name: str, producer: str, width: int, lane: str | None = None, bits: bool = False) -> str:
-        """Synapses, perhaps a norm, and their LIF; the name of the LIF. lane: the valid lane of a norm; bits: the LIF
-        sends nothing else."""
+    def layer(
+        self, name: str, producer: str, width: int, sends: Sequence[str] = SPIKES, lane: str | None = None
+    ) -> str:
+        """Synapses, perhaps a norm, and their LIF; the name of the LIF. sends: the kinds of spikes it may send; lane:
+        the valid lane of a norm."""
         weight, bias = self._linear(producer, width)
         current = self._synapses(name, producer, weight, bias)
         if self.norms and self.rng.random() < self.norms:
             current = self.norm(f"{name}.norm", current, lane)
-        return self.neuron(name, current, bits)
+        return self.neuron(name, current, sends)
 
     def norm(self, name: str, current: str, lane: str | None = None) -> str:
         """With a gamma as large as the accumulator allows, or smaller."""
@@ -310,8 +317,8 @@ class _Builder:
         inputs = (current,) if lane is None else (current, lane)
         return self._append(Norm(name, inputs, self.rng.integers(-most, most + 1, width), beta, eps, kind))
 
-    def neuron(self, name: str, current: str, bits: bool = False) -> str:
-        reset, spike, cap = self._rule(bits)
+    def neuron(self, name: str, current: str, sends: Sequence[str] = SPIKES) -> str:
+        reset, spike, cap = self._rule(sends)
         valid = self.values[current][:, self.batch.mask == 1]
         level = np.quantile(valid, 1 - self.firing, method="nearest")
         if spike == "graded":  # so that more than one level is passed
@@ -319,28 +326,30 @@ class _Builder:
         dv = int(self.rng.choice(self.decays))
         return self._append(LIF(name, (current,), max(int(level), 0), dv, SHIFT, reset, spike, cap))
 
-    def _rule(self, bits: bool) -> tuple[str, str, int]:
-        """reset, spike and cap of a LIF."""
-        if self.neurons == "stock":
+    def _rule(self, sends: Sequence[str]) -> tuple[str, str, int]:
+        """reset, spike and cap of a LIF or a source."""
+        if self.neurons in ("stock", "graded source"):
             return "zero", "binary", 1
         reset = str(self.rule_rng.choice(RESETS))
-        spike = "binary" if bits or self.neurons == "soft" else str(self.rule_rng.choice(SPIKES))
+        spike = "binary" if self.neurons == "soft" else str(self.rule_rng.choice(sends))
         return reset, spike, int(self.rule_rng.choice([2, 3, 15])) if spike == "graded" else 1
 
     def attention(self, name: str, inputs: tuple[str, ...], heads: int, excites: bool = False) -> str:
         """`excites`: its current is never negative."""
-        similarity, bias = self._scoring(heads, self.width(inputs[0]) // heads, excites)
+        largest = int(self._feature_max(inputs[2]).max())
+        similarity, bias = self._scoring(heads, self.width(inputs[0]) // heads, excites, largest)
         return self._append(Attention(name, inputs, heads, similarity, bias))
 
-    def _scoring(self, heads: int, size: int, excites: bool) -> tuple[str, np.ndarray | None]:
-        """A similarity, and a bias or none: small, as large as scores, or as large as accumulators allow."""
+    def _scoring(self, heads: int, size: int, excites: bool, largest: int) -> tuple[str, np.ndarray | None]:
+        """A similarity, and a bias or none: small, as large as scores, or as large as accumulators allow for a v of up
+        to `largest`."""
         rng = self.scoring_rng
         if self.attentions == "plain":
             return "and", None
         similarity = str(rng.choice(SIMILARITIES))
         if self.attentions == "unbiased" or rng.random() < 0.3:
             return similarity, None
-        most = max(1, int(rng.choice([1, size, REACH // self.n_max - size])))
+        most = max(1, int(rng.choice([1, size, REACH // (largest * self.n_max) - size])))
         shape = (int(rng.choice([1, heads])), self.n_max, self.n_max)
         return similarity, rng.integers(0 if excites else -most, most + 1, shape)
 
@@ -378,12 +387,19 @@ class _Builder:
     def width(self, name: str) -> int:
         return int(self.values[name].shape[-1])
 
-    def fires(self, name: str) -> bool:
-        """Whether it is made of the spikes of LIF nodes alone: it may be q, k or v."""
+    def fires(self, name: str, sends: Sequence[str] = SPIKES[:1]) -> bool:
+        """Whether it is made of such spikes of LIF nodes alone: of bits, it may be q, k or v."""
         node = next(node for node in self.nodes if node.name == name)
         if isinstance(node, LIF):
-            return node.spike == "binary"
-        return isinstance(node, (Slice, Concat)) and all(map(self.fires, node.inputs))
+            return node.spike in sends
+        return isinstance(node, (Slice, Concat)) and all(self.fires(each, sends) for each in node.inputs)
+
+    def other_value(self, v: str, names: Sequence[str]) -> str:
+        """Any v of the same width among `names`, perhaps a graded one."""
+        if self.neurons != "any":
+            return v
+        alike = [name for name in names if self.width(name) == self.width(v) and self.fires(name, NEVER_NEGATIVE)]
+        return str(self.rule_rng.choice(alike))
 
     def graph(self, producer: str) -> Graph:
         weight, bias = self._linear(producer, CLASSES)

@@ -56,6 +56,7 @@ class MergeQueryKeyValue:
             if len(readers[layer.name]) > 1 or node.name in done:
                 return []
             found.append((layer, node))
+        found = [pair for pair in found if pair[1].spike == "binary"]  # a graded v stays alone
         alike = len({(layer.inputs, neuron.dv, neuron.reset) for layer, neuron in found}) == 1
         levels = np.unique(np.concatenate([np.atleast_1d(neuron.threshold) for _, neuron in found]))
         return found if len(found) > 1 and alike and (len(levels) == 1 or not self.scalar_thresholds) else []

@@ -17,7 +17,7 @@ import numpy as np
 
 from converters.early_exit import EarlyExit
 from converters.execution import Activity, EngineOptions, Execution, TokenBatch, check_observed
-from converters.graph import Coincidence, Concat, Graph, Product, Relay, Slice, ValidLane
+from converters.graph import Coincidence, Concat, Graph, Product, Relay, Slice, Source, ValidLane
 from converters.readout import integrate, unit_of
 from sim.fast import kernels, wiring
 from sim.fast.counters import Counters
@@ -25,6 +25,7 @@ from sim.fast.plan import (
     AddStep,
     AttentionStep,
     EncodeStep,
+    GradedEncodeStep,
     GradedLIFStep,
     LIFStep,
     NormStep,
@@ -244,6 +245,8 @@ class _Worker:
                 calls += self._attention(number, step, share)
             elif isinstance(step, EncodeStep):
                 calls += self._encode(number, step, share)
+            elif isinstance(step, GradedEncodeStep):
+                calls += self._encode_graded(number, step, share)
             elif isinstance(step, LIFStep):
                 calls += self._lif(number, step, share)
             elif isinstance(step, GradedLIFStep):
@@ -275,6 +278,27 @@ class _Worker:
         )  # fmt: skip
         yield Work(kernels.encode, arguments)
 
+    def _encode_graded(self, number: int, step: GradedEncodeStep, share: Share) -> Iterator[Call]:
+        node, width = step.node, len(step.level)
+        currents = np.empty((len(share.ids), share.timesteps, blocks_of(width) * BLOCK), np.int32)
+        yield partial(self._look_up, node, share, currents)
+        yield self._fire_graded(number, step, share, currents)
+        if node.code is not None:
+            out = share.spikes[node.name]
+            yield partial(self._put_code, step, share, out)
+
+    def _look_up(self, node: Source, share: Share, currents: np.ndarray) -> None:
+        """The current of each token, the same at every timestep."""
+        current = node.table[share.ids].astype(np.int32)
+        if node.position is not None:
+            current += node.position[share.places]
+        currents[..., : current.shape[1]] = current[:, None]
+
+    def _put_code(self, step: GradedEncodeStep, share: Share, out: Spikes) -> None:
+        """Spike-coded positions stand behind the neurons' features, and are bits."""
+        out.planes[0] |= step.code[share.places, share.first : share.first + share.timesteps]
+        self._count(out)
+
     def _norm(self, number: int, step: NormStep, share: Share) -> Iterator[Call]:
         node = step.node
         current, *lane = node.inputs
@@ -295,10 +319,15 @@ class _Worker:
         )  # fmt: skip
 
     def _graded_lif(self, number: int, step: GradedLIFStep, share: Share) -> Iterator[Call]:
+        yield self._fire_graded(number, step, share, share.currents[step.node.inputs[0]])
+
+    def _fire_graded(
+        self, number: int, step: GradedEncodeStep | GradedLIFStep, share: Share, currents: np.ndarray
+    ) -> Call:
         node, out = step.node, self._spikes(number, share, step.node.name)
-        yield partial(
-            kernels.graded_lif, share.currents[node.inputs[0]], step.level, step.keep, node.reset == "subtract",
-            node.spike == "ternary", node.cap, out.planes, out.payload, out.events, self.counters.cuts[number],
+        return partial(
+            kernels.graded_lif, currents, step.level, step.keep, node.reset == "subtract", node.spike == "ternary",
+            node.cap, out.planes, out.payload, out.events, self.counters.cuts[number],
             *self._carried(number, step.level, share),
         )  # fmt: skip
 
@@ -439,9 +468,9 @@ class _Worker:
 
     def _product(self, number: int, node: Product, out: Spikes, share: Share) -> None:
         (scores, v), width = (share.spikes[name] for name in node.inputs), self.graph.features[node.inputs[1]]
-        wiring.product(scores.planes, v.planes[0], share.starts, width, node.heads, out.planes)
-        size, reached = width // node.heads, self.graph.n_max * v.payload.sum()
-        counts = (size * scores.events.sum() + reached, size * scores.payload.sum() + reached)
+        wiring.product(scores.planes, v.planes, share.starts, width, node.heads, out.planes)
+        size, keys = width // node.heads, self.graph.n_max
+        counts = [size * x.sum() + keys * y.sum() for x, y in ((scores.events, v.events), (scores.payload, v.payload))]
         self.counters.operations[number][0] = counts
         self._count(out)
 

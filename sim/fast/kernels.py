@@ -642,11 +642,12 @@ def bits_at(x: np.ndarray, low: int, count: int) -> int:
 @compiled(nogil=True)
 def _score(
     queries: np.ndarray, keys: np.ndarray, n: int, count: int, size: int, equal: bool, bias: np.ndarray, h: int,
-    targets: np.ndarray, index: np.ndarray, scores: np.ndarray,
+    targets: np.ndarray, payload: np.ndarray, index: np.ndarray, scores: np.ndarray,
 ) -> tuple[int, int, int, int]:  # fmt: skip
     """Scores of query n with `count` keys, of head h of `size` features, with their bias.
 
-    index, scores  set: the keys that bring something, and what; targets int64: how many spikes of v each key has
+    index, scores     set: the keys that bring something, and what
+    targets, payload  int64: how many spikes of v each key has, and the sum of their sizes
 
     How many these keys are, how many features matched, and the spikes of v that met a score that is not 0: plain, and
     by its size.
@@ -669,8 +670,19 @@ def _score(
         index[found], scores[found] = m, score
         found += brings  # no branch to be guessed
         met += brings * targets[m]
-        weight += abs(score) * targets[m]
+        weight += abs(score) * payload[m]
     return found, matched, met, weight
+
+
+@compiled(nogil=True, inline="always")
+def _by_plane(found: int, planes: int, longest: int, index: np.ndarray, scores: np.ndarray) -> int:
+    """The keys that bring something once for each plane of v, with scores by what it counts; how many there are then.
+    The masks of key m in plane p stand at place `p * longest + m`."""
+    for p in range(1, planes):
+        for e in range(found):
+            index[p * found + e] = p * longest + index[e]
+            scores[p * found + e] = scores[e] << p
+    return found * planes
 
 
 @compiled(nogil=True)
@@ -684,7 +696,7 @@ def attention(
 
     Heads are worked on `together` at a time; this does part `part` of `parts` of them.
 
-    q, k, v    uint64 [1, R, T, W] of `width` neurons
+    q, k       uint64 [1, R, T, W] of `width` neurons; v uint64 [P, R, T, W]: its spikes may be graded
     lane       uint64 [R, T, 1]: where it is 0, a query gets nothing; empty where the node has none, for all tokens
                here are real
     starts     int64 [B + 1]: sample b has tokens starts[b] .. starts[b + 1] - 1
@@ -705,8 +717,10 @@ def attention(
     for b in range(starts.shape[0] - 1):
         longest = max(longest, starts[b + 1] - starts[b])
     queries, keys = np.empty((longest, slices), np.uint64), np.empty((longest, slices), np.uint64)
-    masks, index = np.empty(slices * longest * BLOCK, np.int16), np.empty(longest + 1, np.uint16)
-    targets, own_scores = np.empty(longest, np.int64), np.empty(longest, scores.dtype)
+    entries = v.shape[0] * longest
+    masks, index = np.empty(slices * entries * BLOCK, np.int16), np.empty(entries + 1, np.uint32)
+    targets, payload = np.empty(longest, np.int64), np.empty(longest, np.int64)
+    own_scores = np.empty(entries, scores.dtype)
     room = cells.shape[0] // parts
     own_cells = cells[part * room : (part + 1) * room]
     flat = spikes.reshape(-1)
@@ -718,7 +732,7 @@ def attention(
         added = _attend(
             q, k, v, lane, starts[b], starts[b + 1] - starts[b], first_head, together, size, equal, bias,
             fires, free, subtract, level, keep, flat, currents, own_cells, cuts, state, rows, fresh,
-            queries, keys, masks, index, targets, own_scores,
+            queries, keys, masks, index, targets, payload, own_scores,
         )  # fmt: skip
         plain += added[0]
         weighted += added[1]
@@ -738,11 +752,11 @@ def _attend(
     together: int, size: int, equal: bool, bias: np.ndarray, fires: bool, free: bool,
     subtract: bool, level: np.ndarray, keep: float, spikes: np.ndarray, currents: np.ndarray, cells: np.ndarray,
     cuts: np.ndarray, state: np.ndarray, rows: np.ndarray, fresh: bool, queries: np.ndarray, keys: np.ndarray,
-    masks: np.ndarray, index: np.ndarray, targets: np.ndarray, scores: np.ndarray,
+    masks: np.ndarray, index: np.ndarray, targets: np.ndarray, payload: np.ndarray, scores: np.ndarray,
 ) -> tuple[int, int]:  # fmt: skip
     """Attention of the sample of `count` tokens from `first` on, for `together` heads of `size` features; its
     operations, plain and weighted. `spikes` is flat here; from `queries` on, room for one head."""
-    steps, words, slices = q.shape[2], q.shape[3], queries.shape[1]
+    steps, words, slices, planes = q.shape[2], q.shape[3], queries.shape[1], v.shape[0]
     low, high = _words_of(first_head, together, size)
     longest = queries.shape[0]
     plainly = not equal and bias.size == 0  # then most scores are 0, and adding up leaves them out
@@ -752,26 +766,32 @@ def _attend(
         for h in range(first_head, first_head + together):
             column = h * size - low * BLOCK
             targets[:count] = 0
+            payload[:count] = 0
             for s in range(slices):
                 bit, bits = h * size + s * BLOCK, min(BLOCK, size - s * BLOCK)
                 for m in range(count):
                     queries[m, s] = bits_at(q[0, first + m, t], bit, bits)
                     keys[m, s] = bits_at(k[0, first + m, t], bit, bits)
-                    value = bits_at(v[0, first + m, t], bit, bits)
-                    targets[m] += popcount(value)
-                    spread_bits(value, masks, (s * longest + m) * BLOCK)
+                    sent = np.uint64(0)
+                    for p in range(planes):
+                        value = bits_at(v[p, first + m, t], bit, bits)
+                        sent |= value
+                        payload[m] += popcount(value) << p
+                        spread_bits(value, masks, ((s * planes + p) * longest + m) * BLOCK)
+                    targets[m] += popcount(sent)
             for n in range(count):
                 found = 0
                 if not plainly:
                     if lane.size == 0 or lane[first + n, t, 0] != 0:
                         found, matched, met, weight = _score(
-                            queries, keys, n, count, size, equal, bias, h, targets, index, scores
+                            queries, keys, n, count, size, equal, bias, h, targets, payload, index, scores
                         )
                         plain += matched + met
                         weighted += matched + weight
+                        found = _by_plane(found, planes, longest, index, scores)
                     for s in range(slices):
                         target = (n * steps + t) * stride + column + s * BLOCK
-                        add_scored(masks, s * longest * BLOCK, index, scores, found, cells, target)
+                        add_scored(masks, s * planes * longest * BLOCK, index, scores, found, cells, target)
                     continue
                 for m in range(count):
                     meet = queries[n, 0] & keys[m, 0]
@@ -785,10 +805,11 @@ def _attend(
                         score += popcount(queries[n, s] & keys[m, s])
                     scores[e] = score
                     plain += score + targets[m]
-                    weighted += score + score * targets[m]
+                    weighted += score + score * payload[m]
+                found = _by_plane(found, planes, longest, index, scores)
                 for s in range(slices):
                     target = (n * steps + t) * stride + column + s * BLOCK
-                    add_scored(masks, s * longest * BLOCK, index, scores, found, cells, target)
+                    add_scored(masks, s * planes * longest * BLOCK, index, scores, found, cells, target)
     for n in range(count):
         r = first + n
         if currents.size > 0:

@@ -83,10 +83,22 @@ SILENT = Neurons(np.zeros(0, np.float32), np.float32(0), True)  # stands where n
 
 @dataclass(frozen=True, eq=False)
 class EncodeStep:
+    """A source of bits. table, position and code as the kernel takes them"""
+
     node: Source
     neurons: Neurons
     table: np.ndarray
     position: np.ndarray
+    code: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class GradedEncodeStep:
+    """A source of graded spikes: its currents are looked up, then it fires as in a GradedLIFStep; code as above"""
+
+    node: Source
+    level: np.ndarray
+    keep: int
     code: np.ndarray
 
 
@@ -173,7 +185,8 @@ class WiringStep:
 
 
 Step = Union[
-    EncodeStep, SynapsesStep, NormStep, AttentionStep, LIFStep, GradedLIFStep, AddStep, ReadoutStep, WiringStep
+    EncodeStep, GradedEncodeStep, SynapsesStep, NormStep, AttentionStep, LIFStep, GradedLIFStep, AddStep, ReadoutStep,
+    WiringStep,
 ]  # fmt: skip
 
 
@@ -240,7 +253,7 @@ def neurons_of(step: Step) -> tuple[Source | LIF | Coincidence, ...]:
         return (step.lif,) if step.lif else ()
     if isinstance(step, WiringStep):
         return (step.node,) if isinstance(step.node, Coincidence) else ()
-    return (step.node,) if isinstance(step, (EncodeStep, LIFStep, GradedLIFStep)) else ()
+    return (step.node,) if isinstance(step, (EncodeStep, GradedEncodeStep, LIFStep, GradedLIFStep)) else ()
 
 
 def sums_of(step: Step) -> tuple[Add | Relay | Product, ...]:
@@ -257,7 +270,7 @@ def senders_of(step: Step) -> tuple[Node, ...]:
 
 def sends_bits(node: Node) -> bool:
     """Whether what a node sends is 0 or 1."""
-    return isinstance(node, (Source, Coincidence)) or (isinstance(node, LIF) and node.spike == "binary")
+    return isinstance(node, Coincidence) or (isinstance(node, (Source, LIF)) and node.spike == "binary")
 
 
 def layers_of(step: Step) -> tuple[str, ...]:
@@ -275,6 +288,8 @@ def reads_of(step: Step) -> tuple[str, ...]:
 
 def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
     width = graph.features[node.name]
+    if isinstance(node, Source) and node.spike != "binary":
+        return GradedEncodeStep(node, *_graded(node, node.table.shape[1]), _code_words(graph, node))
     if isinstance(node, Source):
         position = np.zeros((0, width), np.int32) if node.position is None else node.position.copy()  # writable
         reach = int(np.abs(node.table.astype(np.int64)).max()) + int(np.abs(position.astype(np.int64)).max(initial=0))
@@ -291,8 +306,7 @@ def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
     if isinstance(node, Norm):
         return NormStep(node, node.gamma.astype(np.int64), node.beta.astype(np.int64))
     if isinstance(node, LIF) and node.spike != "binary":
-        level = np.broadcast_to(np.asarray(node.threshold, np.int64) << node.shift, width)
-        return GradedLIFStep(node, np.ascontiguousarray(level), 2**DECAY_BITS - node.dv)
+        return GradedLIFStep(node, *_graded(node, width))
     if isinstance(node, LIF):
         return LIFStep(node, Neurons.of([node], [width], graph.value_max[node.inputs[0]], graph.timesteps))
     if isinstance(node, Add):
@@ -302,6 +316,12 @@ def _step(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> Step:
     weight = _weight(graph, node)
     fan_out = np.count_nonzero(weight, axis=0, keepdims=True).astype(np.int64)
     return ReadoutStep(node, np.ascontiguousarray(weight.T), node.bias.astype(np.int64), fan_out)
+
+
+def _graded(node: Source | LIF, width: int) -> tuple[np.ndarray, int]:
+    """The level of each neuron that sends more than bits, and what a membrane keeps, as its kernel takes them."""
+    level = np.broadcast_to(np.asarray(node.threshold, np.int64) << node.shift, width)
+    return np.ascontiguousarray(level), 2**DECAY_BITS - node.dv
 
 
 def _weight(graph: Graph, node: Synapses | Readout) -> np.ndarray:

@@ -12,7 +12,7 @@ from sim.fast.kernels import bits_at
 from sim.fast.vectors import BLOCK
 from spikebert.compiled import compiled
 
-BUILT_ON = "d7f385c086b5"  # see CONTRIBUTING.md, "Changing the fast engine"
+BUILT_ON = "5102c59dc46e"  # see CONTRIBUTING.md, "Changing the fast engine"
 
 
 @compiled(nogil=True)
@@ -59,17 +59,32 @@ def coincidence(q: np.ndarray, k: np.ndarray, starts: np.ndarray, width: int, ou
 
 
 @compiled(nogil=True)
+def _value_at(x: np.ndarray, at: int) -> int:
+    """Feature `at` of x uint64 [P, W]."""
+    value = 0
+    for p in range(x.shape[0]):
+        value += int(bits_at(x[p], at, 1)) << p
+    return value
+
+
+@compiled(nogil=True)
+def _put_value(value: int, out: np.ndarray, at: int) -> None:
+    """Set feature `at` of out uint64 [P, W'], 0 before, to a value that is not negative."""
+    p = 0
+    while value > 0:
+        out[p, at // BLOCK] |= np.uint64(value & 1) << np.uint64(at % BLOCK)
+        value >>= 1
+        p += 1
+
+
+@compiled(nogil=True)
 def relay(currents: np.ndarray, width: int, out: np.ndarray) -> None:
     """Currents int32 [R, T, at least width], none negative -> out uint64 [P, R, T, W], set."""
     out[:] = 0
     for r in range(out.shape[1]):
         for t in range(out.shape[2]):
             for j in range(width):
-                value, p = currents[r, t, j], 0
-                while value > 0:
-                    out[p, r, t, j // BLOCK] |= np.uint64(value & 1) << np.uint64(j % BLOCK)
-                    value >>= 1
-                    p += 1
+                _put_value(currents[r, t, j], out[:, r, t], j)
 
 
 @compiled(nogil=True)
@@ -78,7 +93,7 @@ def product(
 ) -> None:  # fmt: skip
     """out[n, m*width + e] = scores[n, m*heads + e // d] * v[m, e], d = width / heads, for n and m of each sample.
 
-    scores uint64 [P, R, T, W] of n_max * heads features; v uint64 [R, T, W''] of `width`
+    scores uint64 [P, R, T, W] of n_max * heads features; v uint64 [Q, R, T, W''] of `width`
     starts as in `coincidence`
     out    uint64 [P, R, T, W'] of n_max * width features, set; keys beyond those of a sample bring nothing
     """
@@ -86,11 +101,13 @@ def product(
     out[:] = 0
     for b in range(starts.shape[0] - 1):
         for n in range(starts[b], starts[b + 1]):
-            for t in range(v.shape[1]):
+            for t in range(v.shape[2]):
                 for m in range(starts[b], starts[b + 1]):
                     for h in range(heads):
                         score, feature = (m - starts[b]) * heads + h, h * size
-                        for p in range(out.shape[0]):
-                            if bits_at(scores[p, n, t], score, 1) != 0:
-                                at = (m - starts[b]) * width + feature
-                                _put_bits(v[m, t], feature, size, out[p, n, t], at)
+                        value = _value_at(scores[:, n, t], score)
+                        if value == 0:
+                            continue
+                        for e in range(feature, feature + size):
+                            at = (m - starts[b]) * width + e
+                            _put_value(value * _value_at(v[:, m, t], e), out[:, n, t], at)

@@ -23,6 +23,7 @@ from converters.graph import (
     Readout,
     Relay,
     Slice,
+    Source,
     Synapses,
 )
 from targets.lava.lowering import DOUBLING
@@ -55,10 +56,12 @@ def no_norms(graph: Graph) -> Iterator[tuple[str, int]]:
     "train with reset zero and spike binary, or export it for the target lava",
 )
 def stock_neurons(graph: Graph) -> Iterator[tuple[str, int]]:
-    """Neurons of netx reset to 0 and send bits."""
+    """Neurons of netx reset to 0 and send bits, and its first layer takes bits from the host."""
     for node in graph:
         if isinstance(node, LIF):
             yield node.name, int(not node.is_stock)
+        elif isinstance(node, Source):
+            yield node.name, int(node.spike != "binary")
 
 
 @rule("no-residual", limits.ADDS, "leave residuals out of the model, or export it for the target lava")

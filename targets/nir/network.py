@@ -33,8 +33,8 @@ CONVENTIONS = {
     "v = v + dt / tau * (I - v) for a LIF, v = v + I for an IF; then spike where v > v_threshold, then v = v_reset. "
     "There is no delay between nodes. All membranes are 0 before each sample, which lasts timesteps steps.",
     "tokens": "The network of one token: tokens are a batch, and only real tokens are fed, no padding.",
-    "input": "Spikes of the source at each step, 0 or 1, made from token ids on the host; where the graph has a valid "
-    "lane, 1 as the last feature.",
+    "input": "Spikes of the source at each step, made from token ids on the host: 0 or 1, or larger integers where "
+    "they are graded; where the graph has a valid lane, 1 as the last feature.",
     "output": "The current of the readout at each step, integers. Their sum over steps and tokens is the logits; the "
     "class is the lowest index among the largest.",
     "units": "Weights and currents are integers, in accumulator units. A LIF takes in dt / tau of its current, since r "

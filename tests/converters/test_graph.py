@@ -302,7 +302,7 @@ def test_queries_keys_and_values_may_be_cut_and_joined():
         ([replace(LINEAR, name="l", bias=[0, 0, -1, 0]), Relay("x", ("l",))], "node 'x': the current 'l' may be neg"),
         ([replace(LINEAR, name="l", weight=-np.eye(4, dtype=int)), Relay("x", ("l",))], "'l' may be negative"),
         ([Slice("q", ("neuron",), 0, 3), Coincidence("x", ("q", "neuron"))], r"different widths: \[3, 4\]"),
-        ([Coincidence("x", ("source", "neuron"))], r"'x': q, k and v are outputs of LIF nodes, \['source'\] are not"),
+        ([Coincidence("x", ("source", "neuron"))], r"'x': q and k must be outputs of LIF nodes, \['source'\] are not"),
         ([ValidLane("lane", 4), Coincidence("x", ("neuron", "lane"))], r"\['lane'\] are not"),
         ([Add("sum", ("neuron", "neuron")), Coincidence("x", ("sum", "neuron"))], r"\['sum'\] are not"),
         ([Coincidence("match", ("neuron", "neuron")), Coincidence("x", ("match", "match"))], r"'match'\] are not"),

@@ -19,6 +19,7 @@ from converters.graph import (
     LIF,
     Add,
     Attention,
+    Coincidence,
     Concat,
     Graph,
     GraphError,
@@ -69,11 +70,12 @@ def test_the_source_has_a_reset_too() -> None:
 
 def test_bounds_grow_by_the_cap_and_by_the_sign() -> None:
     graph = rule_graph(("zero", "graded", 15))
-    assert (graph.value_max["attended"], graph.value_max["sum"], graph.value_max["again"]) == (15, 16, 46)
+    names = ("source", "v.lif", "attention", "attended", "sum", "again")
+    assert [graph.value_max[name] for name in names] == [15, 15, 3 * 3 * 15, 15, 30, 60]
     assert graph.signed == frozenset()
     up = graph["up"]
     assert isinstance(up, Synapses)
-    assert np.array_equal(graph.feature_max["up"], accumulator_bounds(up, 16))
+    assert np.array_equal(graph.feature_max["up"], accumulator_bounds(up, 30))
     ternary = rule_graph(("zero", "ternary", 1))
     assert ternary.signed == {"attended", "out.lif", "sum", "up.lif", "again"}
     assert ternary.value_max["again"] == 4
@@ -113,12 +115,56 @@ def with_more(kind: Kind, *more: object) -> Graph:
 
 
 @pytest.mark.parametrize(("reset", "spike", "cap"), [kind for kind in KINDS if kind[1] != "binary"])
-def test_attention_counts_bits_alone(reset: str, spike: str, cap: int) -> None:
-    message = r"\['out\.lif'\] are not: what they send is graded or ternary, and attention counts bits"
-    for inputs in (("q.lif", "k.lif", "out.lif"), ("out.lif", "k.lif", "v.lif")):
+def test_attention_counts_matches_of_bits_alone(reset: str, spike: str, cap: int) -> None:
+    kind, message = (reset, spike, cap), r"q and k must be outputs of LIF nodes, \['out\.lif'\] are not: what they send"
+    for inputs in (("out.lif", "k.lif", "v.lif"), ("q.lif", "out.lif", "v.lif")):
         with pytest.raises(GraphError, match=message):
-            with_more((reset, spike, cap), Attention("more", inputs, 2))
+            with_more(kind, Attention("more", inputs, 2))
+    with pytest.raises(GraphError, match=message):
+        with_more(kind, Coincidence("more", ("q.lif", "out.lif")))
     assert with_more((reset, "binary", 1), Attention("more", ("out.lif",) * 3, 2))
+
+
+def test_what_attention_brings_is_bits_or_graded() -> None:
+    value = ("q.lif", "k.lif", "out.lif")
+    graded = with_more(("zero", "graded", 15), Attention("more", value, 2))
+    assert graded.value_max["more"] == 3 * 3 * 15  # features of a head, tokens, cap
+    message = r"v must be outputs of LIF nodes, \['out\.lif'\] are not: what it sends may be below 0"
+    with pytest.raises(GraphError, match=message):
+        with_more(("zero", "ternary", 1), Attention("more", value, 2))
+    with pytest.raises(GraphError, match=r"v must be outputs of LIF nodes, \['sum'\] are not$"):
+        with_more(("zero", "graded", 15), Attention("more", ("q.lif", "k.lif", "sum"), 2))
+
+
+def test_attention_that_only_graded_values_overflow_is_refused() -> None:
+    """By hand: heads of 128 features and 30 tokens reach 3840 with bits, 17 times that is 65280, 18 times 69120."""
+
+    def graph(cap: int) -> Graph:
+        kind = {"spike": "graded", "cap": cap} if cap > 1 else {}
+        ones, zeros = np.ones((128, 1), int), np.zeros(128, int)
+        nodes = (
+            Source("source", [[1]]),
+            *(Synapses(name, ("source",), ones, zeros) for name in "qkv"),
+            *(LIF(f"{name}.lif", (name,), 0) for name in "qk"),
+            LIF("v.lif", ("v",), 0, **kind),
+            Attention("attention", ("q.lif", "k.lif", "v.lif"), 1),
+            LIF("attended", ("attention",), 5),
+            Readout("readout", ("attended",), np.ones((1, 128), int), [0]),
+        )
+        return Graph(1, 30, nodes)
+
+    assert (graph(1).value_max["attention"], graph(17).value_max["attention"]) == (3840, 65280)
+    with pytest.raises(GraphError, match="'attention': an accumulator may reach 69120"):
+        graph(18)
+
+
+def test_a_source_sends_bits_or_graded_spikes() -> None:
+    with pytest.raises(GraphError, match=r"spike 'ternary' is none of \('binary', 'graded'\)"):
+        Source("source", [[1]], spike="ternary")
+    with pytest.raises(GraphError, match="cap 256 of a graded spike"):
+        Source("source", [[1]], spike="graded", cap=256)
+    with pytest.raises(GraphError, match=r"spike 'graded' is none of \('binary',\)"):
+        Source("source", [[1]], kind="sign", spike="graded", cap=3)
 
 
 def test_what_may_be_below_zero_is_no_lane_no_score_and_no_relay() -> None:
@@ -178,20 +224,22 @@ def test_a_soft_reset_leaves_more_than_a_hard_one() -> None:
 def test_round_trip(kind: Kind) -> None:
     graph = rule_graph(kind)
     plain = graph_to_plain(graph)
-    assert plain.structure["schema"] == 5
+    assert plain.structure["schema"] == (7 if kind[1] == "graded" else 5)
     json_schema()(plain.structure)
     structure = json.loads(json.dumps(plain.structure))
     again = plain_to_graph(PlainGraph(structure, dict(plain.weights), dict(plain.encoder)))
     assert graph_text(again) == graph_text(graph)
     node = again["out.lif"]
     assert isinstance(node, LIF) and (node.reset, node.spike, node.cap) == kind
-    assert again.source.reset == kind[0]
+    wanted = kind if kind[1] == "graded" else (kind[0], "binary", 1)
+    assert (again.source.reset, again.source.spike, again.source.cap) == wanted
 
 
 def test_the_text_says_what_is_not_stock() -> None:
     lines = {line.split(" ")[0]: line for line in graph_text(rule_graph(("subtract", "graded", 15))).splitlines()}
     assert lines["out.lif"].endswith("dv=410  reset=subtract  spike=graded  cap=15")
-    assert lines["q.lif"].endswith("dv=410  reset=subtract") and lines["source"].endswith("reset=subtract")
+    assert lines["q.lif"].endswith("dv=410  reset=subtract")
+    assert lines["source"].endswith("reset=subtract  spike=graded  cap=15")
     assert "reset" not in graph_text(rule_graph(KINDS[0]))
 
 
@@ -202,7 +250,11 @@ BROKEN = {
     "a cap of 256": ("out.lif", {"cap": 256}),
     "a cap that is text": ("out.lif", {"cap": "3"}),
     "a cap of bits": ("q.lif", {"cap": 2}),
-    "a source that is graded": ("source", {"spike": "graded"}),
+    "a source that is ternary": ("source", {"spike": "ternary", "cap": 1}),
+    "a source of a cap of 1": ("source", {"cap": 1}),
+    "a source of bits with a cap": ("source", {"spike": "binary"}),
+    "a source of signs that is graded": ("source", {"kind": "sign"}),
+    "a q that is graded": ("q.lif", {"spike": "graded"}),
     "a reset that is a number": ("source", {"reset": 0}),
 }
 
@@ -227,6 +279,16 @@ def test_older_schemas_have_no_such_fields(schema: int) -> None:
         plain_to_graph(PlainGraph(structure, plain.weights, plain.encoder))
     with pytest.raises(fastjsonschema.JsonSchemaValueException):
         json_schema()(structure)
+
+
+@pytest.mark.parametrize("schema", [5, 6])
+def test_sources_of_older_schemas_send_bits(schema: int) -> None:
+    structure = graph_to_plain(rule_graph(("zero", "graded", 2))).structure | {"schema": schema}
+    with pytest.raises(fastjsonschema.JsonSchemaValueException):
+        json_schema()(structure)
+    plain = graph_to_plain(rule_graph(("zero", "graded", 2)))
+    with pytest.raises(SerialiseError, match="unknown spike, cap"):
+        plain_to_graph(PlainGraph(structure, plain.weights, plain.encoder))
 
 
 @pytest.mark.parametrize("kind", [("zero", "graded", 15), ("subtract", "ternary", 1)], ids=str)

@@ -179,7 +179,7 @@ BROKEN = {
     "a node is a number": lambda s: s["nodes"].__setitem__(2, 7),
     "schema is text": lambda s: s.__setitem__("schema", "1"),
     "schema zero": lambda s: s.__setitem__("schema", 0),
-    "a newer schema": lambda s: s.__setitem__("schema", 7),
+    "a newer schema": lambda s: s.__setitem__("schema", 8),
     "T beyond 32 bits": lambda s: s.__setitem__("T", 2**31),
     "n_max beyond 64 bits": lambda s: s.__setitem__("n_max", 10**400),
     "scale beyond a double": lambda s: s["nodes"][-1].__setitem__("scale", 10**400),
@@ -219,21 +219,21 @@ def test_one_bit_is_of_the_schema_that_has_it():
 
 def test_a_newer_schema_is_named():
     plain = graph_to_plain(random_graph(np.random.default_rng(0), blocks=1))
-    with pytest.raises(SerialiseError, match="schema 7 is newer than 6"):
-        plain_to_graph(PlainGraph(plain.structure | {"schema": 7}, plain.weights, plain.encoder))
+    with pytest.raises(SerialiseError, match="schema 8 is newer than 7"):
+        plain_to_graph(PlainGraph(plain.structure | {"schema": 8}, plain.weights, plain.encoder))
 
 
 def coded_graph(rng):
     return random_graph(rng, blocks=1, code_features=3)
 
 
-def graph_of_any_neurons(rng):
-    return random_graph(rng, neurons="any")
+def graph_of_soft_neurons(rng):
+    return random_graph(rng, neurons="soft")
 
 
 @pytest.mark.parametrize(
     ("make", "schema"),
-    [(random_graph, 2), (random_dag, 2), (random_machine_dag, 3), (coded_graph, 4), (graph_of_any_neurons, 5)],
+    [(random_graph, 2), (random_dag, 2), (random_machine_dag, 3), (coded_graph, 4), (graph_of_soft_neurons, 5)],
 )
 def test_the_oldest_schema_that_can_say_it_is_written(make, schema):
     for seed in range(3):

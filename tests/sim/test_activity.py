@@ -34,9 +34,8 @@ def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, node: Attention
         score = matched
         if node.bias is not None:
             score += int(node.bias[h % len(node.bias), n, p])
-        pairs = sum(1 for j in v[t, b, p, part] if score != 0 and j != 0)
-        operations += matched + pairs
-        weighted += matched + abs(score) * pairs
+        operations += matched + sum(1 for j in v[t, b, p, part] if score != 0 and j != 0)
+        weighted += matched + sum(abs(score * int(j)) for j in v[t, b, p, part])
     return operations, weighted
 
 
@@ -53,7 +52,7 @@ def naive_product(scores: np.ndarray, v: np.ndarray, heads: int, n_max: int) -> 
             operations += int(scores[index] != 0)
             weighted += int(scores[index])
     for index in np.ndindex(v.shape):
-        operations += n_max * int(v[index])
+        operations += n_max * int(v[index] != 0)
         weighted += n_max * int(v[index])
     return operations, weighted
 

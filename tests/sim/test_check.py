@@ -186,7 +186,7 @@ def test_a_machine_that_computes_something_else_exits_1(bundle, capfd, monkeypat
         (lambda folder: flip(folder / "manifest.json"), "manifest.json"),
         (lambda folder: (folder / "graph.json").unlink(), "graph.json is missing"),
         (lambda folder: (folder / "tokenizer" / "vocab.txt").write_text("a"), "vocab.txt is not listed"),
-        (lambda folder: sign_again(folder, schema=7), "schema 7 is newer than 6"),
+        (lambda folder: sign_again(folder, schema=8), "schema 8 is newer than 7"),
         (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
     ],
 )

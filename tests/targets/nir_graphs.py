@@ -13,10 +13,15 @@ HIDDEN = 6
 
 
 def random_chain(
-    rng: np.random.Generator, timesteps: int, dv: Sequence[int], layers: int = 3, weight_bits: int = 6
+    rng: np.random.Generator,
+    timesteps: int,
+    dv: Sequence[int],
+    layers: int = 3,
+    weight_bits: int = 6,
+    neurons: str = "stock",
 ) -> Graph:
     """Layers one after another, of random widths."""
-    builder = _make_builder(rng, timesteps, dv, weight_bits)
+    builder = _make_builder(rng, timesteps, dv, weight_bits, neurons)
     x = builder.source(HIDDEN, str(rng.choice(["lif", "sign"])))
     for index in range(layers):
         x = builder.layer(f"layers.{index}", x, int(rng.integers(1, 2 * HIDDEN)))
@@ -24,11 +29,16 @@ def random_chain(
 
 
 def random_paths(
-    rng: np.random.Generator, timesteps: int, dv: Sequence[int], nodes: int = 8, weight_bits: int = 4
+    rng: np.random.Generator,
+    timesteps: int,
+    dv: Sequence[int],
+    nodes: int = 8,
+    weight_bits: int = 4,
+    neurons: str = "stock",
 ) -> Graph:
     """All that NIR has something for, wired at random: layers, adds (a node may stand in one twice), slices, concats,
     valid lanes, relays. The readout reads the last nodes side by side."""
-    builder = _make_builder(rng, timesteps, dv, weight_bits)
+    builder = _make_builder(rng, timesteps, dv, weight_bits, neurons)
     spiking = [builder.source(HIDDEN, str(rng.choice(["lif", "sign"])))]
     for index in range(nodes):
         name, producer = f"n{index}", str(rng.choice(spiking))
@@ -51,9 +61,11 @@ def random_paths(
     return builder.graph(builder.concat("all", tuple(spiking[-3:])))
 
 
-def _make_builder(rng: np.random.Generator, timesteps: int, dv: Sequence[int], weight_bits: int) -> _Builder:
+def _make_builder(
+    rng: np.random.Generator, timesteps: int, dv: Sequence[int], weight_bits: int, neurons: str
+) -> _Builder:
     """Small weights: currents are dense, so that they meet thresholds, and no membrane may saturate."""
     return _Builder(
         rng, n_max=4, timesteps=timesteps, decays=np.asarray(dv), weight_bits=weight_bits,
-        bias_max=2**weight_bits, vocabulary=20, firing=0.3,
+        bias_max=2**weight_bits, vocabulary=20, firing=0.3, neurons=neurons,
     )  # fmt: skip

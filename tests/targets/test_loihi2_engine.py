@@ -156,7 +156,9 @@ def chip_plan(graph: Graph) -> Plan:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_plan_for_the_chip_gives_every_value_on_lavas_cpu_models(seed: int) -> None:
-    graph = expanded(seed, dag=True, timesteps=(1, 2, 4, 8)[seed % 4])
+    neurons = ("stock", "graded source")[seed % 2]
+    graph = expanded(seed, dag=True, timesteps=(1, 2, 4, 8)[seed % 4], neurons=neurons)
+    assert Loihi2Target().check(graph) == [] and graph.source.spike == ("binary", "graded")[seed % 2]
     batch = random_batch(np.random.default_rng(seed), graph, 4)
     assert agrees(graph, batch, chip_plan(graph))
 

@@ -110,6 +110,13 @@ def test_a_layer_that_was_split_is_refused() -> None:
     assert {rule for _, rule, _, _ in found(graph)} == {"no-concat", "one-reader"}
 
 
+def test_a_source_of_graded_spikes_is_refused() -> None:
+    graph = ended(layers(1))
+    source = replace(graph.source, kind="lif", spike="graded", cap=3)
+    graded = Graph(graph.timesteps, graph.n_max, (source, *graph.nodes[1:]))
+    assert found(graded) == [(source.name, "stock-neuron", 1, 0)]
+
+
 def test_two_neurons_on_one_current_are_refused() -> None:
     graph = ended([*layers(1), LIF("other", ("a0",), 5), Add("sum", ("s0", "other"))])
     assert ("a0", "one-reader", 2, 1) in found(graph)

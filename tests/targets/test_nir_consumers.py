@@ -37,24 +37,25 @@ CASES = ((1, (0, 410, 2048, 4095)), (4, (0, 2048, 1024)), (8, (0, 2048)))
 QUICK = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
+SOURCES = st.sampled_from(["stock", "graded source"])
 seeds = st.integers(0, 2**32 - 1)
 
 
 @QUICK
-@given(seeds, st.sampled_from(CASES))
-def test_a_chain_runs_in_norse(tmp_path: Path, seed: int, case: tuple) -> None:
+@given(seeds, st.sampled_from(CASES), SOURCES)
+def test_a_chain_runs_in_norse(tmp_path: Path, seed: int, case: tuple, neurons: str) -> None:
     """By `norse.torch.from_nir`, as a user of Norse reads it."""
     rng = np.random.default_rng(seed)
-    graph = random_chain(rng, *case)
+    graph = random_chain(rng, *case, neurons=neurons)
     batch = random_batch(rng, graph, 6)
     assert differences(graph, batch, read_again(graph, tmp_path), open_in_norse) == []
 
 
 @QUICK
-@given(seeds, st.sampled_from(CASES))
-def test_a_network_of_many_paths_runs_in_nirtorch(tmp_path: Path, seed: int, case: tuple) -> None:
+@given(seeds, st.sampled_from(CASES), SOURCES)
+def test_a_network_of_many_paths_runs_in_nirtorch(tmp_path: Path, seed: int, case: tuple, neurons: str) -> None:
     rng = np.random.default_rng(seed)
-    graph = random_paths(rng, *case)
+    graph = random_paths(rng, *case, neurons=neurons)
     assume(not legality.check(RULES, graph))  # sums of sums may grow until membranes saturate
     batch = random_batch(rng, graph, 6)
     assert differences(graph, batch, read_again(graph, tmp_path), open_in_nirtorch) == []

@@ -141,8 +141,8 @@ def test_the_rule_of_neurons_is_said_once_and_where_they_differ_by_name() -> Non
         alike.text.count("At each timestep a neuron keeps 0.8999 of its membrane, sends 0 or 1, then is set to 0.") == 1
     )
     page = Elements(report_page(small_report(scalar_rule_graph(("subtract", "graded", 3)))))
-    assert "sends 0 or 1, then loses the threshold: source, q.lif, k.lif, v.lif" in page.text
-    assert "sends 0 to 3, then loses the threshold as often: attended, out.lif, up.lif" in page.text
+    assert "sends 0 or 1, then loses the threshold: q.lif, k.lif" in page.text
+    assert "sends 0 to 3, then loses the threshold as often: source, v.lif, attended, out.lif, up.lif" in page.text
 
 
 def test_without_record_target_and_files_it_says_so() -> None:
