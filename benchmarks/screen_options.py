@@ -50,6 +50,8 @@ OPTIONS = {
     "subtract": "--student.reset subtract",
     "graded": "--student.spike graded --student.spike_cap 3",
     "ternary": "--student.spike ternary",
+    "graded-t1": "--student.timesteps 1 --student.spike graded --student.spike_cap 15 --student.encoder_cap 15 "
+    "--student.value_cap 15 --student.graded_gain 4",
     "t2": "--student.timesteps 2",
     "t8": "--student.timesteps 8",
     "operations-800k": "--stage2.operations_per_token 800000",

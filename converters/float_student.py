@@ -180,7 +180,8 @@ def fit_alignment(
         assert theirs is not None
         own = model(ids, mask, output_hidden_states=True).hidden_states
         for place, (state, wanted) in enumerate(zip(own, alignment.teacher_state, strict=True)):
-            x, y = with_ones(state.flatten(0, 1)[real].double()), theirs[alignment.wanted.index(wanted)].double()
+            scaled = state.flatten(0, 1)[real].double() / alignment.largest_spike
+            x, y = with_ones(scaled), theirs[alignment.wanted.index(wanted)].double()
             moments, products = sums[place] or (0.0, 0.0)
             sums[place] = moments + x.T @ x, products + x.T @ y
     for found, linear in zip(sums, alignment.maps, strict=True):
@@ -235,8 +236,9 @@ def make(bundle: Bundle, teacher: str, texts: Sequence[str], count: int, seed: i
     batches = batches_of(texts, tokenizer, bundle.graph.n_max, count, seed)
     expect_currents(model, batches)
     alignment = Alignment(
-        config.hidden_size, config.num_hidden_layers, alone.config.hidden_size, alone.config.num_hidden_layers
-    )
+        config.hidden_size, config.num_hidden_layers, alone.config.hidden_size, alone.config.num_hidden_layers,
+        config.encoder_cap,
+    )  # fmt: skip
     fit_alignment(alignment, model, alone, batches)
     model.save_pretrained(out)
     save_model(alignment, str(out / "alignment.safetensors"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -52,9 +53,15 @@ class SpikeBertConfig(PretrainedConfig):
     reset                    of a membrane that fires: "zero", or "subtract": it loses its threshold and goes on with
                              the rest
     spike                    what neurons send: "binary" (0 or 1), "graded" (0 .. spike_cap, how many thresholds the
-                             membrane is above) or "ternary" (-1, 0, 1). The encoder, and those of query, key and value,
-                             of which attention counts matches, send binary ones whatever it is
+                             membrane is above) or "ternary" (-1, 0, 1). The encoder and those of value send what
+                             `encoder_cap` and `value_cap` say; those of query and key, of which attention counts
+                             matches, send bits
     spike_cap                the largest graded spike, 2 .. 255; 1 of others
+    encoder_cap              the largest spike of the encoder, 1 .. 255: graded ones where it is above 1, else bits
+    value_cap                the same of value's neurons; times n_max and the features of a head it is 65535 at most
+    graded_gain              how many thresholds a deviation of the current is at first where graded spikes are sent
+                             (but by the classes), so that their levels are used: norms begin with it, and token
+                             currents so much larger
     encoder                  "lif": a neuron turns (token + position) current into spikes over T steps;
                              "sign": constant spikes where the current is >= 0 (the paper's)
     positions                learned positions in the encoder's current
@@ -111,6 +118,9 @@ class SpikeBertConfig(PretrainedConfig):
         reset: str = "zero",
         spike: str = "binary",
         spike_cap: int = 1,
+        encoder_cap: int = 1,
+        value_cap: int = 1,
+        graded_gain: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -124,6 +134,9 @@ class SpikeBertConfig(PretrainedConfig):
         self.reset = reset
         self.spike = spike
         self.spike_cap = spike_cap
+        self.encoder_cap = encoder_cap
+        self.value_cap = value_cap
+        self.graded_gain = graded_gain
         self.encoder = encoder
         self.positions = positions
         self.position_spikes = position_spikes
@@ -178,6 +191,8 @@ class SpikeBertConfig(PretrainedConfig):
             "attention_threshold": (0, 65535),
             "weight_bits": (1, 8),
             "token_bits": (2, 8),
+            "encoder_cap": (1, CAP_MAX),
+            "value_cap": (1, CAP_MAX),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -186,6 +201,10 @@ class SpikeBertConfig(PretrainedConfig):
         least, most = (2, CAP_MAX) if self.spike == "graded" else (1, 1)
         if not least <= self.spike_cap <= most:
             raise ValueError(f"spike_cap is {self.spike_cap}, of {self.spike} spikes it must be {least} .. {most}")
+        if self.encoder == "sign" and self.encoder_cap > 1:
+            raise ValueError(f"encoder_cap is {self.encoder_cap}, an encoder of signs sends bits: it must be 1")
+        if not (self.graded_gain > 0 and math.isfinite(self.graded_gain)):
+            raise ValueError(f"graded_gain is {self.graded_gain}, it must be above 0")
         for decay in self.decays:
             if not 0 <= decay <= 4095:
                 raise ValueError(f"decay is {self.decay}, it must be 0 .. 4095")
@@ -204,8 +223,9 @@ class SpikeBertConfig(PretrainedConfig):
         size, tokens = self.hidden_size // self.num_attention_heads, self.max_position_embeddings
         fixed = self.attention_position in FIXED_POSITIONS
         most = (tokens - 1).bit_length() if fixed else int(self.attention_position != "none")  # beside a score
-        reach = (size + most) * tokens
+        reach = (size + most) * tokens * self.value_cap
         if reach > 65535:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads}: attention may count to {reach}, more than 65535"
+                + (f" (value_cap is {self.value_cap})" if self.value_cap > 1 else "")
             )

@@ -23,10 +23,17 @@ def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
 
 
 class Alignment(nn.Module):
-    """One linear map from student to teacher width for the embedding and for each block."""
+    """One linear map from student to teacher width for the embedding and for each block.
 
-    def __init__(self, student_width: int, student_layers: int, teacher_width: int, teacher_layers: int) -> None:
+    largest_spike  of the student's encoder: states are divided by it, for they are so large, and maps from larger
+                   states are learnt too fast
+    """
+
+    def __init__(
+        self, student_width: int, student_layers: int, teacher_width: int, teacher_layers: int, largest_spike: int = 1
+    ) -> None:
         super().__init__()
+        self.largest_spike = largest_spike
         self.teacher_state = layer_map(student_layers, teacher_layers)
         self.wanted = sorted(set(self.teacher_state))  # a deep student has several states aligned with one
         self.maps = nn.ModuleList(nn.Linear(student_width, teacher_width) for _ in self.teacher_state)
@@ -42,7 +49,7 @@ class Alignment(nn.Module):
         losses = []
         for state, teacher_state, to_teacher in zip(student, self.teacher_state, self.maps):
             target = teacher[self.wanted.index(teacher_state)]
-            own = state.flatten(0, 1).index_select(0, real)
+            own = state.flatten(0, 1).index_select(0, real) / self.largest_spike
             losses.append(F.mse_loss(linear_in_buckets(to_teacher, own), target))
         both = torch.stack([losses[0], torch.stack(losses[1:]).mean()])
         embedding, hidden = mean_over_processes(both, len(real))
@@ -123,7 +130,7 @@ def distillation_loss(
 
 
 @torch.no_grad()
-def embeddings_from_teacher(table: Tensor, features: int, seed: int, std: float = 0.5) -> Tensor:
+def embeddings_from_teacher(table: Tensor, features: int, seed: int, std: float) -> Tensor:
     """The teacher's word embeddings [V, D_teacher] turned into [V, features], each feature of deviation `std`.
 
     The directions of most variance are kept and then rotated at random, so that no feature is idle and the

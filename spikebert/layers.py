@@ -80,6 +80,10 @@ class Neuron:
         """The same, but that it sends bits."""
         return replace(self, spike="binary", cap=1)
 
+    def counting(self, cap: int) -> Neuron:
+        """The same, but that it sends 0 .. cap: bits where that is 1, else graded spikes."""
+        return replace(self, spike="graded" if cap > 1 else "binary", cap=cap)
+
     def make(self) -> LoihiLIF:
         """In float mode."""
         return LoihiLIF(self.decay, False, self.surrogate, self.surrogate_alpha, self.reset, self.spike, self.cap)
@@ -104,6 +108,8 @@ class SpikingLayer(nn.Module):
 class Encoder(SpikingLayer):
     """Token ids to spikes: current = token + position, then a LIF (threshold 1), or its sign at every t.
 
+    neuron      sends binary or graded spikes
+
     vocabulary  rows of the token table
     features    D
     n_max       the most tokens of a text, [CLS] and [SEP] included
@@ -112,6 +118,7 @@ class Encoder(SpikingLayer):
                 "sign": constant spikes where the current is >= 0 (SpikeBERT's)
     positions   whether learned positions are added; they count real tokens
     code        P, features of spike-coded positions behind the D of the token (`position_code.py`); 0 for none
+    gain        how many times larger token currents begin, so that levels of graded spikes are used
     """
 
     threshold: Tensor
@@ -128,15 +135,19 @@ class Encoder(SpikingLayer):
         kind: str = "lif",
         positions: bool = True,
         code: int = 0,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         require(kind in ENCODERS, f"kind is '{kind}', it must be one of {ENCODERS}")
         for name, value in (("vocabulary", vocabulary), ("features", features), ("n_max", n_max), ("T", timesteps)):
             require(value >= 1, f"{name} is {value}, it must be 1 or more")
         require(code >= 0, f"code is {code}, it must be 0 or more features")
+        sends = ("binary", "graded") if kind == "lif" else ("binary",)
         require(
-            neuron.spike == "binary", f"the neurons of an Encoder send '{neuron.spike}' spikes, they must be binary"
+            neuron.spike in sends,
+            f"the neurons of an Encoder send '{neuron.spike}' spikes, of kind '{kind}' they must be one of {sends}",
         )
+        self.gain = gain
         self.n_max, self.timesteps, self.kind = n_max, timesteps, kind
         self.token = nn.Embedding(vocabulary, features)
         self.position = nn.Embedding(n_max, features) if positions else None
@@ -144,6 +155,7 @@ class Encoder(SpikingLayer):
             for table in (self.token, self.position):
                 if table is not None:
                     table.weight.mul_(0.5)
+            self.token.weight.mul_(gain)
         self.lif = neuron.make()
         self.register_buffer("threshold", torch.tensor(1.0))  # integer mode: in units of the table
         # kept with the weights: another machine's sine may differ in its last bit
@@ -215,7 +227,7 @@ class Encoder(SpikingLayer):
             spikes = spikes.to(type_between_layers(spikes))
         if self.code is not None:
             spikes = torch.cat([spikes, self.code[:, packing.places].to(spikes.dtype)], -1)
-        return Spikes(spikes, packing, maker=self)  # [T, R, D], or D + P with a code
+        return Spikes(spikes, packing, self.lif.cap, self)  # [T, R, D], or D + P with a code
 
 
 def type_between_layers(x: Tensor) -> torch.dtype:
@@ -253,6 +265,8 @@ class SpikingLinear(SpikingLayer):
                       "none": nothing; each feature learns a threshold of its own, which stays above 0
     scalar_thresholds with "none": quantised, thresholds are folded into the weights, and the layer has one
     spikes_in         with "none": of how many spikes its inputs are the sum, for `first_threshold`
+    gain              how many thresholds a deviation of the current is at first: what a norm begins with, and by how
+                      much thresholds begin lower; above 1, levels of graded spikes are used
 
     norm is None where there is none, or where it has been folded into `linear`; log_threshold, the logarithms of the
     thresholds, where it learns none.
@@ -270,10 +284,12 @@ class SpikingLinear(SpikingLayer):
         norm: str = "batch",
         scalar_thresholds: bool = False,
         spikes_in: int = 1,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         require(norm in NORMS, f"norm is '{norm}', it must be one of {NORMS}")
         require(spikes_in >= 1, f"spikes_in is {spikes_in}, it must be 1 or more")
+        require(gain > 0, f"gain is {gain}, it must be above 0")
         scalar = scalar_thresholds and norm != "none"
         require(not scalar, f"scalar_thresholds with norm '{norm}': only norm 'none' learns thresholds")
         self.weight_bits, self.kind, self.scalar_thresholds = 8, norm, scalar_thresholds
@@ -284,12 +300,19 @@ class SpikingLinear(SpikingLayer):
             self.norm = SynchronisedBatchNorm(outputs)
         elif norm != "none":
             self.norm = make_norm(norm, outputs)
-        first = torch.full((outputs,), first_threshold(spikes_in)).log() if norm == "none" else None
+        self.gain = gain
+        self.set_gain()
+        first = torch.full((outputs,), first_threshold(spikes_in) / gain).log() if norm == "none" else None
         self.register_parameter("log_threshold", None if first is None else nn.Parameter(first))
         self.lif = neuron.make()
         self.register_buffer("threshold", torch.tensor(1.0))  # integer mode: accumulator units
         # integer mode: accumulator units of 1.0 before a norm over features; without one the threshold's are those
         self.register_buffer("units", torch.tensor(1.0) if self._normalises else None)
+
+    def set_gain(self) -> None:
+        """Let the norm begin with its gain."""
+        if self.norm is not None:
+            nn.init.constant_(self.norm.weight, self.gain)
 
     @property
     def _normalises(self) -> bool:
@@ -395,15 +418,17 @@ class SpikingAttention(SpikingLayer):
         packing = check_spikes((q, k, v), "SpikingAttention").packing
         if not all(isinstance(x.maker, (SpikingLinear, SpikingAttention)) for x in (q, k, v)):
             raise SpikeOperationError("q, k and v must each come straight from a SpikingLinear or a SpikingAttention")
-        if any(x.maximum > 1 or x.signed for x in (q, k, v)):
+        if any(x.maximum > 1 or x.signed for x in (q, k)):
             raise SpikeOperationError(
-                "q, k and v must be binary spikes, for attention counts matches: make their layers with "
+                "q and k must be binary spikes, for attention counts matches: make their layers with "
                 'Neuron(spike="binary")'
             )
+        if v.signed:
+            raise SpikeOperationError("v must be binary or graded spikes, not ternary ones: they may be below 0")
         if q.features % self.heads:
             raise SpikeOperationError(f"{q.features} features do not divide into {self.heads} heads")
 
-        dtype = self._type_of_products(q)
+        dtype = self._type_of_products(q, v.maximum)
         between = q.values.dtype
         exact = self._exact_product(q) if self.integer else None
         # a position bias ends with the places that a model takes, which need not be a multiple of anything
@@ -413,23 +438,24 @@ class SpikingAttention(SpikingLayer):
         with torch.autocast(q.values.device.type, enabled=False):
             for group, *qkv in zip(groups, *(x.values.to(dtype).split(rows, 1) for x in (q, k, v))):
                 q_heads, k_heads, v_heads = map(group.unpack, qkv)  # [T * b * H, n, d] each
-                mixed.append(group.pack(self._mix(group, q_heads, k_heads, v_heads, exact), len(q.values)))
+                made = self._mix(group, q_heads, k_heads, v_heads, v.maximum, exact)
+                mixed.append(group.pack(made, len(q.values)))
         current = torch.cat(mixed, 1).to(torch.promote_types(dtype, between))  # [T, R, D]
         return _fired(self.lif(current, self.threshold).to(between), packing, self, (q, k, v), current)
 
-    def _mix(self, group: LengthGroup, q: Tensor, k: Tensor, v: Tensor, exact: Product | None) -> Tensor:
-        """Scores times v, of q, k, v [T * b * H, n, d] each. What stands at padding then is left out by `group.pack`,
-        and a padded key brings nothing, for its v is silent."""
+    def _mix(self, group: LengthGroup, q: Tensor, k: Tensor, v: Tensor, v_max: int, exact: Product | None) -> Tensor:
+        """Scores times v, of q, k, v [T * b * H, n, d] each, those of v at most v_max. What stands at padding then is
+        left out by `group.pack`, and a padded key brings nothing, for its v is silent."""
         if self.similarity == "xnor":  # equal: both 1, or their opposites both 1
             q, k = (torch.cat((x, 1 - x), dim=-1) for x in (q, k))
         if self.position_bias is None:
-            return matches(q, k, v, exact)
+            return matches(q, k, v, exact, v_max)
         if group.tokens > self.position_bias.n_max:
             raise SpikeOperationError(f"{group.tokens} tokens, the position bias is for {self.position_bias.n_max}")
         bias = self.position_bias(group.tokens, v.device).to(v.dtype)
-        return biased_matches(q, k, v, bias, self.position_bias.most, self.heads, exact)
+        return biased_matches(q, k, v, bias, self.position_bias.most, self.heads, exact, v_max)
 
-    def _type_of_products(self, q: Spikes) -> torch.dtype:
+    def _type_of_products(self, q: Spikes, v_max: int) -> torch.dtype:
         """That of mixed precision where it leaves the spikes as they are, else that of the spikes, float32 at least.
 
         bf16 holds integers up to 256 and rounds none above to less than 256; so does float16 (2048), which ends at
@@ -450,7 +476,7 @@ class SpikingAttention(SpikingLayer):
         ):
             return given
         mixed = torch.get_autocast_dtype(device)
-        most = q.features // self.heads * q.packing.mask.shape[1]
+        most = q.features // self.heads * q.packing.mask.shape[1] * v_max
         return mixed if most <= torch.finfo(mixed).max else given
 
     def _exact_product(self, q: Spikes) -> Product:
@@ -470,32 +496,34 @@ class SpikingAttention(SpikingLayer):
 Product = Callable[[Tensor, Tensor, int, int], Tensor]  # two batches of matrices, the largest integer of each
 
 
-def matches(q: Tensor, k: Tensor, v: Tensor, product: Product | None = None) -> Tensor:
+def matches(q: Tensor, k: Tensor, v: Tensor, product: Product | None = None, v_max: int = 1) -> Tensor:
     """(q k^T) v of spikes [batch, n, d] each -> [batch, n, d]. With their opposites beside them q and k have 2 d.
 
     There is no softmax between the two products, so it is q (k^T v) too, of the same integers. The first makes
     n x n scores of at most d, the second d x d counts of at most n, and each costs as much: n * n * d or n * d * d
-    twice. The cheaper one is made; neither sum passes n * d.
+    twice. The cheaper one is made; neither sum passes n * d * v_max.
 
     product  `@`, or one for integers that must be exact
+    v_max    the largest spike of v
     """
     product = product or (lambda a, b, a_max, b_max: a @ b)
     tokens, compared, features = q.shape[1], q.shape[2], v.shape[2]
     if tokens * (compared + features) <= 2 * compared * features:
-        return product(product(q, k.transpose(1, 2), 1, 1), v, features, 1)
-    return product(q, product(k.transpose(1, 2), v, 1, 1), 1, tokens)
+        return product(product(q, k.transpose(1, 2), 1, 1), v, features, v_max)
+    return product(q, product(k.transpose(1, 2), v, 1, v_max), 1, tokens * v_max)
 
 
 def biased_matches(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, most: int, heads: int, product: Product | None = None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, most: int, heads: int, product: Product | None = None,
+    v_max: int = 1,
+) -> Tensor:  # fmt: skip
     """(q k^T + bias) v as of `matches`; the bias of two places is no product of anything, so scores come first.
 
     bias  [1 or heads, n, n], its |values| at most `most`; the batch is of whole sets of heads
     """
     product = product or (lambda a, b, a_max, b_max: a @ b)
     scores = product(q, k.transpose(1, 2), 1, 1).unflatten(0, (len(q) // heads, heads)) + bias  # [batch / H, H, n, n]
-    return product(scores.flatten(0, 1), v, v.shape[2] + most, 1)
+    return product(scores.flatten(0, 1), v, v.shape[2] + most, v_max)
 
 
 class Add(nn.Module):
@@ -510,8 +538,10 @@ class Block(nn.Module):
 
     features D, inner the features between the two layers of the MLP, heads H; the attention's threshold, similarity and
     position_bias as of `SpikingAttention`
-    neuron of all layers; those of query, key and value send bits whatever it is, for attention counts matches
+    neuron of all layers; those of query and key send bits whatever it is, for attention counts matches, and those of
+    value 0 .. value_cap
     norm, scalar_thresholds, spikes_in as `SpikingLinear` has them; spikes_in of the block's input
+    gain of layers that send graded spikes, as `SpikingLinear` has it
     """
 
     def __init__(
@@ -526,15 +556,18 @@ class Block(nn.Module):
         norm: str = "batch",
         scalar_thresholds: bool = False,
         spikes_in: int = 1,
+        value_cap: int = 1,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
 
         def layer(inputs: int, outputs: int, summed: int = 1, neuron: Neuron = neuron) -> SpikingLinear:
-            return SpikingLinear(inputs, outputs, neuron, norm, scalar_thresholds, summed)
+            own = gain if neuron.cap > 1 else 1.0
+            return SpikingLinear(inputs, outputs, neuron, norm, scalar_thresholds, summed, own)
 
         self.query = layer(features, features, spikes_in, neuron.binary)
         self.key = layer(features, features, spikes_in, neuron.binary)
-        self.value = layer(features, features, spikes_in, neuron.binary)
+        self.value = layer(features, features, spikes_in, neuron.counting(value_cap))
         self.attention = SpikingAttention(heads, attention_threshold, neuron, similarity, position_bias)
         self.out = layer(features, features)
         self.up = layer(features, inner, spikes_in + 1)

@@ -23,6 +23,7 @@ from spikebert.positions import PositionBias
 from spikebert.recording import Step, packed_values, qualified_names, steps_to
 from spikebert.spikes import Spikes
 
+TOKEN_DEVIATION = 0.5  # of new token currents: a few per cent of the encoder's neurons fire
 VOTE = 8.0  # logits of a class whose neurons fire at every timestep, before training
 
 
@@ -67,14 +68,16 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         )
         width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
         self.encoder = Encoder(
-            config.vocab_size, width, config.max_position_embeddings, config.timesteps, neuron.binary,
-            config.encoder, config.positions, config.position_spikes,
+            config.vocab_size, width, config.max_position_embeddings, config.timesteps,
+            neuron.counting(config.encoder_cap), config.encoder, config.positions, config.position_spikes,
+            config.graded_gain if config.encoder_cap > 1 else 1.0,
         )  # fmt: skip
         norm, scalar = config.norm, config.scalar_thresholds
         first = 3 if config.encoder == "sign" else 1  # constant spikes, half of them 1, are about as many as three
         self.mix: SpikingLinear | None = None
         if config.position_spikes:
-            self.mix = SpikingLinear(width + config.position_spikes, width, neuron, norm, scalar, first)
+            gain = config.graded_gain if neuron.cap > 1 else 1.0
+            self.mix = SpikingLinear(width + config.position_spikes, width, neuron, norm, scalar, first, gain)
             first = 1
         self.blocks = nn.ModuleList(
             Block(
@@ -88,6 +91,8 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
                 norm,
                 scalar,
                 spikes_in=first + 2 * number,
+                value_cap=config.value_cap,
+                gain=config.graded_gain,
             )
             for number, own in enumerate(neurons)
         )
@@ -123,7 +128,10 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         """Linear as torch does; token currents that let a few per cent of the encoder's neurons fire; spikes of a class
         vote for it."""
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.5)
+            gain = self.encoder.gain if module is self.encoder.token else 1.0
+            nn.init.normal_(module.weight, std=TOKEN_DEVIATION * gain)
+        elif isinstance(module, SpikingLinear):
+            module.set_gain()  # after its own norm
         elif isinstance(module, nn.Linear):
             nn.init.kaiming_uniform_(module.weight, a=5**0.5)
             nn.init.zeros_(module.bias)

@@ -29,6 +29,9 @@ from spikebert.rounding import ACCUMULATOR_MAX, BIAS_MAX, largest_weight, neares
 
 THRESHOLD_MAX = 65535  # accumulator units
 UNITS_TRIED = 60  # of few bits
+UNITS_OF_BITS = 96  # of an encoder that sends bits
+CLIPPED_ABOVE = 0.32  # thresholds above the last one, for negative positions
+ROWS_TRIED = 2048  # of a token table
 Model = TypeVar("Model", bound=nn.Module)
 Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask
 
@@ -115,16 +118,31 @@ def _rounding_error(weight: Tensor, units: float, bits: int) -> float:
     return float((rounded - weight).square_().sum())
 
 
-def encoder_units(kind: str, table: Tensor) -> int:
+def encoder_units(kind: str, table: Tensor, cap: int = 1, bits: int = 8) -> int:
     """Table units per float unit. The table is int8, so this decides where it is clipped.
 
     A LIF encoder of threshold 1 fires at every step from a current of 1 upwards, so a larger token current
     matters only where a negative position is added to it: 96 units clip at 1.32, which is a little lossy for
     such outliers and finer for all others. A sign encoder keeps its whole range.
+
+    Graded spikes up to `cap` need cap + 0.32 for that, and few tokens come so far: the units are those for which what
+    a table of so many bits holds has the least squared error, as far as the cap.
     """
-    if kind == "lif":
-        return 96
-    return max(1, int(min(127 / max(float(table.abs().max()), 1e-12), THRESHOLD_MAX)))
+    if kind == "lif" and cap == 1:
+        return UNITS_OF_BITS
+    whole = max(1, int(min(127 / max(float(table.abs().max()), 1e-12), THRESHOLD_MAX)))
+    if kind == "sign":
+        return whole
+    rows = table[:: max(1, len(table) // ROWS_TRIED)].float().clamp(-cap - CLIPPED_ABOVE, cap + CLIPPED_ABOVE)
+    tried = range(max(1, min(whole, int(127 / (cap + CLIPPED_ABOVE)))), UNITS_OF_BITS + 1)
+    return min(tried, key=lambda units: float((_held(rows, units, bits) - rows).square_().sum()))
+
+
+def _held(table: Tensor, units: int, bits: int) -> Tensor:
+    """What a table of so many bits holds of these currents, as `Encoder.round_token` has it."""
+    step = 2 ** (8 - bits)
+    most = 127 // step
+    return (table * (units / step)).round_().clamp_(-most, most) * (step / units)
 
 
 @torch.no_grad()
@@ -162,7 +180,8 @@ def quantise(model: Model, weight_bits: int = 8, texts: Sequence[Batch] = (), to
     require_short_rows(twin, weight_bits)
     encoder.use_integers(weight_bits)
     encoder.token_bits = token_bits
-    encoder.threshold.fill_(encoder_units(encoder.kind, encoder.token.weight))
+    units = encoder_units(encoder.kind, encoder.token.weight, encoder.lif.cap, token_bits)
+    encoder.threshold.fill_(units)
     signed, uses = recording.signed_uses(), recording.uses()
     rounded: set[SpikingLinear | Readout] = set()
     while len(rounded) < len(uses):

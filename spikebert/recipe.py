@@ -63,6 +63,13 @@ class Student:
     """what neurons send: "binary", "graded" (0 .. spike_cap) or "ternary" (-1, 0, 1); see `SpikeBertConfig`"""
     spike_cap: int = 1
     """the largest graded spike, 2 .. 255; 1 of others"""
+    encoder_cap: int = 1
+    """the largest spike of the encoder, 1 .. 255: above 1 it sends graded ones, whatever `spike` is"""
+    value_cap: int = 1
+    """the same of what attention brings from token to token"""
+    graded_gain: float = 1.0
+    """currents of neurons that send graded spikes begin so many times larger, so that their levels are used: a quarter
+    of the cap does well"""
     encoder: str = "lif"
     positions: bool = True
     position_spikes: int = 0

@@ -60,7 +60,7 @@ from spikebert.distillation import Alignment, LossWeights, embeddings_from_teach
 from spikebert.evaluation import accuracy, mean_firing_rates, predict_together, validation
 from spikebert.kept_outputs import GB, drop_kept
 from spikebert.loop import Schedule, choose_precision, fit
-from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.model import TOKEN_DEVIATION, SpikeBertForSequenceClassification
 from spikebert.parts_of_speech import tagger_for, words_of
 from spikebert.progress import say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
@@ -98,6 +98,9 @@ ADDED = {
         "reset": "zero",
         "spike": "binary",
         "spike_cap": 1,
+        "encoder_cap": 1,
+        "value_cap": 1,
+        "graded_gain": 1.0,
     },
     "data": {"vocabulary": 0},
     "stage1": {"reuse_readout": False, "operations_per_token": 0.0, "operations_weight": 1.0},
@@ -554,6 +557,9 @@ class Training:
                 reset=options.reset,
                 spike=options.spike,
                 spike_cap=options.spike_cap,
+                encoder_cap=options.encoder_cap,
+                value_cap=options.value_cap,
+                graded_gain=options.graded_gain,
                 encoder=options.encoder,
                 positions=options.positions,
                 position_spikes=options.position_spikes,
@@ -581,13 +587,17 @@ class Training:
         if options.embeddings_from_teacher:
             words = teacher.get_input_embeddings().weight[: config.vocab_size]
             student.encoder.token.weight.data.copy_(
-                embeddings_from_teacher(words, config.hidden_size, self.recipe.seed)
+                embeddings_from_teacher(
+                    words, config.hidden_size, self.recipe.seed, TOKEN_DEVIATION * student.encoder.gain
+                )
             )
         return student
 
     def _new_alignment(self, teacher: nn.Module) -> Alignment:
         student, config = self.recipe.student, teacher.config
-        return Alignment(student.hidden_size, student.layers, config.hidden_size, config.num_hidden_layers)
+        return Alignment(
+            student.hidden_size, student.layers, config.hidden_size, config.num_hidden_layers, student.encoder_cap
+        )
 
     def _load_pupil(self, stage: str) -> Pupil:
         student = SpikeBertForSequenceClassification.from_pretrained(self.out / stage)

@@ -62,6 +62,8 @@ OPTIONS: dict[str, tuple] = {
     "reset": ("zero", "subtract"),
     "spike": ("binary", "binary", "graded", "ternary"),
     "cap": (2, 3, 15),
+    "encoder_cap": (1, 1, 2, 15),
+    "value_cap": (1, 1, 2, 15),
     "readout": ("sum", "membrane", "spikes"),
 }
 
@@ -71,7 +73,7 @@ class Shape:
     """What a random model is like; `OPTIONS` holds the values. `seed` decides weights and wiring.
 
     norm "scalar" is "none" with scalar_thresholds; chains have BatchNorm whatever it is, and binary spikes
-    cap     of graded spikes
+    cap     of graded spikes; encoder_cap counts with an encoder "lif" alone
     readout "spikes" of a SpikeBERT alone, another model of ours sums; chains sum whatever it is
     """
 
@@ -95,6 +97,8 @@ class Shape:
     reset: str
     spike: str
     cap: int
+    encoder_cap: int
+    value_cap: int
     readout: str
 
     @property
@@ -124,6 +128,11 @@ class Shape:
         """As Neuron takes it."""
         cap = self.cap if self.spike == "graded" else 1
         return {"reset": self.reset, "spike": self.spike, "cap": cap}
+
+    @property
+    def sent_by_encoder(self) -> int:
+        """The largest spike of the encoder."""
+        return self.encoder_cap if self.encoder == "lif" else 1
 
     @property
     def norms(self) -> dict[str, Any]:
@@ -204,6 +213,9 @@ def make_spikebert(shape: Shape) -> SpikeBertForSequenceClassification:
             reset=shape.reset,
             spike=shape.spike,
             spike_cap=shape.neurons["cap"],
+            encoder_cap=shape.sent_by_encoder,
+            value_cap=shape.value_cap,
+            graded_gain=2.0,
             encoder=shape.encoder,
             positions=shape.positions,
             position_spikes=shape.position_spikes,
@@ -230,7 +242,7 @@ class OwnModel(nn.Module):
             shape.width,
             shape.n_max,
             shape.timesteps,
-            neuron.binary,
+            neuron.counting(shape.sent_by_encoder),
             shape.encoder,
             shape.positions,
             shape.position_spikes,
@@ -260,6 +272,10 @@ class OwnModel(nn.Module):
             firing = [place for place, fires in enumerate(neurons) if fires and widths[place] == shape.width]
             if kind == "attention" and firing:
                 inputs = [int(place) for place in rng.choice(firing, size=3)]
+                if shape.value_cap > 1:
+                    value = SpikingLinear(widths[-1], shape.width, neuron.counting(shape.value_cap), **shape.norms)
+                    step(f"value{index}", value, [len(widths) - 1], shape.width, False)
+                    inputs[2] = len(widths) - 1
                 attention = SpikingAttention(
                     shape.heads, shape.threshold, other, shape.similarity, shape.position_bias()
                 )

@@ -17,6 +17,17 @@ from spikebert.train_command import main as train_main
 KINDS = {
     "soft": (["--student.reset=subtract", "--student.decay=[2048, 410]"], ("subtract", "binary", 1)),
     "graded": (["--student.spike=graded", "--student.spike_cap=3"], ("zero", "graded", 3)),
+    "graded everywhere": (
+        [
+            "--student.spike=graded",
+            "--student.spike_cap=15",
+            "--student.encoder_cap=15",
+            "--student.value_cap=15",
+            "--student.graded_gain=4",
+            "--student.timesteps=1",
+        ],
+        ("zero", "graded", 15),
+    ),
     "ternary": (["--student.spike=ternary", "--student.reset=subtract"], ("subtract", "ternary", 1)),
 }
 
@@ -24,7 +35,7 @@ KINDS = {
 @pytest.fixture(scope="module", params=KINDS)
 def trained_with(request, tmp_path_factory) -> tuple[str, Path]:
     """The kind of neurons, and a folder with a run of them."""
-    folder = tmp_path_factory.mktemp(request.param)
+    folder = tmp_path_factory.mktemp(request.param.split()[0])
     assert train_main([*recipe_arguments(folder), *KINDS[request.param][0]]) == 0
     return request.param, folder
 
@@ -42,6 +53,8 @@ def test_it_learns_is_exported_and_runs_verified(trained_with: tuple[str, Path],
     node = graph["blocks.0.up.lif"]
     assert isinstance(node, LIF) and (node.reset, node.spike, node.cap) == KINDS[kind][1]
     assert isinstance(graph.source, Source) and graph.source.reset == node.reset
+    caps = graph.source.cap, graph.value_max["blocks.0.value.lif"]
+    assert caps == ((15, 15) if kind == "graded everywhere" else (1, 1))
     assert (graph.source.dv, node.dv) == ((2048, 410) if kind == "soft" else (2048, 2048))
     for engine in ("fast", "lava-inline", "torch"):
         capfd.readouterr()

@@ -105,7 +105,7 @@ def test_float16_is_used_only_where_it_cannot_overflow() -> None:
         packing = Packing(torch.ones(1, tokens))
         x = Spikes(torch.ones(1, tokens, 256), packing)
         with torch.autocast("cpu", torch.float16):
-            assert attention._type_of_products(x) == expected
+            assert attention._type_of_products(x, 1) == expected
     assert torch.finfo(torch.float16).max < 257 * 256
 
 

@@ -17,7 +17,6 @@ from spikebert.neurons import LoihiLIF
 from spikebert.quantisation import choose_units, quantise
 from spikebert.recording import record_one_token
 from spikebert.rounding import round_weight, row_reach
-from spikebert.spikes import SpikeOperationError
 
 
 def neuron(kind: Kind, decay: int = 2048, integer: bool = False, path: str = "auto") -> LoihiLIF:
@@ -127,12 +126,6 @@ def test_a_wrong_neuron_or_configuration_is_refused(options: dict, message: str)
         small_config(**{"spike_cap" if key == "cap" else key: value for key, value in options.items()})
 
 
-def test_an_encoder_sends_bits() -> None:
-    with pytest.raises(ValueError, match="neurons of an Encoder send 'ternary' spikes, they must be binary"):
-        Encoder(9, 4, 3, neuron=Neuron(spike="ternary"))
-    assert Encoder(9, 4, 3, neuron=Neuron(reset="subtract")).lif.resets_to == "subtract"
-
-
 class Attended(nn.Module):
     def __init__(self, own: Neuron) -> None:
         super().__init__()
@@ -142,13 +135,6 @@ class Attended(nn.Module):
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None):
         x = self.up(self.encoder(ids, mask))
         return self.readout(self.attention(x, x, x))
-
-
-@pytest.mark.parametrize(("spike", "cap"), [("graded", 2), ("ternary", 1)])
-def test_attention_takes_bits_alone(spike: str, cap: int) -> None:
-    with pytest.raises(SpikeOperationError, match="q, k and v must be binary spikes, for attention counts matches"):
-        Attended(Neuron(spike=spike, cap=cap))(torch.ones(1, 2, dtype=torch.long))
-    Attended(Neuron(reset="subtract"))(torch.ones(1, 2, dtype=torch.long))
 
 
 # Models
@@ -234,8 +220,8 @@ def test_mixed_precision_keeps_what_a_soft_reset_keeps() -> None:
         model = Attended(Neuron())
         x = model.up(model.encoder(torch.ones(1, 2, dtype=torch.long)))
         with torch.autocast("cpu", torch.bfloat16):
-            assert attention._type_of_products(x) == torch.float32
-            assert SpikingAttention(2, 0)._type_of_products(x) == torch.bfloat16
+            assert attention._type_of_products(x, 1) == torch.float32
+            assert SpikingAttention(2, 0)._type_of_products(x, 1) == torch.bfloat16
 
 
 def test_a_chain_of_own_layers() -> None:
