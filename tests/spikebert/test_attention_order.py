@@ -26,14 +26,14 @@ SHAPES = {  # tokens n and features of a head d
 }  # fmt: skip
 
 
-def scores_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, product=None) -> torch.Tensor:
+def scores_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, product=None, v_max: int = 1) -> torch.Tensor:
     product = product or (lambda a, b, a_max, b_max: a @ b)
-    return product(product(q, k.transpose(1, 2), 1, 1), v, q.shape[2], 1)
+    return product(product(q, k.transpose(1, 2), 1, 1), v, q.shape[2], v_max)
 
 
-def counts_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, product=None) -> torch.Tensor:
+def counts_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, product=None, v_max: int = 1) -> torch.Tensor:
     product = product or (lambda a, b, a_max, b_max: a @ b)
-    return product(q, product(k.transpose(1, 2), v, 1, 1), 1, q.shape[1])
+    return product(q, product(k.transpose(1, 2), v, 1, v_max), 1, q.shape[1] * v_max)
 
 
 ORDERS = {"scores first": scores_first, "counts first": counts_first, "the cheaper": matches}
@@ -46,23 +46,23 @@ def definition(values: list[torch.Tensor], packing: Packing, heads: int) -> torc
     return torch.einsum("tbhij,tbjhd->tbihd", scores, v).flatten(-2)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(("steps", "cap"), [(1, 1), (3, 1), (1, 15)])
 @pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_both_orders_are_one(monkeypatch, shape: str, mixed: bool, integer: bool, steps: int) -> None:
+def test_both_orders_are_one(monkeypatch, shape: str, mixed: bool, integer: bool, steps: int, cap: int) -> None:
     tokens, features = SHAPES[shape]
     attention = SpikingAttention(heads=2, threshold=min(200, tokens * features // 4))
     attention.integer = attention.lif.integer = integer
     mask = lengths_to_mask([tokens, max(1, tokens // 2), 1])
-    values, packing = draw_spikes(mask, 2 * features, steps, rate=0.6)
+    values, packing = draw_spikes(mask, 2 * features, steps, rate=0.6, cap=cap)
     exact = definition(values, packing, heads=2)
     expected = attention.lif(packing.pack(exact).double(), attention.threshold).float()
     found = {}
     for order, function in ORDERS.items():
         monkeypatch.setattr(layers, "matches", function)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            spikes = attend(attention, values, packing)
+            spikes = attend(attention, values, packing, cap)
         assert torch.equal(spikes.values, expected), order
         if integer or not mixed:
             assert torch.equal(spikes.current.long(), packing.pack(exact)), order
