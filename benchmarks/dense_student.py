@@ -34,7 +34,7 @@ from benchmarks.timing import table
 from converters.execution import TokenBatch
 from spikebert.commands import UserError, output_kept_clean, run_command, write_output
 from spikebert.data import TokenisedTexts, hash_files, sorted_batches
-from spikebert.distillation import embeddings_from_teacher
+from spikebert.distillation import Alignment, embeddings_from_teacher
 from spikebert.evaluation import Accuracy, accuracy
 from spikebert.pupil import Pupil, pupil_files, pupil_saver
 from spikebert.recipe import Data, Quantise, Recipe, Stage1, Stage2, Student, Teacher
@@ -121,6 +121,11 @@ class DenseTraining(Training):
             start = embeddings_from_teacher(words, options.hidden_size, self.recipe.seed, TABLE_STD)
             bert.get_input_embeddings().weight.data.copy_(start)
         return DenseStudent(bert)
+
+    def _new_alignment(self, teacher: nn.Module) -> Alignment:
+        """Whatever spikes the student of the run sends, the states here are numbers."""
+        student, config = self.recipe.student, teacher.config
+        return Alignment(student.hidden_size, student.layers, config.hidden_size, config.num_hidden_layers)
 
     def _load_pupil(self, stage: str) -> Pupil:
         return self._read_pupil(self.out / stage)

@@ -610,11 +610,10 @@ class Graph:
 
     @cached_property
     def feature_max(self) -> dict[str, np.ndarray]:
-        """The largest |value| of each feature of a node, int64 [D]: 1 for spikes, more for graded ones, proven for
-        currents.
+        """The largest |value| of each feature of a node, int64 [D]: the cap of spikes, 1 for bits; proven for currents.
 
-        Synapses and readout: see `accumulator_bounds`. Attention: see
-        `attention_bounds`. Norm: `Norm.reach`.
+        Synapses and readout: see `accumulator_bounds`. Attention: `attention_bounds` times that of v. Norm:
+        `Norm.reach`.
         """
         bound: dict[str, np.ndarray] = {}
         for node in self.nodes:
@@ -813,6 +812,13 @@ def _never_negative(graph: Graph, name: str) -> bool:
     return isinstance(node, Attention) and (node.bias is None or bool(node.bias.min() >= 0))
 
 
+def _smaller(node: Node) -> str:
+    """What makes the currents of a node smaller."""
+    if isinstance(node, Attention):
+        return "more heads, fewer tokens, a smaller bias or a v of a smaller cap"
+    return "a smaller gamma or beta" if isinstance(node, Norm) else "smaller or fewer weights"
+
+
 def _check_bounds(graph: Graph) -> None:
     for node in graph:
         for lane in node.inputs[1:] if isinstance(node, Norm) else ():
@@ -829,8 +835,7 @@ def _check_bounds(graph: Graph) -> None:
             _require(
                 reach <= ACCUMULATOR_MAX,
                 node.name,
-                f"an accumulator may reach {reach}, the limit is {ACCUMULATOR_MAX}: use "
-                + ("a smaller gamma or beta" if isinstance(node, Norm) else "smaller or fewer weights"),
+                f"an accumulator may reach {reach}, the limit is {ACCUMULATOR_MAX}: use {_smaller(node)}",
             )
         if isinstance(node, Attention) and node.lane is not None:
             width, largest = graph.features[node.lane], graph.value_max[node.lane]

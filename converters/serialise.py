@@ -186,6 +186,10 @@ def plain_to_graph(plain: PlainGraph) -> Graph:
     if left := [*weights, *encoder]:
         raise SerialiseError(f"tensors that no node uses: {', '.join(sorted(left))}")
     graph = Graph(structure["T"], structure["n_max"], nodes)
+    if structure["schema"] < GRADED_SINCE and schema_of(graph) >= GRADED_SINCE:
+        raise SerialiseError(
+            f"graph.json: a graded v exists since schema {GRADED_SINCE}, this is {structure['schema']}"
+        )
     _check_derived(graph, structure)
     return graph
 

@@ -30,7 +30,7 @@ def input_moments(x: Tensor) -> Tensor:
     rows = x.flatten(0, -2).float()
     rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
     with torch.autocast(x.device.type, enabled=False):
-        return (rows.T @ rows).double()  # of a batch all sums are integers below 2^24, exact in float32
+        return (rows.T @ rows).double()  # integers: below 2^24, as nearly always, exact in float32
 
 
 def layers_within_reach(recording: Recording, rounded: Collection[Layer]) -> list[Layer]:

@@ -160,6 +160,12 @@ class SpikeBertConfig(PretrainedConfig):
         self._check()
 
     @property
+    def first_cap(self) -> int:
+        """The largest spike that the residual sums of blocks begin with: of the encoder, or of the layer that mixes
+        spike-coded positions in."""
+        return self.spike_cap if self.position_spikes else self.encoder_cap
+
+    @property
     def decays(self) -> list[int]:
         """dv of the encoder, then of each block."""
         return self.decay if isinstance(self.decay, list) else [self.decay] * (1 + self.num_hidden_layers)
@@ -204,7 +210,7 @@ class SpikeBertConfig(PretrainedConfig):
         if self.encoder == "sign" and self.encoder_cap > 1:
             raise ValueError(f"encoder_cap is {self.encoder_cap}, an encoder of signs sends bits: it must be 1")
         if not (self.graded_gain > 0 and math.isfinite(self.graded_gain)):
-            raise ValueError(f"graded_gain is {self.graded_gain}, it must be above 0")
+            raise ValueError(f"graded_gain is {self.graded_gain}, it must be above 0, and finite")
         for decay in self.decays:
             if not 0 <= decay <= 4095:
                 raise ValueError(f"decay is {self.decay}, it must be 0 .. 4095")

@@ -25,8 +25,8 @@ def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
 class Alignment(nn.Module):
     """One linear map from student to teacher width for the embedding and for each block.
 
-    largest_spike  of the student's encoder: states are divided by it, for they are so large, and maps from larger
-                   states are learnt too fast
+    largest_spike  that the student's first state holds (`SpikeBertConfig.first_cap`): states are divided by it, for
+                   maps from larger ones are learnt too fast
     """
 
     def __init__(

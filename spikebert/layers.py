@@ -142,6 +142,7 @@ class Encoder(SpikingLayer):
         for name, value in (("vocabulary", vocabulary), ("features", features), ("n_max", n_max), ("T", timesteps)):
             require(value >= 1, f"{name} is {value}, it must be 1 or more")
         require(code >= 0, f"code is {code}, it must be 0 or more features")
+        require(gain > 0, f"gain is {gain}, it must be above 0")
         sends = ("binary", "graded") if kind == "lif" else ("binary",)
         require(
             neuron.spike in sends,
@@ -233,9 +234,9 @@ class Encoder(SpikingLayer):
 def type_between_layers(x: Tensor) -> torch.dtype:
     """In which type a float model keeps spikes and currents: that of mixed precision on a GPU, else that of x.
 
-    Spikes and their sums are small integers, which bf16 holds exactly, and a linear layer's result has been rounded to
-    it already. Between matrix products a GPU waits for memory, and so for half as long. A CPU's neurons are compiled
-    for float32 (`fused_lif.py`).
+    Spikes and their sums are small integers, which bf16 holds exactly up to 256 (many graded ones may add up to more,
+    and lose their last bit), and a linear layer's result has been rounded to it already. Between matrix products a GPU
+    waits for memory, and so for half as long. A CPU's neurons are compiled for float32 (`fused_lif.py`).
     """
     device = x.device.type
     mixed = device != "cpu" and torch.is_autocast_enabled(device)
@@ -393,7 +394,7 @@ class SpikingAttention(SpikingLayer):
                   each spike of v: see `spikebert.config.attention_threshold_for`
     similarity    which features of a query and a key match. "and": those that are 1 in both; "xnor": those that are
                   equal, 0 in both too (after Lv et al. 2025, arXiv 2501.16745)
-    position_bias what a score has more for the places of query and key; None: nothing
+    position_bias what a score has more for the places of query and key; None: nothing. Made for the largest spike of v
     """
 
     def __init__(

@@ -203,7 +203,8 @@ def position_bias_of(config: SpikeBertConfig) -> PositionBias | None:
     if config.attention_position == "none":
         return None
     heads = config.num_attention_heads
-    return PositionBias(config.attention_position, config.max_position_embeddings, heads, config.hidden_size // heads)
+    size, tokens = config.hidden_size // heads, config.max_position_embeddings
+    return PositionBias(config.attention_position, tokens, heads, size, config.value_cap)
 
 
 def firing_rates(steps: tuple[Step, ...]) -> dict[str, Tensor]:

@@ -66,25 +66,27 @@ class PositionBias(nn.Module):
     n_max  the most tokens of a text
     heads  H
     size   d, features of a head
+    value_cap  the largest spike of v that scores weigh
 
     most   the largest |bias|. Of those that are learned as large as a score, or as the accumulator allows:
-           `n_max * (d + most)` stays within 65535
+           `n_max * (d + most) * value_cap` stays within 65535
 
     Raises ValueError for an unknown kind, and where the accumulator has no room.
     """
 
-    def __init__(self, kind: str, n_max: int, heads: int, size: int) -> None:
+    def __init__(self, kind: str, n_max: int, heads: int, size: int, value_cap: int = 1) -> None:
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"position bias '{kind}', it must be one of {KINDS}")
         self.kind, self.n_max, self.heads = kind, n_max, heads
-        room = ACCUMULATOR_MAX // n_max - size
+        room = ACCUMULATOR_MAX // (n_max * value_cap) - size
         learns = kind in LEARNED
         self.most = min(size, room) if learns else place_bits(n_max)
         if self.most > room or (learns and room < 1):
             raise ValueError(
                 f"position bias '{kind}': with {size} features of a head and {n_max} tokens attention could count to "
-                f"more than {ACCUMULATOR_MAX}: use more heads or fewer tokens"
+                f"more than {ACCUMULATOR_MAX}: use more heads"
+                + (" or fewer tokens" if value_cap == 1 else f", fewer tokens or a smaller value_cap than {value_cap}")
             )
         self.weight = nn.Parameter(torch.empty(heads, 2 * REACH + 1)) if learns else None
         self.reset_parameters()

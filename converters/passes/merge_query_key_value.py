@@ -23,7 +23,7 @@ class MergeQueryKeyValue:
 
     It is done where the layers read the same input, decay and reset alike, and nobody else reads their currents.
     Thresholds that differ become a vector, unless `scalar_thresholds`: Lava's stock LIF has one threshold, so there
-    such layers stay apart.
+    such layers stay apart. So does a v whose spikes are graded: then it is q and k that become one.
     """
 
     scalar_thresholds: bool = False

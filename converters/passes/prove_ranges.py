@@ -39,7 +39,7 @@ class ProveRanges:
     def _reason(self, graph: Graph, ranges: dict[str, Range], name: str) -> str:
         reason = f"node '{name}': a current may reach {ranges[name].reach}, the limit is {self.limit}"
         if isinstance(graph[name], Attention):
-            return f"{reason}: use more heads, or fewer tokens"
+            return f"{reason}: use more heads, fewer tokens, or a v of a smaller cap"
         if isinstance(graph[name], Norm):
             return f"{reason}: use a smaller gamma or beta"
         reach = reaching_inputs(graph, ranges, name)

@@ -105,9 +105,14 @@ def product(
                 for m in range(starts[b], starts[b + 1]):
                     for h in range(heads):
                         score, feature = (m - starts[b]) * heads + h, h * size
-                        value = _value_at(scores[:, n, t], score)
-                        if value == 0:
+                        if v.shape[0] == 1:  # of bits a whole head at a time
+                            for p in range(scores.shape[0]):
+                                if bits_at(scores[p, n, t], score, 1) != 0:
+                                    at = (m - starts[b]) * width + feature
+                                    _put_bits(v[0, m, t], feature, size, out[p, n, t], at)
                             continue
-                        for e in range(feature, feature + size):
-                            at = (m - starts[b]) * width + e
-                            _put_value(value * _value_at(v[:, m, t], e), out[:, n, t], at)
+                        value = _value_at(scores[:, n, t], score)
+                        for e in range(feature, feature + size if value > 0 else feature):
+                            sent = _value_at(v[:, m, t], e)
+                            if sent > 0:
+                                _put_value(value * sent, out[:, n, t], (m - starts[b]) * width + e)

@@ -71,7 +71,7 @@ def no_norm_process(graph: Graph) -> Iterator[tuple[str, int]]:
 @rule(
     "stock-neuron",
     limits.NEURON_RULES,
-    "train with reset zero and spike binary, or export it for the target lava",
+    "train with reset zero, spike binary and value_cap 1, or export it for the target lava",
 )
 def stock_neurons(graph: Graph) -> Iterator[tuple[str, int]]:
     """Soft reset, graded and ternary spikes need microcode of their own; stock neurons reset to 0 and send bits."""

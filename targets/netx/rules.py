@@ -53,7 +53,7 @@ def no_norms(graph: Graph) -> Iterator[tuple[str, int]]:
 @rule(
     "stock-neuron",
     limits.NEURON_RULES,
-    "train with reset zero and spike binary, or export it for the target lava",
+    "train with reset zero, spike binary, value_cap 1 and encoder_cap 1, or export it for the target lava",
 )
 def stock_neurons(graph: Graph) -> Iterator[tuple[str, int]]:
     """Neurons of netx reset to 0 and send bits, and its first layer takes bits from the host."""

@@ -10,8 +10,8 @@
 | relay | none: an edge |
 | slice, concat | Linear of zeros and ones |
 
-Values travel along edges as they are in the graph: spikes are 0 and 1, their sums graded, currents in accumulator
-units.
+Values travel along edges as they are in the graph: spikes are 0 and 1, their sums and perhaps the source's graded,
+currents in accumulator units.
 """
 
 from __future__ import annotations

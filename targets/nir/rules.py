@@ -39,7 +39,11 @@ def readouts_are_sums(graph: Graph) -> Iterator[tuple[str, int]]:
     yield graph.output, int(graph.readout.kind == "membrane")
 
 
-@rule("stock-neuron", limits.NEURON_RULES, "train with reset zero and spike binary, or export it for the target lava")
+@rule(
+    "stock-neuron",
+    limits.NEURON_RULES,
+    "train with reset zero, spike binary and value_cap 1, or export it for the target lava",
+)
 def stock_neurons(graph: Graph) -> Iterator[tuple[str, int]]:
     """NIR's neurons are set to one value where they fire, and send 1. None takes its threshold off, none sends more."""
     for node in graph:

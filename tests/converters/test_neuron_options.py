@@ -154,7 +154,7 @@ def test_attention_that_only_graded_values_overflow_is_refused() -> None:
         return Graph(1, 30, nodes)
 
     assert (graph(1).value_max["attention"], graph(17).value_max["attention"]) == (3840, 65280)
-    with pytest.raises(GraphError, match="'attention': an accumulator may reach 69120"):
+    with pytest.raises(GraphError, match=r"'attention': an accumulator may reach 69120, .* or a v of a smaller cap"):
         graph(18)
 
 
@@ -291,6 +291,18 @@ def test_sources_of_older_schemas_send_bits(schema: int) -> None:
         plain_to_graph(PlainGraph(structure, plain.weights, plain.encoder))
 
 
+@pytest.mark.parametrize("schema", [5, 6])
+def test_a_graded_v_of_an_older_schema_is_refused(schema: int) -> None:
+    graph = rule_graph(("zero", "graded", 2))
+    source = replace(graph.source, spike="binary", cap=1)
+    plain = graph_to_plain(Graph(graph.timesteps, graph.n_max, (source, *graph.nodes[1:])))
+    assert plain.structure["schema"] == 7
+    structure = json.loads(json.dumps(plain.structure | {"schema": schema}))
+    del structure["nodes"][0]["spike"], structure["nodes"][0]["cap"]
+    with pytest.raises(SerialiseError, match=f"a graded v exists since schema 7, this is {schema}"):
+        plain_to_graph(PlainGraph(structure, plain.weights, plain.encoder))
+
+
 @pytest.mark.parametrize("kind", [("zero", "graded", 15), ("subtract", "ternary", 1)], ids=str)
 def test_a_bundle_keeps_golden_spikes_of_any_size(tmp_path, kind: Kind) -> None:
     bundle = small_bundle(tmp_path / "bundle", rule_graph(kind))
@@ -302,6 +314,12 @@ def test_a_bundle_keeps_golden_spikes_of_any_size(tmp_path, kind: Kind) -> None:
 
 
 # Passes
+
+
+def test_a_graded_v_stays_apart_from_q_and_k() -> None:
+    merged = run_passes(rule_graph(("zero", "graded", 15)), [MergeQueryKeyValue()], BATCH, INTERPRETERS).graph
+    assert isinstance(merged["q.lif"], Slice) and isinstance(merged["k.lif"], Slice)
+    assert isinstance(merged["v.lif"], LIF) and merged["v.lif"].cap == 15
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

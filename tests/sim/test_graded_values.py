@@ -143,10 +143,28 @@ def test_samples_that_stop_early(samples: int) -> None:
     graph = graded_graph(rng, 8, 2, 15, timesteps=6, dv=0, code=3)
     batch = random_batch(rng, graph, samples)
     early = EarlyExit(middle_margin(graph, batch))
-    expected = ReferenceEngine(graph, early).run(batch)
+    names = [node.name for node in graph]
+    expected = ReferenceEngine(graph, early).run(batch, names)
+    counted = count_activity(graph, expected.values, batch, saturable_neurons(graph), expected.timesteps)
     with closing(open_fast(graph, EngineOptions(threads=1, early_exit=early))) as engine:
-        actual = engine.run(batch)
-    assert np.array_equal(actual.logits, expected.logits) and np.array_equal(actual.timesteps, expected.timesteps)
+        for observed in (names, ()):
+            actual = engine.run(batch, observed)
+            assert np.array_equal(actual.logits, expected.logits)
+            assert np.array_equal(actual.timesteps, expected.timesteps)
+            assert all(np.array_equal(actual.values[name], expected.values[name]) for name in observed)
+            assert actual.activity is not None and np.array_equal(actual.activity.counts, counted.counts)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_samples_that_come_alone_one_after_another(threads: int) -> None:
+    """What is bound for one text serves the next one of as many tokens, with its own ids."""
+    rng = np.random.default_rng(4)
+    graph = graded_graph(rng, 8, 2, 15, code=3)
+    with closing(FastEngine(graph, threads)) as engine:
+        for _ in range(6):
+            ids = rng.integers(0, 30, (1, int(rng.integers(3, 5))))
+            batch = TokenBatch(ids, np.ones_like(ids))
+            assert np.array_equal(engine.run(batch).logits, ReferenceEngine(graph).run(batch).logits)
 
 
 @pytest.mark.parametrize("similarity", ["and", "xnor"])

@@ -67,11 +67,24 @@ def test_values_that_may_pass_the_accumulator_are_refused() -> None:
         small_config(**sizes, value_cap=16)
 
 
+@pytest.mark.parametrize("position", ["learned", "neighbours"])
+def test_a_learned_bias_at_its_largest_can_be_exported(position: str) -> None:
+    model = small_model(**(GRADED | {"value_cap": 100}), attention_position=position, max_position_embeddings=64)
+    for block in model.blocks:
+        nn.init.ones_(block.attention.position_bias.weight)
+    graph = graph_from_model(quantise(model))
+    size = model.config.hidden_size // model.config.num_attention_heads
+    most = model.blocks[0].attention.position_bias.most
+    assert graph.value_max["blocks.0.attention"] == 64 * (size + most) * 100 <= 65535
+
+
 def test_an_encoder_sends_bits_or_graded_spikes() -> None:
     with pytest.raises(ValueError, match="neurons of an Encoder send 'ternary' spikes, of kind 'lif' they must be one"):
         Encoder(9, 4, 3, neuron=Neuron(spike="ternary"))
     with pytest.raises(ValueError, match="of kind 'sign' they must be one of"):
         Encoder(9, 4, 3, neuron=Neuron().counting(3), kind="sign")
+    with pytest.raises(ValueError, match=r"gain is 0\.0, it must be above 0"):
+        Encoder(9, 4, 3, gain=0.0)
 
 
 class Attended(nn.Module):
@@ -162,6 +175,13 @@ def test_what_was_learnt_is_loaded_and_does_not_begin_again(tmp_path: Path) -> N
     again = SpikeBertForSequenceClassification.from_pretrained(tmp_path)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
     assert again.config.encoder_cap == 7 and again.config.graded_gain == 4.0
+
+
+def test_the_first_cap_is_that_of_what_blocks_begin_with() -> None:
+    assert small_config(**GRADED).first_cap == 7
+    assert small_config(**GRADED, position_spikes=3).first_cap == 15
+    assert small_config(encoder_cap=7, position_spikes=3).first_cap == 1
+    assert small_config(spike="graded", spike_cap=15).first_cap == small_config().first_cap == 1
 
 
 def test_states_are_aligned_in_units_of_the_largest_spike() -> None:

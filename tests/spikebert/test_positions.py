@@ -110,6 +110,13 @@ def test_what_is_learned_keeps_to_the_accumulator() -> None:
             PositionBias(kind, n_max, 1, size)
 
 
+def test_what_is_learned_leaves_room_for_graded_values() -> None:
+    bias = PositionBias("learned", 64, 1, 8, value_cap=100)
+    assert bias.most == ACCUMULATOR_MAX // 6400 - 8 == 2
+    with pytest.raises(ValueError, match="use more heads, fewer tokens or a smaller value_cap than 128"):
+        PositionBias("learned", 64, 1, 8, value_cap=128)
+
+
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="position bias 'rotary', it must be one of"):
         PositionBias("rotary", 4, 1, 1)

@@ -155,7 +155,9 @@ def test_what_has_no_such_neuron_refuses_it_by_name_and_says_what_to_do(kind: Ki
     for violations in (*targets, legality.check(NIR_RULES, graph)):
         own = [violation for violation in violations if violation.rule == "stock-neuron"]
         assert {violation.node for violation in own} == others
-        assert all("reset zero and spike binary" in violation.remedy for violation in own)
+        assert all(
+            "reset zero, spike binary" in violation.remedy and "value_cap 1" in violation.remedy for violation in own
+        )
     with pytest.raises(IllegalGraphError, match="stock-neuron"):
         chip_network(graph)
 

@@ -20,7 +20,7 @@ INPUT_PORTS = 12  # four for each of q, k and v
 
 
 class SpikingAttention(AbstractProcess):
-    """`a_out = 2 (q k^T) v` of the spikes one step before, for each head; scores may be others than q k^T.
+    """`a_out = 2 (q k^T) v` of the spikes one step before, for each head; scores may be others, and v graded.
 
     Doubled, as every current on Lava here is. Sent one step late, as every connection process of Lava does.
 
@@ -76,4 +76,4 @@ class PySpikingAttentionModel(PyLoihiProcessModel):
 
 
 for _index in range(INPUT_PORTS):
-    setattr(PySpikingAttentionModel, attention_port(_index), LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=1))
+    setattr(PySpikingAttentionModel, attention_port(_index), LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24))
