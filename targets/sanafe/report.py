@@ -130,7 +130,8 @@ def _rows(
     hops = run.joules["network"].sum() - totals["packets"] * machine.message_out.picojoules * 1e-12
     return [
         Row("synapses of layers", done["weighted_operations"], ours["weighted_operations"], *layers,
-            f"a sum of spikes is one message there; here it counts by value, {graded / tokens.sentences:,.0f} more"),
+            "a sum of spikes or a graded one is one message there; "
+            f"here it counts by value, {graded / tokens.sentences:,.0f} more"),
         Row("valid lanes", 0, 0.0, *lanes, "biases are synapses that each real token's lanes reach"),
         Row(ATTENTION, done["weighted_attention_operations"], ours["weighted_attention_operations"], *attention,
             "not played: our price is in its total" if apart else

@@ -16,8 +16,8 @@ from targets.sanafe.machine import CORE
 SMALL = replace(CORE, neurons=60, memory_bytes=1500, axons_in=100, axons_out=120)
 
 
-def transformer(seed: int, n_max: int = 4) -> Graph:
-    return random_graph(np.random.default_rng(seed), blocks=1, hidden=8, n_max=n_max)
+def transformer(seed: int, n_max: int = 4, neurons: str = "stock") -> Graph:
+    return random_graph(np.random.default_rng(seed), blocks=1, hidden=8, n_max=n_max, neurons=neurons)
 
 
 def recorded(

@@ -66,9 +66,13 @@ def test_prices_are_those_of_the_package() -> None:
 
 
 @pytest.mark.parametrize("which", ["whole", "token"])
-@pytest.mark.parametrize("seed", range(3))
-def test_its_counts_are_those_that_follow_from_the_spikes(seed: int, which: Play, tmp_path: Path) -> None:
-    layout, _, sent, _ = recorded(seed, which)
+@pytest.mark.parametrize(("seed", "neurons"), [(0, "stock"), (1, "stock"), (2, "stock"), (3, "graded source")])
+def test_its_counts_are_those_that_follow_from_the_spikes(
+    seed: int, neurons: str, which: Play, tmp_path: Path
+) -> None:  # fmt: skip
+    graph = transformer(seed, neurons=neurons)
+    assert SanafeTarget().check(graph) == []
+    layout, _, sent, _ = recorded(seed, which, graph)
     run = play(layout, sent, tmp_path)
     expected, _ = expected_counts(layout, sent)
     assert first_difference(expected, run.counts) is None
