@@ -237,7 +237,7 @@ def make(bundle: Bundle, teacher: str, texts: Sequence[str], count: int, seed: i
     expect_currents(model, batches)
     alignment = Alignment(
         config.hidden_size, config.num_hidden_layers, alone.config.hidden_size, alone.config.num_hidden_layers,
-        config.first_cap,
+        config.residual_cap,
     )  # fmt: skip
     fit_alignment(alignment, model, alone, batches)
     model.save_pretrained(out)

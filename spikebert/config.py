@@ -160,10 +160,10 @@ class SpikeBertConfig(PretrainedConfig):
         self._check()
 
     @property
-    def first_cap(self) -> int:
-        """The largest spike that the residual sums of blocks begin with: of the encoder, or of the layer that mixes
-        spike-coded positions in."""
-        return self.spike_cap if self.position_spikes else self.encoder_cap
+    def residual_cap(self) -> int:
+        """The largest spike that is added up from block to block. The encoder's are not where a layer mixes spike-coded
+        positions in."""
+        return self.spike_cap if self.position_spikes else max(self.encoder_cap, self.spike_cap)
 
     @property
     def decays(self) -> list[int]:

@@ -7,6 +7,7 @@ teacher's are layer-normalised (`teacher_outputs.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +26,22 @@ def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
 class Alignment(nn.Module):
     """One linear map from student to teacher width for the embedding and for each block.
 
-    largest_spike  that the student's first state holds (`SpikeBertConfig.first_cap`): states are divided by it, for
-                   maps from larger ones are learnt too fast
+    largest_spike  that the student adds up (`SpikeBertConfig.residual_cap`): its states are divided by it, for maps
+                   from larger ones are learnt too fast. Kept with the maps; those of older files are from whole states
     """
 
     def __init__(
         self, student_width: int, student_layers: int, teacher_width: int, teacher_layers: int, largest_spike: int = 1
     ) -> None:
         super().__init__()
-        self.largest_spike = largest_spike
+        self.register_buffer("largest_spike", torch.tensor(float(largest_spike)))
         self.teacher_state = layer_map(student_layers, teacher_layers)
         self.wanted = sorted(set(self.teacher_state))  # a deep student has several states aligned with one
         self.maps = nn.ModuleList(nn.Linear(student_width, teacher_width) for _ in self.teacher_state)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        state_dict.setdefault(f"{prefix}largest_spike", torch.tensor(1.0))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def forward(self, student: tuple[Tensor, ...], teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The student's hidden states [B, N, D] and mask [B, N], the teacher's states that are `wanted`, [S, R, D] as

@@ -112,7 +112,6 @@ def check_reuse(
         "positions",
         "position_spikes",
         "norm",
-        "encoder_cap",
     )
     different = [
         f"{name} {getattr(earlier, name)}" for name in shape if getattr(earlier, name) != getattr(student, name)

@@ -595,7 +595,7 @@ class Training:
 
     def _new_alignment(self, teacher: nn.Module) -> Alignment:
         student, config = self.recipe.student, teacher.config
-        largest = self.student_config.first_cap
+        largest = self.student_config.residual_cap
         return Alignment(student.hidden_size, student.layers, config.hidden_size, config.num_hidden_layers, largest)
 
     def _load_pupil(self, stage: str) -> Pupil:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_model, save_file, save_model
 from small_models import small_batch, small_config, small_model
 from torch import nn
 
@@ -177,21 +178,34 @@ def test_what_was_learnt_is_loaded_and_does_not_begin_again(tmp_path: Path) -> N
     assert again.config.encoder_cap == 7 and again.config.graded_gain == 4.0
 
 
-def test_the_first_cap_is_that_of_what_blocks_begin_with() -> None:
-    assert small_config(**GRADED).first_cap == 7
-    assert small_config(**GRADED, position_spikes=3).first_cap == 15
-    assert small_config(encoder_cap=7, position_spikes=3).first_cap == 1
-    assert small_config(spike="graded", spike_cap=15).first_cap == small_config().first_cap == 1
+def test_the_residual_cap_is_that_of_what_is_added_up() -> None:
+    assert small_config().residual_cap == small_config(value_cap=9).residual_cap == 1
+    assert small_config(encoder_cap=7).residual_cap == 7
+    assert small_config(encoder_cap=7, position_spikes=3).residual_cap == 1, "the encoder's are mixed first"
+    assert small_config(**GRADED).residual_cap == small_config(spike="graded", spike_cap=15).residual_cap == 15
 
 
 def test_states_are_aligned_in_units_of_the_largest_spike() -> None:
     torch.manual_seed(0)
     bits, graded = Alignment(8, 1, 6, 1), Alignment(8, 1, 6, 1, largest_spike=15)
-    graded.load_state_dict(bits.state_dict())
+    graded.maps.load_state_dict(bits.maps.state_dict())
     states, teacher, mask = [torch.randn(2, 3, 8) for _ in range(2)], torch.randn(2, 6, 6), torch.ones(2, 3)
     wanted = bits(tuple(states), teacher, mask)
     found = graded(tuple(15 * state for state in states), teacher, mask)
     torch.testing.assert_close(torch.stack(found), torch.stack(wanted))
+
+
+def test_the_unit_of_states_is_kept_with_the_maps(tmp_path: Path) -> None:
+    """What goes on from a stage has its unit, whatever its own spikes; maps of older files have none: they were 1."""
+    file = str(tmp_path / "alignment.safetensors")
+    save_model(Alignment(8, 1, 6, 1, largest_spike=15), file)
+    again = Alignment(8, 1, 6, 1)
+    load_model(again, file)
+    assert float(again.largest_spike) == 15
+    save_file({name: value for name, value in again.state_dict().items() if name != "largest_spike"}, file)
+    older = Alignment(8, 1, 6, 1, largest_spike=15)
+    load_model(older, file)
+    assert float(older.largest_spike) == 1 and torch.equal(older.maps[0].weight, again.maps[0].weight)
 
 
 # Rounding
