@@ -43,18 +43,18 @@ def checkpointed(
     if _open.get() is not None:
         raise RuntimeError(f"a checkpointed {type(layer).__name__} within a checkpointed layer: checkpoint one of them")
     packing, maximum, maker = x.packing, x.maximum, x.maker  # `run` is kept until backward, and must not keep x
-    signed, before, notes = x.signed, x.forgotten_operations, Notes()
-    kind: list[tuple[int, nn.Module | None, bool]] = []
+    signed, cap, before, notes = x.signed, x.cap, x.forgotten_operations, Notes()
+    kind: list[tuple[int, nn.Module | None, bool, int]] = []
 
     def run(values: Tensor) -> tuple[Tensor, Tensor | None]:
         with notes.open():
-            result = layer(Spikes(values, packing, maximum, maker, signed=signed))
-        kind.append((result.maximum, result.maker, result.signed))
+            result = layer(Spikes(values, packing, maximum, maker, signed=signed, cap=cap))
+        kind.append((result.maximum, result.maker, result.signed, result.cap))
         return result.values, count(result) if count else None
 
     values, operations = checkpoint(run, x.values)
-    own_maximum, own_maker, own_signed = kind[0]
-    result = Spikes(values, packing, own_maximum, own_maker, signed=own_signed)
+    own_maximum, own_maker, own_signed, own_cap = kind[0]
+    result = Spikes(values, packing, own_maximum, own_maker, signed=own_signed, cap=own_cap)
     if operations is not None:
         result.forgotten_operations = operations if before is None else before + operations
     return result

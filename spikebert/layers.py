@@ -38,7 +38,7 @@ from spikebert.neurons import DECAY_ONE, SHIFT, LoihiLIF, TruncatedDecay
 from spikebert.packing import LengthGroup, Packing, linear_in_buckets, side_on
 from spikebert.position_code import position_code
 from spikebert.positions import PositionBias
-from spikebert.rounding import round_bias, round_straight_through, round_weight
+from spikebert.rounding import held_within, round_bias, round_straight_through, round_weight
 from spikebert.spikes import SpikeOperationError, Spikes, add, check_spikes
 from spikebert.synchronised_norm import SynchronisedBatchNorm
 
@@ -182,7 +182,7 @@ class Encoder(SpikingLayer):
         """
         step = 2 ** (8 - self.token_bits)
         most = 127 // step
-        return round_straight_through(token * (self.threshold / step)).clamp(-most, most) * step
+        return held_within(round_straight_through(token * (self.threshold / step)), -most, most) * step
 
     def round_position(self, position: Tensor) -> Tensor:
         """Integer mode: rows of the position table in the same units."""
@@ -228,7 +228,8 @@ class Encoder(SpikingLayer):
             spikes = spikes.to(type_between_layers(spikes))
         if self.code is not None:
             spikes = torch.cat([spikes, self.code[:, packing.places].to(spikes.dtype)], -1)
-        return Spikes(spikes, packing, self.lif.cap, self)  # [T, R, D], or D + P with a code
+        cap = self.lif.cap
+        return Spikes(spikes, packing, cap, self, cap=cap)  # [T, R, D], or D + P with a code
 
 
 def type_between_layers(x: Tensor) -> torch.dtype:
@@ -330,7 +331,7 @@ class SpikingLinear(SpikingLayer):
         """Integer mode: one [], or one for each feature [D] with gradients, 1 .. 65535 accumulator units."""
         if self.log_threshold is None:
             return self.threshold
-        return round_straight_through(self.log_threshold.exp() * self.threshold).clamp(1, 65535)
+        return held_within(round_straight_through(self.log_threshold.exp() * self.threshold), 1, 65535)
 
     def use_integers(self, weight_bits: int) -> None:
         super().use_integers(weight_bits)
@@ -383,7 +384,7 @@ def _fired(
 ) -> Spikes:
     """What the neurons of a layer sent."""
     lif = maker.lif
-    return Spikes(values, packing, lif.cap, maker, inputs, current, normed, signed=lif.spike == "ternary")
+    return Spikes(values, packing, lif.cap, maker, inputs, current, normed, lif.spike == "ternary", lif.cap)
 
 
 class SpikingAttention(SpikingLayer):

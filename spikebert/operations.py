@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spikebert.layers import Readout, SpikingLinear
+from spikebert.rounding import held_within
 from spikebert.spikes import Spikes, made_by
 
 
@@ -18,7 +19,7 @@ def operations_to(end: Spikes) -> Tensor:
     """float32 []: synaptic operations of all linear layers that `end` came from, in total over tokens and timesteps.
 
     A graded spike is one operation, whatever it counts. The gradient is that of each spike: as many operations as it
-    causes; none for what is above 1, for a spike less changes nothing there.
+    causes; none for a sum of bits above 1, for a spike less changes nothing there. `events` has that of graded ones.
     """
     reached: dict[Spikes, int] = {}
     total = torch.zeros((), device=end.values.device)
@@ -39,9 +40,16 @@ def readout_operations(readout: Readout, x: Spikes) -> Tensor:
 
 
 def events(x: Spikes) -> Tensor:
-    """float32 [], float64 of such spikes: how many of the values are not 0."""
+    """float32 [], float64 of such spikes: how many of the values are not 0.
+
+    The gradient of a graded spike x, or of a sum in which one is, is 1 / x: that of its logarithm, which draws small
+    ones to 0 and large ones little. Without one most of them would stay, whatever a budget says.
+    """
     values = x.values.abs() if x.signed else x.values
-    values = values if x.maximum == 1 else values.clamp(max=1)
+    if x.cap > 1:
+        values = values / values.detach().clamp(min=1)
+    elif x.maximum > 1:
+        values = held_within(values, 0, 1)
     return values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
 
 

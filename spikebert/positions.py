@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikebert.rounding import ACCUMULATOR_MAX, round_straight_through
+from spikebert.rounding import ACCUMULATOR_MAX, held_within, round_straight_through
 
 LEARNED = ("learned", "neighbours")
 KINDS = ("log", "gray", *LEARNED)
@@ -109,5 +109,5 @@ class PositionBias(nn.Module):
             return full[None, :tokens, :tokens].float()
         place = torch.arange(tokens, device=self.weight.device)
         distance = (place - place[:, None]).clamp(-REACH, REACH) + REACH  # of a key from its query, [tokens, tokens]
-        values = round_straight_through(self.most * self.weight.clamp(-1, 1))
+        values = round_straight_through(self.most * held_within(self.weight, -1, 1))
         return F.embedding(distance, values.T).permute(2, 0, 1)  # backward adds up in one order, as indexing does not

@@ -33,6 +33,15 @@ class _StraightThrough(torch.autograd.Function):
         return None, grad_output
 
 
+def held_within(x: Tensor, low: float, high: float) -> Tensor:
+    """`x.clamp(low, high)`, whose gradient passes at both ends too.
+
+    That of `clamp` itself does or does not, from one version of PyTorch to the next, and integers often lie at an end:
+    a token of few bits, or a sum that is 1. What lies there would never move again.
+    """
+    return torch.where((x < low) | (x > high), x.detach().clamp(low, high), x)
+
+
 def round_straight_through(x: Tensor) -> Tensor:
     """Round half to even; the gradient passes unchanged."""
     return straight_through(x.detach().round(), x)
@@ -64,7 +73,7 @@ def row_reach(weight: Tensor, signed: bool = False) -> Tensor:
 
 def round_bias(bias: Tensor, units: Tensor) -> Tensor:
     """Integer bias [out] in accumulator units, at most half the accumulator so that weights find room."""
-    return round_straight_through(bias * units).clamp(-BIAS_MAX, BIAS_MAX)
+    return held_within(round_straight_through(bias * units), -BIAS_MAX, BIAS_MAX)
 
 
 def round_weight(

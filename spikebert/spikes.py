@@ -34,6 +34,7 @@ class Spikes:
     packing  where these tokens stand in the batch
     maximum  the largest |value| there can be: 1 from a binary neuron, after an addition the sum of its inputs' maxima
     signed   whether there may be values below 0: ternary neurons', and sums of them
+    cap      the largest spike of one neuron among those that were added up: above 1 where some are graded
     maker    the layer that made them, None for a plain `+`
     inputs   what went into that layer
     current  float [T, R, D], what the layer made of its inputs; None for an encoder and an addition
@@ -55,10 +56,11 @@ class Spikes:
         current: Tensor | None = None,
         normed: Tensor | None = None,
         signed: bool = False,
+        cap: int = 1,
     ) -> None:
         self.values, self.packing, self.maximum = values, packing, maximum
         self.maker, self.inputs, self.current, self.normed = maker, inputs, current, normed
-        self.signed = signed
+        self.signed, self.cap = signed, cap
         self.serial = next(_serial)
 
     @property
@@ -67,7 +69,7 @@ class Spikes:
 
     def without_history(self) -> Spikes:
         """The same spikes, but what went into them is forgotten, so that it need not be kept. `record` needs it."""
-        return Spikes(self.values, self.packing, self.maximum, self.maker, signed=self.signed)
+        return Spikes(self.values, self.packing, self.maximum, self.maker, signed=self.signed, cap=self.cap)
 
     def __repr__(self) -> str:
         return f"Spikes(T, tokens, features = {tuple(self.values.shape)}, maximum = {self.maximum})"
@@ -100,8 +102,9 @@ class Spikes:
             return self
         values = F.dropout(self.values, p, training=True)
         dropped = Spikes(
-            values, self.packing, self.maximum, self.maker, self.inputs, self.current, self.normed, self.signed
-        )
+            values, self.packing, self.maximum, self.maker, self.inputs, self.current, self.normed, self.signed,
+            self.cap,
+        )  # fmt: skip
         dropped.forgotten_operations = self.forgotten_operations
         return dropped
 
@@ -138,8 +141,9 @@ def add(inputs: Sequence[Spikes], maker: nn.Module | None = None) -> Spikes:
     if len(inputs) < 2:
         raise SpikeOperationError("an addition of one input: give it two or more")
     values = sum((x.values for x in inputs[1:]), first.values)
-    signed = any(x.signed for x in inputs)
-    return Spikes(values, first.packing, sum(x.maximum for x in inputs), maker, tuple(inputs), signed=signed)
+    signed, cap = any(x.signed for x in inputs), max(x.cap for x in inputs)
+    maximum = sum(x.maximum for x in inputs)
+    return Spikes(values, first.packing, maximum, maker, tuple(inputs), signed=signed, cap=cap)
 
 
 def check_spikes(inputs: Sequence[object], who: str, features: int | None = None) -> Spikes:

@@ -24,13 +24,17 @@ from spikebert.distillation import LossWeights
 from spikebert.evaluation import validation
 from spikebert.layers import SpikingLayer
 from spikebert.model import SpikeBertForSequenceClassification
-from spikebert.operations import forget, operations_to
+from spikebert.operations import events, forget, operations_to
+from spikebert.packing import Packing
 from spikebert.quantisation import quantise
+from spikebert.spikes import Spikes
 from spikebert.train_command import main
+
+GRADED = {"spike": "graded", "spike_cap": 15, "encoder_cap": 7, "value_cap": 3, "graded_gain": 2.0}
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"position_spikes": 4}, {"norm": "none"}, {"timesteps": 1}, {"encoder": "sign"}]
+    "changes", [{}, {"position_spikes": 4}, {"norm": "none"}, {"timesteps": 1}, {"encoder": "sign"}, GRADED]
 )
 def test_they_are_those_of_an_engine(changes: dict) -> None:
     """Of a model without weights that are rounded to 0."""
@@ -52,13 +56,32 @@ def test_they_are_those_of_an_engine(changes: dict) -> None:
     assert model(**inputs).operations is None
 
 
+@pytest.mark.parametrize(
+    ("cap", "maximum", "gradient"), [(1, 1, [1, 1, 1]), (1, 9, [1, 1, 0]), (4, 4, [1, 1, 1 / 4]), (4, 9, [1, 1, 1 / 4])]
+)
+def test_the_gradient_of_a_spike(cap: int, maximum: int, gradient: list[float]) -> None:
+    """Of bits, of sums of bits, of graded spikes, and of sums with such: how many are not 0, and what draws them."""
+    values = torch.tensor([[[0.0, 1.0, 1.0 if maximum == 1 else 4.0]]], requires_grad=True)
+    count = events(Spikes(values, Packing(torch.ones(1, 1)), maximum, cap=cap))
+    count.backward()
+    assert count == 2 and values.grad is not None and values.grad.flatten().tolist() == gradient
+
+
+def test_a_sum_knows_the_largest_spike_in_it() -> None:
+    model = small_model(spike="graded", spike_cap=3, encoder_cap=7)
+    x = model.encoder(**small_batch())
+    assert (x.cap, model.blocks[0](x).cap, forget(model.blocks[0](x), counts=True).cap) == (7, 7, 7)
+    y = model.blocks[0].out(model.blocks[0].query(x))
+    assert (y.cap, (y + y).cap, (y + y).maximum) == (3, 3, 6)
+
+
 @pytest.mark.parametrize("integer", [False, True])
-@pytest.mark.parametrize("position_spikes", [0, 4])
-def test_they_are_the_same_however_a_step_keeps_its_activations(integer: bool, position_spikes: int) -> None:
+@pytest.mark.parametrize("changes", [{}, {"position_spikes": 4}, GRADED])
+def test_they_are_the_same_however_a_step_keeps_its_activations(integer: bool, changes: dict) -> None:
     """Forgotten block by block, computed again, or all kept for firing rates: in value and in gradient."""
     found = []
     for way in ("forgotten", "computed again", "kept"):
-        model = small_model(position_spikes=position_spikes)
+        model = small_model(**changes)
         model = (quantise(model) if integer else model).train()
         if way == "computed again":
             model.gradient_checkpointing_enable()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spikebert import Encoder
 from spikebert.rounding import (
     ACCUMULATOR_MAX,
+    held_within,
     largest_weight,
     round_bias,
     round_straight_through,
@@ -61,3 +64,25 @@ def test_weights_out_of_range_get_no_gradient_outwards() -> None:
     weight = torch.tensor([[0.5, 9.0]], requires_grad=True)
     round_weight(weight, torch.tensor(1.0), 3, 1, torch.zeros(1)).sum().backward()
     assert weight.grad.tolist() == [[1, 0]]
+
+
+def test_what_is_held_at_an_end_can_come_back() -> None:
+    """`clamp` alone has no gradient at its ends in some versions of PyTorch."""
+    x = torch.tensor([-2.0, -1.0, 0.5, 1.0, 3.0], requires_grad=True)
+    held = held_within(x, -1, 1)
+    held.sum().backward()
+    assert held.tolist() == [-1.0, -1.0, 0.5, 1.0, 1.0] and x.grad is not None
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_tokens_at_the_ends_of_a_table_learn(bits: int) -> None:
+    encoder = Encoder(3, 1, 4)
+    encoder.use_integers(8)
+    encoder.token_bits = bits
+    encoder.threshold.fill_(96.0)
+    step = 2 ** (8 - bits)
+    end = 127 // step * step / 96  # the largest that is held, in floats
+    token = torch.tensor([[end], [0.0], [2 * end]], requires_grad=True)
+    encoder.round_token(token).sum().backward()
+    assert token.grad is not None and (token.grad.flatten() != 0).tolist() == [True, True, False]
