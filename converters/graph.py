@@ -770,16 +770,16 @@ def _check_node(graph: Graph, node: Node) -> None:
 
 def _check_attended(graph: Graph, node: Attention | Coincidence | Product) -> None:
     """That q and k are bits of LIF nodes, and v such bits or graded spikes."""
-    matched = () if isinstance(node, Product) else node.inputs[:2]
-    value = () if isinstance(node, Coincidence) else node.inputs[1 if isinstance(node, Product) else 2 :][:1]
-    for part, names, spikes in (("q and k", matched, SPIKES[:1]), ("v", value, NEVER_NEGATIVE)):
+    q_k, v = (node.inputs[:2], node.inputs[2:3]) if not isinstance(node, Product) else ((), node.inputs[1:])
+    for part, names, spikes, why in (
+        ("q and k", q_k, SPIKES[:1], "what they send is no bit, and attention counts matches of bits"),
+        ("v", v, NEVER_NEGATIVE, "what it sends may be below 0"),
+    ):
         others = [name for name in names if not _fires(graph, name, spikes)]
-        why = ": what they send is no bit, and attention counts matches of bits" if part == "q and k" else ""
-        why = why or ": what it sends may be below 0"
         _require(
             not others,
             node.name,
-            f"{part} must be outputs of LIF nodes, {others} are not" + (why if _are_lifs(graph, others) else ""),
+            f"{part} must be outputs of LIF nodes, {others} are not" + (f": {why}" if _are_lifs(graph, others) else ""),
         )
 
 

@@ -112,7 +112,9 @@ def product(
                                     _put_bits(v[0, m, t], feature, size, out[p, n, t], at)
                             continue
                         value = _value_at(scores[:, n, t], score)
-                        for e in range(feature, feature + size if value > 0 else feature):
+                        if value == 0:
+                            continue
+                        for e in range(feature, feature + size):
                             sent = _value_at(v[:, m, t], e)
                             if sent > 0:
                                 _put_value(value * sent, out[:, n, t], (m - starts[b]) * width + e)
