@@ -36,8 +36,8 @@ class _StraightThrough(torch.autograd.Function):
 def held_within(x: Tensor, low: float, high: float) -> Tensor:
     """`x.clamp(low, high)`, whose gradient passes at both ends too.
 
-    That of `clamp` itself does or does not, from one version of PyTorch to the next, and integers often lie at an end:
-    a token of few bits, or a sum that is 1. What lies there would never move again.
+    That of `clamp` itself does not (PyTorch 2.14), and integers often lie at an end: a token of few bits, or a sum that
+    is 1. What lies there would never move again.
     """
     return torch.where((x < low) | (x > high), x.detach().clamp(low, high), x)
 

@@ -67,7 +67,7 @@ def test_weights_out_of_range_get_no_gradient_outwards() -> None:
 
 
 def test_what_is_held_at_an_end_can_come_back() -> None:
-    """`clamp` alone has no gradient at its ends in some versions of PyTorch."""
+    """`clamp` alone has no gradient at its ends (PyTorch 2.14)."""
     x = torch.tensor([-2.0, -1.0, 0.5, 1.0, 3.0], requires_grad=True)
     held = held_within(x, -1, 1)
     held.sum().backward()
