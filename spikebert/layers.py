@@ -75,11 +75,6 @@ class Neuron:
         least, most = (2, CAP_MAX) if self.spike == "graded" else (1, 1)
         require(least <= self.cap <= most, f"cap is {self.cap}, of {self.spike} spikes it must be {least} .. {most}")
 
-    @property
-    def binary(self) -> Neuron:
-        """The same, but that it sends bits."""
-        return replace(self, spike="binary", cap=1)
-
     def counting(self, cap: int) -> Neuron:
         """The same, but that it sends 0 .. cap: bits where that is 1, else graded spikes."""
         return replace(self, spike="graded" if cap > 1 else "binary", cap=cap)
@@ -118,7 +113,7 @@ class Encoder(SpikingLayer):
                 "sign": constant spikes where the current is >= 0 (SpikeBERT's)
     positions   whether learned positions are added; they count real tokens
     code        P, features of spike-coded positions behind the D of the token (`position_code.py`); 0 for none
-    gain        how many times larger token currents begin, so that levels of graded spikes are used
+    gain        of graded spikes: how many times larger token currents begin, so that their levels are used
     """
 
     threshold: Tensor
@@ -148,7 +143,7 @@ class Encoder(SpikingLayer):
             neuron.spike in sends,
             f"the neurons of an Encoder send '{neuron.spike}' spikes, of kind '{kind}' they must be one of {sends}",
         )
-        self.gain = gain
+        self.gain = gain if neuron.cap > 1 else 1.0
         self.n_max, self.timesteps, self.kind = n_max, timesteps, kind
         self.token = nn.Embedding(vocabulary, features)
         self.position = nn.Embedding(n_max, features) if positions else None
@@ -156,7 +151,7 @@ class Encoder(SpikingLayer):
             for table in (self.token, self.position):
                 if table is not None:
                     table.weight.mul_(0.5)
-            self.token.weight.mul_(gain)
+            self.token.weight.mul_(self.gain)
         self.lif = neuron.make()
         self.register_buffer("threshold", torch.tensor(1.0))  # integer mode: in units of the table
         # kept with the weights: another machine's sine may differ in its last bit
@@ -267,8 +262,8 @@ class SpikingLinear(SpikingLayer):
                       "none": nothing; each feature learns a threshold of its own, which stays above 0
     scalar_thresholds with "none": quantised, thresholds are folded into the weights, and the layer has one
     spikes_in         with "none": of how many spikes its inputs are the sum, for `first_threshold`
-    gain              how many thresholds a deviation of the current is at first: what a norm begins with, and by how
-                      much thresholds begin lower; above 1, levels of graded spikes are used
+    gain              of graded spikes: how many thresholds a deviation of the current is at first, so that their levels
+                      are used: what a norm begins with, and by how much thresholds begin lower
 
     norm is None where there is none, or where it has been folded into `linear`; log_threshold, the logarithms of the
     thresholds, where it learns none.
@@ -302,9 +297,9 @@ class SpikingLinear(SpikingLayer):
             self.norm = SynchronisedBatchNorm(outputs)
         elif norm != "none":
             self.norm = make_norm(norm, outputs)
-        self.gain = gain
+        self.gain = gain if neuron.cap > 1 else 1.0
         self.set_gain()
-        first = torch.full((outputs,), first_threshold(spikes_in) / gain).log() if norm == "none" else None
+        first = torch.full((outputs,), first_threshold(spikes_in) / self.gain).log() if norm == "none" else None
         self.register_parameter("log_threshold", None if first is None else nn.Parameter(first))
         self.lif = neuron.make()
         self.register_buffer("threshold", torch.tensor(1.0))  # integer mode: accumulator units
@@ -564,11 +559,10 @@ class Block(nn.Module):
         super().__init__()
 
         def layer(inputs: int, outputs: int, summed: int = 1, neuron: Neuron = neuron) -> SpikingLinear:
-            own = gain if neuron.cap > 1 else 1.0
-            return SpikingLinear(inputs, outputs, neuron, norm, scalar_thresholds, summed, own)
+            return SpikingLinear(inputs, outputs, neuron, norm, scalar_thresholds, summed, gain)
 
-        self.query = layer(features, features, spikes_in, neuron.binary)
-        self.key = layer(features, features, spikes_in, neuron.binary)
+        self.query = layer(features, features, spikes_in, neuron.counting(1))
+        self.key = layer(features, features, spikes_in, neuron.counting(1))
         self.value = layer(features, features, spikes_in, neuron.counting(value_cap))
         self.attention = SpikingAttention(heads, attention_threshold, neuron, similarity, position_bias)
         self.out = layer(features, features)

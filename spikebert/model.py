@@ -70,14 +70,14 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         self.encoder = Encoder(
             config.vocab_size, width, config.max_position_embeddings, config.timesteps,
             neuron.counting(config.encoder_cap), config.encoder, config.positions, config.position_spikes,
-            config.graded_gain if config.encoder_cap > 1 else 1.0,
+            config.graded_gain,
         )  # fmt: skip
         norm, scalar = config.norm, config.scalar_thresholds
         first = 3 if config.encoder == "sign" else 1  # constant spikes, half of them 1, are about as many as three
         self.mix: SpikingLinear | None = None
         if config.position_spikes:
-            gain = config.graded_gain if neuron.cap > 1 else 1.0
-            self.mix = SpikingLinear(width + config.position_spikes, width, neuron, norm, scalar, first, gain)
+            inputs = width + config.position_spikes
+            self.mix = SpikingLinear(inputs, width, neuron, norm, scalar, first, config.graded_gain)
             first = 1
         self.blocks = nn.ModuleList(
             Block(

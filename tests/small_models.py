@@ -23,6 +23,10 @@ def small_config(**changes) -> SpikeBertConfig:
     return SpikeBertConfig(**(sizes | changes))
 
 
+# graded spikes everywhere but in query and key, with caps that can be told apart
+GRADED = {"spike": "graded", "spike_cap": 15, "encoder_cap": 7, "value_cap": 3, "graded_gain": 2.0}
+
+
 def small_model(seed: int = 0, **changes) -> SpikeBertForSequenceClassification:
     """A float model whose BatchNorm has statistics and gains of its own, as after training."""
     torch.manual_seed(seed)

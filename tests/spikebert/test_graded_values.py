@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_model, save_file, save_model
-from small_models import small_batch, small_config, small_model
+from small_models import GRADED, small_batch, small_config, small_model
 from torch import nn
 
 from converters.execution import TokenBatch
@@ -22,8 +22,6 @@ from spikebert.neurons import LoihiLIF
 from spikebert.quantisation import UNITS_OF_BITS, encoder_units, quantise
 from spikebert.recording import record_one_token
 from spikebert.spikes import SpikeOperationError
-
-GRADED = {"spike": "graded", "spike_cap": 15, "encoder_cap": 7, "value_cap": 3, "timesteps": 1}
 
 
 @pytest.mark.parametrize("spike", ["binary", "graded", "ternary"])
@@ -151,7 +149,7 @@ def test_half_precision_is_left_where_a_graded_v_passes_its_range() -> None:
 def test_currents_of_graded_spikes_begin_larger() -> None:
     torch.manual_seed(0)
     wide = {"vocab_size": 2000, "hidden_size": 64}
-    model = SpikeBertForSequenceClassification(small_config(**GRADED, graded_gain=4.0, **wide))
+    model = SpikeBertForSequenceClassification(small_config(**(GRADED | {"graded_gain": 4.0} | wide)))
     assert float(model.encoder.token.weight.detach().std()) == pytest.approx(4 * TOKEN_DEVIATION, rel=0.01)
     assert float(model.encoder.position.weight.detach().std()) == pytest.approx(TOKEN_DEVIATION, rel=0.1)
     for block in model.blocks:
@@ -171,7 +169,7 @@ def test_without_a_norm_thresholds_begin_lower() -> None:
 
 
 def test_what_was_learnt_is_loaded_and_does_not_begin_again(tmp_path: Path) -> None:
-    model = small_model(**GRADED, graded_gain=4.0)
+    model = small_model(**(GRADED | {"graded_gain": 4.0}))
     model.save_pretrained(tmp_path)
     again = SpikeBertForSequenceClassification.from_pretrained(tmp_path)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
@@ -240,10 +238,12 @@ def test_units_do_not_follow_currents_beyond_the_cap() -> None:
     assert encoder_units("lif", far) == UNITS_OF_BITS, "of bits it is what it was"
 
 
-@pytest.mark.parametrize("changes", [{}, {"position_spikes": 3}, {"attention_similarity": "xnor"}, {"timesteps": 3}])
+@pytest.mark.parametrize(
+    "changes", [{"timesteps": 1}, {"position_spikes": 3}, {"attention_similarity": "xnor"}, {"timesteps": 3}]
+)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_an_integer_model_is_its_graph(changes: dict, bits: int) -> None:
-    model = quantise(small_model(**(GRADED | {"graded_gain": 2.0} | changes)), bits, token_bits=bits)
+    model = quantise(small_model(**(GRADED | changes)), bits, token_bits=bits)
     graph = graph_from_model(model)
     assert (graph.source.spike, graph.source.cap, graph.value_max["blocks.1.value.lif"]) == ("graded", 7, 3)
     inputs, names = small_batch(), [node.name for node in graph]
@@ -255,27 +255,3 @@ def test_an_integer_model_is_its_graph(changes: dict, bits: int) -> None:
     for name in names:
         assert np.array_equal(output.trace[name].numpy(), expected.values[name]), name
     assert expected.values["encoder"].max() > 1 and expected.values["blocks.0.value.lif"].max() > 1
-
-
-@pytest.mark.parametrize("integer", [False, True])
-def test_padding_never_changes_a_result(integer: bool) -> None:
-    model = small_model(**GRADED, max_position_embeddings=12)
-    model = quantise(model) if integer else model
-    inputs = small_batch(tokens=7)
-    longer = {name: nn.functional.pad(x, (0, 3)) for name, x in inputs.items()}
-    with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, model(**longer).logits)
-
-
-def test_checkpoints_give_the_same_gradients() -> None:
-    found = []
-    for checkpointing in (False, True):
-        model = small_model(**GRADED).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        model(**small_batch(), labels=torch.tensor([0, 1, 2, 1, 0])).loss.backward()
-        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys() and len(found[0]) > 20
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    assert float(found[0]["blocks.0.value.linear.weight"].abs().sum()) > 0
-    assert float(found[0]["encoder.token.weight"].abs().sum()) > 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import small_batch, small_model
+from small_models import GRADED, small_batch, small_model
 from small_teachers import recipe_arguments
 from torch import nn
 
@@ -29,8 +29,6 @@ from spikebert.packing import Packing
 from spikebert.quantisation import quantise
 from spikebert.spikes import Spikes
 from spikebert.train_command import main
-
-GRADED = {"spike": "graded", "spike_cap": 15, "encoder_cap": 7, "value_cap": 3, "graded_gain": 2.0}
 
 
 @pytest.mark.parametrize(
