@@ -19,7 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -235,15 +236,25 @@ def make(bundle: Bundle, teacher: str, texts: Sequence[str], count: int, seed: i
     fill(model, bundle.graph, table)
     batches = batches_of(texts, tokenizer, bundle.graph.n_max, count, seed)
     expect_currents(model, batches)
+    write_stage(model, alone, tokenizer, batches, record_of(bundle), out)
+
+
+def write_stage(
+    model: SpikeBertForSequenceClassification, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[tuple[Tensor, Tensor]], record: dict, out: Path,
+) -> None:  # fmt: skip
+    """Fill the folder `out` as one that `stage1.reuse` takes: the float student, maps to the teacher's hidden states
+    that are fitted to `batches`, the teacher's tokenizer and the `record`, a stage.json."""
+    student, config = model.config, teacher.config
     alignment = Alignment(
-        config.hidden_size, config.num_hidden_layers, alone.config.hidden_size, alone.config.num_hidden_layers,
-        config.residual_cap,
+        student.hidden_size, student.num_hidden_layers, config.hidden_size, config.num_hidden_layers,
+        student.residual_cap,
     )  # fmt: skip
-    fit_alignment(alignment, model, alone, batches)
+    fit_alignment(alignment, model, teacher, batches)
     model.save_pretrained(out)
     save_model(alignment, str(out / "alignment.safetensors"))
     tokenizer.save_pretrained(out)
-    (out / "stage.json").write_text(json.dumps(record_of(bundle), indent=1) + "\n")
+    (out / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def record_of(bundle: Bundle) -> dict:
@@ -261,9 +272,10 @@ def record_of(bundle: Bundle) -> dict:
     return {"made_from": made_from, "figures": {"learnt_from": texts.split(", ") if texts else [], "licences": went_on}}
 
 
-def run(argv: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="a bundle, its folder or a zip of it")
+def arguments(description: str | None, kind: str) -> argparse.ArgumentParser:
+    """The command line of a converter that makes a stage of `source`, which is a `kind`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help=kind)
     parser.add_argument("--teacher", required=True, help="who is to teach it, as teacher.model of a recipe")
     parser.add_argument(
         "--texts", type=Path, required=True, help="a .tsv with columns text and label: what it will be trained on"
@@ -272,19 +284,33 @@ def run(argv: Sequence[str] | None) -> int:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--out", type=Path, required=True, help="a new folder, for --stage1.reuse")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
-    options = parser.parse_args(argv)
+    return parser
+
+
+@contextmanager
+def new_folder(options: argparse.Namespace) -> Iterator[Path]:
+    """To be filled; it becomes `--out` when that is done, and nothing is left where it fails.
+
+    Raises UserError where `--out` is there already, and for a `--count` of none.
+    """
     if options.out.exists():
         raise UserError(f"--out {options.out} exists: choose another place")
     if options.count < 1:
         raise UserError(f"--count is {options.count}: give 1 or more")
-    bundle, texts, teacher = read_bundle(options.bundle), read_tsv(options.texts).texts, resolve(options.teacher)
     with errors_name_files(options.out):
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=options.out.parent, prefix=f".{options.out.name}.") as partial:
             whole = Path(partial) / options.out.name
             whole.mkdir()
-            make(bundle, teacher, texts, options.count, options.seed, whole)
+            yield whole
             whole.rename(options.out)
+
+
+def run(argv: Sequence[str] | None) -> int:
+    options = arguments(__doc__, "a bundle, its folder or a zip of it").parse_args(argv)
+    with new_folder(options) as out:
+        bundle, texts = read_bundle(options.source), read_tsv(options.texts).texts
+        make(bundle, resolve(options.teacher), texts, options.count, options.seed, out)
     return 0
 
 

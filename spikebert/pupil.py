@@ -20,6 +20,8 @@ from spikebert.positions import LEARNED
 from spikebert.processes import mean_over_processes
 from spikebert.teacher_outputs import short_to_long
 
+CHANGE = "`python -m converters.change_teacher` makes one for this teacher of it"
+
 
 class Classifier(nn.Module):
     """The teacher inside a wrapper: mixed precision is switched on for training only, not for evaluation.
@@ -117,8 +119,11 @@ def check_reuse(
         f"{name} {getattr(earlier, name)}" for name in shape if getattr(earlier, name) != getattr(student, name)
     ]
     if different:
-        hint = ": it has a smaller data.vocabulary" if earlier.vocab_size < student.vocab_size else ""
-        raise UserError(f"stage1.reuse: the student in {folder} has another shape ({', '.join(different)}){hint}")
+        hint = (
+            ": it has a smaller data.vocabulary, or its teacher had" if earlier.vocab_size < student.vocab_size else ""
+        )
+        mend = f". {CHANGE}" if different == [f"vocab_size {earlier.vocab_size}"] else ""
+        raise UserError(f"stage1.reuse: the student in {folder} has another shape ({', '.join(different)}){hint}{mend}")
     if earlier.attention_position in LEARNED:
         if student.attention_position not in LEARNED:
             raise UserError(
@@ -135,9 +140,10 @@ def check_reuse(
             f"{list(earlier.id2label.values())}, this one '{student.readout}' and {list(student.id2label.values())}"
         )
     if AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
-        raise UserError(f"stage1.reuse: {folder} has tokens of other meanings than the teacher's")
+        raise UserError(f"stage1.reuse: {folder} has tokens of other meanings than the teacher's. {CHANGE}")
     if any(widths != [teacher.hidden_size, student.hidden_size] for widths in maps):
-        raise UserError(f"stage1.reuse: {folder} is aligned with a teacher of another width than {teacher.hidden_size}")
+        width = teacher.hidden_size
+        raise UserError(f"stage1.reuse: {folder} is aligned with a teacher of another width than {width}. {CHANGE}")
 
 
 def reuse(pupil: Pupil, folder: Path, readout: bool = False) -> None:

@@ -251,7 +251,7 @@ class Training:
     def _check_finished_stages(self) -> None:
         """Raises UserError, before anything is run, where a finished stage was made by another recipe."""
         for stage in filter(self._finished, STAGES):
-            before = _read_record(self.out / stage / "stage.json")["made_from"]
+            before = read_record(self.out / stage / "stage.json")["made_from"]
             changed = _differences(_spelled_out(before), _spelled_out(self._made_from(stage)))
             if changed:
                 raise UserError(
@@ -640,7 +640,7 @@ class Training:
         return results
 
     def _stage_figures(self, stages: Sequence[str]) -> dict[str, dict]:
-        return {stage: _read_record(self.out / stage / "stage.json")["figures"] for stage in stages}
+        return {stage: read_record(self.out / stage / "stage.json")["figures"] for stage in stages}
 
     def _measured_model(self, name: str) -> nn.Module:
         """One of `MEASURED`: those between the float and the integer student are made again from the float one."""
@@ -689,14 +689,14 @@ def inherited(stage: Path) -> dict:
 
     Raises UserError where its record is damaged.
     """
-    figures = _read_record(stage / "stage.json")["figures"]
+    figures = read_record(stage / "stage.json")["figures"]
     return {name: figures[name] for name in ("learnt_from", "licences") if name in figures}
 
 
 def learnt_from(stage: Path) -> list[str]:
     """The texts, as recipes name them, that the student of a finished stage 1 or 2 learnt from, those of stages that it
     went on from included. Raises UserError where its record is damaged."""
-    record = _read_record(stage / "stage.json")
+    record = read_record(stage / "stage.json")
     made_from, earlier = record["made_from"], record["figures"].get("learnt_from", [])
     data, stage1, stage2 = made_from["data"], made_from["stage1"], made_from.get("stage2")
     task = [data["folder"] or data["hub"]]
@@ -706,7 +706,7 @@ def learnt_from(stage: Path) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _read_record(path: Path) -> dict:
+def read_record(path: Path) -> dict:
     """A `stage.json`. Raises UserError where it is damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -51,6 +51,7 @@ RULES: dict[str, set[str]] = {
         *("converters.graph", "converters.execution", "converters.report.accuracy"),
         *("sim.energy", "sim.engines", "spikebert", "transformers"),
     },
+    "converters.change_teacher": {"converters.float_student", "spikebert", "torch", "transformers"},
     "converters.float_student": {"converters.bundle", "converters.graph", "spikebert", "torch", "transformers"},
     "converters.torch_engine": {"converters", "spikebert", "torch"},
     "converters.export_command": {"converters", "spikebert", "targets.legality"},

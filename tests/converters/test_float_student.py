@@ -16,7 +16,7 @@ from command_output import one_error
 from random_graphs import random_graph
 from safetensors.torch import load_file
 from small_bundles import small_bundle
-from small_models import small_batch, small_config, small_model
+from small_models import GRADED, small_batch, small_config, small_model
 from small_teachers import recipe_arguments
 from transformers import BertConfig, BertModel
 
@@ -195,7 +195,7 @@ def test_currents_may_be_measured_again(bundle: Bundle, student: SpikeBertForSeq
     "changes",
     [
         {"position_spikes": 8}, {"readout": "spikes"}, {"readout": "membrane"}, {"encoder": "sign"},
-        {"spike": "graded", "spike_cap": 3}, {"spike": "ternary"}, {"attention_similarity": "xnor"},
+        {"spike": "graded", "spike_cap": 3}, GRADED, {"spike": "ternary"}, {"attention_similarity": "xnor"},
     ],
     ids=str,
 )  # fmt: skip
