@@ -67,8 +67,8 @@ def measure_step(case: Case, size: Size) -> Measured:
     pupil, teacher = make_pupil(size, case.mode).to(device), make_teacher(size).to(device)
     if case.checkpointing:
         pupil.student.gradient_checkpointing_enable()
-    table = pupil.student.encoder.token.weight
-    optimiser = torch.optim.AdamW(parameter_groups(pupil, table, Schedule(1, case.texts, 1e-4)), lr=1e-4, fused=True)
+    rates = pupil.student.learning_rates(1.0)
+    optimiser = torch.optim.AdamW(parameter_groups(pupil, rates, Schedule(1, case.texts, 1e-4)), lr=1e-4, fused=True)
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16")
     weights = LossWeights(label=1.0, logits=1.0, hidden=0.1, embedding=0.1, temperature=2.0)
     batch = {

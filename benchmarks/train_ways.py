@@ -114,7 +114,7 @@ class Trainer:
         self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=mixed)
         self.device, self.steps, self.done = device, steps, 0
         self.schedule = Schedule(1, 0, LEARNING_RATE)
-        groups = parameter_groups(self.model, None, self.schedule)
+        groups = parameter_groups(self.model, {}, self.schedule)
         self.optimiser = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
 
     def step(self, batch: Batch) -> float:

@@ -158,6 +158,11 @@ class Encoder(SpikingLayer):
         spikes = torch.from_numpy(position_code(timesteps, n_max, code)) if code else None  # [T, n_max, P]
         self.register_buffer("code", spikes)
 
+    @property
+    def scaled(self) -> list[nn.Parameter]:
+        """What is added to currents of the size of `gain`, and is the same for all tokens: their places."""
+        return [] if self.position is None else [self.position.weight]
+
     def set_timesteps(self, timesteps: int) -> None:
         """Run for so many timesteps from now on. Raises ValueError below 1, and beyond those of a code."""
         require(timesteps >= 1, f"timesteps is {timesteps}, it must be 1 or more")
@@ -310,6 +315,11 @@ class SpikingLinear(SpikingLayer):
         """Let the norm begin with its gain."""
         if self.norm is not None:
             nn.init.constant_(self.norm.weight, self.gain)
+
+    @property
+    def scaled(self) -> list[nn.Parameter]:
+        """What is in units of `gain`: the parameters of a norm that begins with it."""
+        return [] if self.norm is None else list(self.norm.parameters())
 
     @property
     def _normalises(self) -> bool:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -37,15 +38,13 @@ GRADIENT_NORM = 1.0
 class Schedule:
     """epochs over the texts, texts a batch (of all processes), the highest learning rate, AdamW's weight decay.
 
-    token_rate      how many times faster the token table learns; see `parameter_groups`
-    patience        training ends after so many epochs in which validation was not better than before; 0: it does not
+    patience  training ends after so many epochs in which validation was not better than before; 0: it does not
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float = 0.01
-    token_rate: float = 1.0
     patience: int = 0
 
 
@@ -57,15 +56,16 @@ def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
     return schedule.learning_rate * (steps - step) / max(1, steps - warmup)
 
 
-def parameter_groups(model: nn.Module, table: nn.Parameter | None, schedule: Schedule) -> list[dict]:
-    """AdamW's groups: all parameters at rate 1, and the token table at `schedule.token_rate`, not decayed.
+def parameter_groups(model: nn.Module, rates: Mapping[nn.Parameter, float], schedule: Schedule) -> list[dict]:
+    """AdamW's groups: all parameters at rate 1, and those that learn so many times faster, not decayed.
 
-    A batch holds few rows of the table, so each row is seldom moved; decay would move the others all the time.
+    A batch holds few rows of a token table, so each row is seldom moved; decay would move the others all the time.
     """
-    others = [parameter for parameter in model.parameters() if parameter is not table]
+    others = [parameter for parameter in model.parameters() if parameter not in rates]
     groups: list[dict] = [{"params": others, "rate": 1.0, "weight_decay": schedule.weight_decay}]
-    if table is not None:
-        groups.append({"params": [table], "rate": schedule.token_rate, "weight_decay": 0.0})
+    for rate in sorted(set(rates.values())):
+        own = [parameter for parameter, its_rate in rates.items() if its_rate == rate]
+        groups.append({"params": own, "rate": rate, "weight_decay": 0.0})
     return groups
 
 
@@ -148,7 +148,7 @@ def fit(
     keep_start: bool = False,
     checkpoint_seconds: float = 120,
     title: str = "training",
-    table: nn.Parameter | None = None,
+    rates: Mapping[nn.Parameter, float] = MappingProxyType({}),
 ) -> Outcome:
     """Train `model` in place; it ends as the best epoch by `evaluate` (higher is better), or as the last.
 
@@ -159,11 +159,11 @@ def fit(
     keep_start      the model as it came competes with the epochs for the best
     folder          where `checkpoint.pt` and TensorBoard's files go, one folder for all processes; a checkpoint there
                     is resumed from, whatever the number of processes that wrote it
-    table           the token table among the model's parameters; see `parameter_groups`
+    rates           parameters that learn faster, and how many times; see `parameter_groups`
     Raises RuntimeError where the loss is no number, UserError where the checkpoint is of other texts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimiser = torch.optim.AdamW(parameter_groups(model, table, schedule), lr=schedule.learning_rate, fused=True)
+    optimiser = torch.optim.AdamW(parameter_groups(model, rates, schedule), lr=schedule.learning_rate, fused=True)
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     checkpoint = folder / "checkpoint.pt"
     state = _Position()

@@ -118,6 +118,19 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         self.encoder.set_timesteps(timesteps)
         self.config.timesteps = timesteps
 
+    def learning_rates(self, token_rate: float) -> dict[nn.Parameter, float]:
+        """How many times as fast as all others some parameters are to learn.
+
+        The token table `token_rate` times, for a batch holds few of its rows. Where graded spikes are sent norms and
+        places `gain` times: a step of Adam is as long as the learning rate whatever it moves, and currents that are
+        spread over so many thresholds would take as many times the steps to leave one.
+        """
+        rates = {self.encoder.token.weight: token_rate}
+        for layer in self.modules():
+            if isinstance(layer, (Encoder, SpikingLinear)) and layer.gain != 1:
+                rates |= dict.fromkeys(layer.scaled, layer.gain)
+        return rates
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.encoder.token
 

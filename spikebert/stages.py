@@ -346,8 +346,8 @@ class Training:
                 pupil,
                 lambda model, batch: model(batch, *taught(batch), weights),
                 lambda epoch: texts,
-                Schedule(options.epochs, options.batch_size, options.learning_rate, token_rate=options.token_rate),
-                table=student.encoder.token.weight,
+                Schedule(options.epochs, options.batch_size, options.learning_rate),
+                rates=student.learning_rates(options.token_rate),
                 title="stage 1",
                 **self._common(work),
             )
@@ -358,11 +358,9 @@ class Training:
         pupil = self._load_pupil("stage1")
         if self.vocabulary:
             keep_rows(pupil.student, self.vocabulary.kept)
-        schedule = Schedule(
-            options.epochs, options.batch_size, options.learning_rate, token_rate=options.token_rate,
-            patience=options.patience,
-        )  # fmt: skip
-        figures = self._distil_task(pupil, schedule, work, "stage 2")
+        schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, patience=options.patience)
+        rates = pupil.student.learning_rates(options.token_rate)
+        figures = self._distil_task(pupil, schedule, rates, work, "stage 2")
         return figures | inherited(self.out / "stage1"), pupil_saver(pupil)
 
     def _train_integer(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
@@ -382,7 +380,7 @@ class Training:
         self.say(f"integer: validation {as_float} as float")
         self.say(f"integer: validation {rounded} folded and rounded")
         schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, weight_decay=0.0)
-        figures |= self._distil_task(pupil, schedule, work, "integer", keep_start=True)
+        figures |= self._distil_task(pupil, schedule, {}, work, "integer", keep_start=True)
         return figures, pupil_saver(pupil)
 
     # Pieces
@@ -398,7 +396,10 @@ class Training:
         texts = [(batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)) for batch in batches]
         return quantise(student, options.weight_bits, texts, options.token_bits)
 
-    def _distil_task(self, pupil: Pupil, schedule: Schedule, work: Path, title: str, keep_start: bool = False) -> dict:
+    def _distil_task(
+        self, pupil: Pupil, schedule: Schedule, rates: Mapping[nn.Parameter, float], work: Path, title: str,
+        keep_start: bool = False,
+    ) -> dict:  # fmt: skip
         options = self.recipe.stage2
         teacher = self._classifier(str(self.out / "teacher")).to(self.device).eval()
         extra = self._extra_texts(schedule.epochs)
@@ -437,7 +438,7 @@ class Training:
                 lambda model, batch: model(batch, *taught(batch), weights),
                 texts_of_epoch,
                 schedule,
-                table=pupil.student.encoder.token.weight,
+                rates=rates,
                 evaluate=validation(pupil.student, self.task.validation, self.pad_id, self.device, weights),
                 keep_start=keep_start,
                 title=title,

@@ -131,11 +131,10 @@ def train(
         steps[-1]["clipped_norm"] = torch.stack([value.norm() for value in gradients.values()]).norm()
 
     accelerator.clip_grad_norm_ = clip
-    table = pupil.student.encoder.token.weight
-    schedule = Schedule(epochs, BATCH, learning_rate=1e-2, token_rate=5.0)
+    schedule = Schedule(epochs, BATCH, learning_rate=1e-2)
     fit(
         pupil, loss_of, lambda epoch: texts, schedule, folder, accelerator, pad_id=0, seed=3, checkpoint_seconds=0,
-        table=table,
+        rates=pupil.student.learning_rates(5.0),
     )  # fmt: skip
     torch.save(pupil.state_dict(), folder / f"weights-{me}.pt")
     torch.save(steps, folder / f"steps-{me}.pt")

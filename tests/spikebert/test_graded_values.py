@@ -255,3 +255,16 @@ def test_an_integer_model_is_its_graph(changes: dict, bits: int) -> None:
     for name in names:
         assert np.array_equal(output.trace[name].numpy(), expected.values[name]), name
     assert expected.values["encoder"].max() > 1 and expected.values["blocks.0.value.lif"].max() > 1
+
+
+def test_what_begins_larger_learns_faster() -> None:
+    """Else a budget, or anything, would take as many more steps to move a threshold's worth of it."""
+    model = SpikeBertForSequenceClassification(small_config(**(GRADED | {"graded_gain": 4.0})))
+    rates = model.learning_rates(token_rate=5.0)
+    assert rates.pop(model.encoder.token.weight) == 5 and rates.pop(model.encoder.position.weight) == 4
+    graded = [layer for layer in model.modules() if isinstance(layer, SpikingLinear) and layer.lif.cap > 1]
+    norms = [parameter for layer in graded for parameter in layer.norm.parameters()]
+    assert len(norms) == 2 * 4 * model.config.num_hidden_layers, "all but query and key"
+    assert set(rates) == set(norms) and set(rates.values()) == {4.0}
+    bits = SpikeBertForSequenceClassification(small_config(graded_gain=4.0))
+    assert bits.learning_rates(5.0) == {bits.encoder.token.weight: 5.0}, "a gain is of graded spikes"

@@ -192,7 +192,7 @@ def test_a_run_that_goes_on_remembers_how_long_it_got_no_better(tmp_path) -> Non
     assert steps == 8, "the rest of the third epoch and the fourth: the first one is still the best"
 
 
-def test_the_token_table_learns_faster(tmp_path) -> None:
+def test_some_parameters_learn_faster(tmp_path) -> None:
     """Adam's first step is the learning rate itself, whatever the gradient: it shows the rate of each parameter."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 2))
@@ -201,21 +201,32 @@ def test_the_token_table_learns_faster(tmp_path) -> None:
     def loss_of(wrapped: nn.Module, batch: dict) -> torch.Tensor:
         return nn.functional.cross_entropy(wrapped(batch["input_ids"]), batch["labels"])
 
-    schedule = Schedule(1, batch_size=40, learning_rate=0.01, weight_decay=0.0, token_rate=3.0)
-    fit(model, loss_of, lambda epoch: TEXTS, schedule, tmp_path, Accelerator(cpu=True), 0, 1, table=model[0].weight)
+    schedule = Schedule(1, batch_size=40, learning_rate=0.01, weight_decay=0.0)
+    fit(
+        model,
+        loss_of,
+        lambda epoch: TEXTS,
+        schedule,
+        tmp_path,
+        Accelerator(cpu=True),
+        0,
+        1,
+        rates={model[0].weight: 3.0},
+    )
     moved = {name: (value.detach() - before[name]).abs() for name, value in model.named_parameters()}
     torch.testing.assert_close(moved["2.weight"].max(), torch.tensor(0.01), rtol=1e-3, atol=0)
     torch.testing.assert_close(moved["0.weight"].max(), torch.tensor(0.03), rtol=1e-3, atol=0)
 
 
-def test_the_token_table_is_not_decayed(tmp_path) -> None:
-    table = nn.Parameter(torch.ones(3))
-    model = nn.ParameterDict({"table": table, "other": nn.Parameter(torch.ones(3))})
-    others, tokens = parameter_groups(model, table, Schedule(1, 8, 0.1, weight_decay=0.5, token_rate=2.0))
+def test_those_that_learn_faster_are_not_decayed() -> None:
+    model = nn.ParameterDict({name: nn.Parameter(torch.ones(3)) for name in ("table", "norm", "other")})
+    rates = {model["table"]: 8.0, model["norm"]: 4.0}
+    others, norms, tokens = parameter_groups(model, rates, Schedule(1, 8, 0.1, weight_decay=0.5))
     assert others["params"] == [model["other"]] and (others["rate"], others["weight_decay"]) == (1.0, 0.5)
-    assert tokens["params"] == [table] and (tokens["rate"], tokens["weight_decay"]) == (2.0, 0.0)
-    (only,) = parameter_groups(model, None, Schedule(1, 8, 0.1))
-    assert len(only["params"]) == 2
+    assert norms["params"] == [model["norm"]] and (norms["rate"], norms["weight_decay"]) == (4.0, 0.0)
+    assert tokens["params"] == [model["table"]] and (tokens["rate"], tokens["weight_decay"]) == (8.0, 0.0)
+    (only,) = parameter_groups(model, {}, Schedule(1, 8, 0.1))
+    assert len(only["params"]) == 3
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
