@@ -60,6 +60,10 @@ class DenseStudent(nn.Module):
     def encoder(self) -> SimpleNamespace:
         return SimpleNamespace(token=self.bert.get_input_embeddings())
 
+    def learning_rates(self, token_rate: float) -> dict[nn.Parameter, float]:
+        """As `SpikeBertForSequenceClassification.learning_rates`."""
+        return {self.encoder.token.weight: token_rate}
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False,
         output_operations: bool = False,

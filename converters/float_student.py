@@ -81,6 +81,17 @@ def extended_table(rows: Tensor, ids: np.ndarray, teacher: Tensor) -> tuple[Tens
     return table, 1 - float(missed)
 
 
+def token_table(teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str) -> Tensor:
+    """Of the teacher in `folder`: float [V, D_teacher], a row for each token of its tokenizer.
+
+    Raises UserError where it has fewer.
+    """
+    table = teacher.get_input_embeddings().weight.detach()
+    if len(table) < len(tokenizer):
+        raise UserError(f"--teacher: {folder} has {len(table)} tokens, its tokenizer {len(tokenizer)}")
+    return table[: len(tokenizer)]
+
+
 def with_ones(x: Tensor) -> Tensor:
     return torch.cat([x, x.new_ones(len(x), 1)], 1)
 
@@ -228,7 +239,7 @@ def make(bundle: Bundle, teacher: str, texts: Sequence[str], count: int, seed: i
     ids = ids_of(bundle.tokenizer, tokenizer)
     check_tokenizers(bundle, tokenizer, ids, texts)
     rows = torch.tensor(bundle.graph.source.table[: len(ids)]) / source_units(bundle.graph)
-    table, explained = extended_table(rows, ids, alone.get_input_embeddings().weight.detach()[: len(tokenizer)])
+    table, explained = extended_table(rows, ids, token_table(alone, tokenizer, teacher))
     note(
         f"tokens: {len(ids):,} of the bundle, {len(tokenizer) - len(ids):,} by the teacher's embedding, which explains "
         f"{explained:.0%} of the variance of those"
@@ -244,7 +255,7 @@ def write_stage(
     batches: Sequence[tuple[Tensor, Tensor]], record: dict, out: Path,
 ) -> None:  # fmt: skip
     """Fill the folder `out` as one that `stage1.reuse` takes: the float student, maps to the teacher's hidden states
-    that are fitted to `batches`, the teacher's tokenizer and the `record`, a stage.json."""
+    that are fitted to `batches`, ids and masks int64 [B, N], the teacher's tokenizer and the `record`, a stage.json."""
     student, config = model.config, teacher.config
     alignment = Alignment(
         student.hidden_size, student.num_hidden_layers, config.hidden_size, config.num_hidden_layers,
@@ -308,9 +319,9 @@ def new_folder(options: argparse.Namespace) -> Iterator[Path]:
 
 def run(argv: Sequence[str] | None) -> int:
     options = arguments(__doc__, "a bundle, its folder or a zip of it").parse_args(argv)
+    bundle, texts, teacher = read_bundle(options.source), read_tsv(options.texts).texts, resolve(options.teacher)
     with new_folder(options) as out:
-        bundle, texts = read_bundle(options.source), read_tsv(options.texts).texts
-        make(bundle, resolve(options.teacher), texts, options.count, options.seed, out)
+        make(bundle, teacher, texts, options.count, options.seed, out)
     return 0
 
 

@@ -20,7 +20,7 @@ from spikebert.positions import LEARNED
 from spikebert.processes import mean_over_processes
 from spikebert.teacher_outputs import short_to_long
 
-CHANGE = "`python -m converters.change_teacher` makes one for this teacher of it"
+CHANGE = "`python -m converters.change_teacher` fits it to this teacher"
 
 
 class Classifier(nn.Module):

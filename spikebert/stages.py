@@ -380,7 +380,8 @@ class Training:
         self.say(f"integer: validation {as_float} as float")
         self.say(f"integer: validation {rounded} folded and rounded")
         schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, weight_decay=0.0)
-        figures |= self._distil_task(pupil, schedule, {}, work, "integer", keep_start=True)
+        rates = {pupil.student.encoder.token.weight: 1.0}  # a group of its own, as in checkpoints of earlier versions
+        figures |= self._distil_task(pupil, schedule, rates, work, "integer", keep_start=True)
         return figures, pupil_saver(pupil)
 
     # Pieces

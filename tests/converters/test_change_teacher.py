@@ -69,6 +69,15 @@ def test_special_tokens_are_matched_by_their_use(trained: Path, other: Path) -> 
     }  # fmt: skip
 
 
+def test_a_word_that_looks_like_a_special_token_is_not_taken_for_it(trained: Path, other: Path) -> None:
+    """The other way round: the student's own tokens hold a mere word "[CLS]", and no two of them may mean one."""
+    own, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (other, trained / "teacher"))
+    ids, meant = (each.tolist() for each in same_tokens(own, theirs))
+    assert len(set(meant)) == len(meant) == len(own) - 2, "all but 'new' and that word"
+    assert meant[ids.index(own.cls_token_id)] == theirs.cls_token_id
+    assert own.convert_tokens_to_ids("[CLS]") not in ids
+
+
 def test_the_student_stays_what_it_was(trained: Path, other: Path, tmp_path: Path, capfd) -> None:
     assert change(trained, other, tmp_path / "start") == 0
     assert "20 of the student's 20, 2 by the teacher's embedding" in capfd.readouterr().err
@@ -102,7 +111,11 @@ def test_training_goes_on_with_the_other_teacher(trained: Path, other: Path, tmp
     capfd.readouterr()
     assert export(["--model", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]) == 0
     terms = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["config"]["licences"]
-    assert terms["A teacher that it had before"] == "teacher"
+    assert terms["Teachers that it had before"] == str(trained / "teacher")
+    assert change(trained, trained / "teacher", tmp_path / "back", tmp_path / "run" / "stage2") == 0
+    figures = json.loads((tmp_path / "back" / "stage.json").read_text())["figures"]
+    before = f"{trained / 'teacher'}, {tmp_path / 'teacher'}"
+    assert figures["licences"]["Teachers that it had before"] == before, "none is forgotten"
 
 
 def test_the_maps_fit_the_new_teacher(trained: Path, other: Path, tmp_path: Path) -> None:
@@ -143,9 +156,21 @@ def test_what_will_not_do_is_refused(trained: Path, other: Path, tmp_path: Path,
         return capfd.readouterr().err.splitlines()[-1]
 
     assert "no finished stage 1 or 2 of a run" in refused(trained / "data")
+    assert "no finished stage 1 or 2 of a run" in refused(trained / "run" / "teacher")
+    damaged = shutil.copytree(trained / "run" / "stage2", tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"none")
+    assert "damaged cannot be read" in refused(damaged)
     assert "an integer model: give the stage1 or stage2 folder" in refused(trained / "run" / "integer")
     assert "it takes 8 tokens at most" in refused(None, make_other_teacher(tmp_path / "narrow", longest=8))
     assert "cannot load" in refused(None, trained / "data")
+    new_words = tmp_path / "new.tsv"
+    new_words.write_text("text\tlabel\nthe new film\t1\n")
+    assert "none is of tokens that the student knows" in refused(None, texts=new_words)
+    short = make_other_teacher(tmp_path / "short")
+    config = BertConfig.from_pretrained(short)
+    config.vocab_size = len(ORDER) - 1
+    BertModel(config).save_pretrained(short)
+    assert f"has {len(ORDER) - 1} tokens, its tokenizer {len(ORDER)}" in refused(None, short)
     capitals = tmp_path / "capitals.tsv"
     capitals.write_text("text\tlabel\nThe FILM\t0\n")
     upper = make_other_teacher(tmp_path / "upper")

@@ -67,6 +67,19 @@ def test_a_checkpoint_of_an_earlier_version_is_a_start(tmp_path) -> None:
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_a_checkpoint_in_which_all_learned_at_one_rate_is_refused(tmp_path) -> None:
+    """Where the model has more groups of parameters by now."""
+    with pytest.raises(Killed):
+        train(tmp_path, kill_at=8, checkpoint_seconds=0)
+    checkpoint = tmp_path / "checkpoint.pt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["optimiser"]["param_groups"] *= 2
+    torch.save(content, checkpoint)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is of an earlier version.*delete it to start again"):
+        train(tmp_path)
+    assert checkpoint.exists()
+
+
 def test_another_number_of_threads_is_said(tmp_path, capsys) -> None:
     """It rounds otherwise. With the number it had nothing is said."""
     torch.set_num_threads(1)
