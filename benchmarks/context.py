@@ -31,10 +31,11 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 import spikebert.model  # noqa: F401  # so that transformers knows a SpikeBERT
 from benchmarks.timing import table
 from benchmarks.word_order import require_model
-from converters.float_student import BATCH, fit_linear, with_ones
+from converters.float_student import BATCH
 from spikebert.commands import UserError, note, progress, run_command, write_output
 from spikebert.data import check_text_files, read_lines, sorted_batches, tokenise
 from spikebert.distillation import layer_map
+from spikebert.least_squares import fit_linear, with_ones
 from spikebert.teacher_outputs import ask_teacher
 from spikebert.teachers import load_teacher, resolve
 

@@ -135,17 +135,24 @@ def distillation_loss(
 
 
 @torch.no_grad()
-def embeddings_from_teacher(table: Tensor, features: int, seed: int, std: float) -> Tensor:
-    """The teacher's word embeddings [V, D_teacher] turned into [V, features], each feature of deviation `std`.
+def main_directions(table: Tensor, features: int, seed: int) -> Tensor:
+    """Of rows [V, D] the directions of most variance, rotated at random: float [D, features], on the CPU.
 
-    The directions of most variance are kept and then rotated at random, so that no feature is idle and the
-    spike code of a token keeps the teacher's notion of which tokens are alike. Wider students get the
-    teacher's directions first and random mixtures of them after.
+    So no feature of `table @ directions` is idle, and rows that are alike stay so. Where more features are wanted than
+    there are directions, the others are random mixtures of them.
     """
     generator = torch.Generator().manual_seed(seed)
     centred = table.float().cpu() - table.float().cpu().mean(0)
     variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
     kept = directions[:, variance.argsort(descending=True)[:features]]
     rotation = torch.linalg.qr(torch.randn(features, features, generator=generator)).Q[: kept.shape[1]]
-    mixed = centred @ kept @ rotation
+    return kept @ rotation
+
+
+@torch.no_grad()
+def embeddings_from_teacher(table: Tensor, features: int, seed: int, std: float) -> Tensor:
+    """The teacher's word embeddings [V, D_teacher] turned into [V, features] by their `main_directions`, each feature
+    of deviation `std`: the spike code of a token keeps the teacher's notion of which tokens are alike."""
+    centred = table.float().cpu() - table.float().cpu().mean(0)
+    mixed = centred @ main_directions(table, features, seed)
     return mixed / mixed.std(0).clamp(min=1e-6) * std

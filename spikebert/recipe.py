@@ -91,6 +91,9 @@ class Student:
     """what logits are made of: "sum", "membrane" (it leaks: late timesteps count more) or "spikes" of the classes"""
     embeddings_from_teacher: bool = True
     """start from the teacher's word embeddings (rotated to hidden_size) instead of noise"""
+    blocks_from_teacher: bool = False
+    """start from all of the teacher: each layer is fitted to what the teacher computes there, with some text of stage
+    1; see `spikebert.teacher_blocks`. Heads must have as many features as the teacher's"""
 
 
 @dataclass

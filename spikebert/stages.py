@@ -66,6 +66,7 @@ from spikebert.progress import say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
 from spikebert.quantisation import folded, quantise, require_short_rows
 from spikebert.recipe import STAGES, Recipe, check_recipe
+from spikebert.teacher_blocks import FIT_TOKENS, begin_as_teacher, check_blocks
 from spikebert.teacher_outputs import texts_at_once
 from spikebert.teachers import licence_of, load_teacher, resolve
 from spikebert.teaching import Lesson, teaching
@@ -101,6 +102,7 @@ ADDED = {
         "encoder_cap": 1,
         "value_cap": 1,
         "graded_gain": 1.0,
+        "blocks_from_teacher": False,
     },
     "data": {"vocabulary": 0},
     "stage1": {"reuse_readout": False, "operations_per_token": 0.0, "operations_weight": 1.0},
@@ -156,6 +158,8 @@ class Training:
         self.tokenizer: PreTrainedTokenizerBase = load_teacher(AutoTokenizer, self.teacher_folder)
         self.student_config = self._make_student_config(self._class_names(splits))
         self._require_weights_fit()
+        if recipe.student.blocks_from_teacher:
+            check_blocks(self.student_config, self.teacher_config)
         if recipe.stage1.reuse:
             reused = Path(recipe.stage1.reuse)
             check_reuse(self.student_config, self.teacher_config, self.tokenizer, reused, recipe.stage1.reuse_readout)
@@ -333,6 +337,7 @@ class Training:
             figures = {"reused": options.reuse} | inherited(earlier) | {"learnt_from": learnt_from(earlier)}
             return figures, pupil_saver(pupil)
         texts = self._stage1_texts(work / TEXTS)
+        begun = self._begin_as_teacher(pupil, teacher, texts) if self.recipe.student.blocks_from_teacher else {}
         weights = LossWeights(
             hidden=options.hidden_weight,
             embedding=options.embedding_weight,
@@ -351,7 +356,8 @@ class Training:
                 title="stage 1",
                 **self._common(work),
             )
-        return {"texts": len(texts), "epochs": options.epochs} | outcome.figures(), pupil_saver(pupil)
+        figures = begun | {"texts": len(texts), "epochs": options.epochs} | outcome.figures()
+        return figures, pupil_saver(pupil)
 
     def _train_stage2(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.stage2
@@ -446,6 +452,18 @@ class Training:
                 **self._common(work),
             )
         return outcome.best | outcome.figures()
+
+    def _begin_as_teacher(self, pupil: Pupil, teacher: nn.Module, texts: TokenisedTexts) -> dict:
+        """Fit the student to its teacher with some of the texts, always the same."""
+        lengths = texts.lengths
+        drawn = np.random.default_rng(self.recipe.seed).permutation(len(texts))
+        chosen = drawn[: 1 + int(np.searchsorted(lengths[drawn].cumsum(), FIT_TOKENS))]
+        found = (texts.batch(chosen[some], self.pad_id) for some in sorted_batches(lengths[chosen], CALIBRATION_BATCH))
+        batches = [(batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)) for batch in found]
+        explained = begin_as_teacher(pupil.student, pupil.alignment, teacher, batches, self.recipe.seed)
+        shares = ", ".join(f"{share:.0%}" for share in explained)
+        self.say(f"stage 1: blocks from the teacher, {shares} of the variance of its states")
+        return {"blocks_from_teacher": {"texts": len(chosen), "explained": explained}}
 
     def _stage1_texts(self, folder: Path) -> TokenisedTexts:
         """Those of files are streamed to `folder`, by the main process."""

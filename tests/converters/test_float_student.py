@@ -22,7 +22,7 @@ from transformers import BertConfig, BertModel
 
 from converters.bundle import Bundle, read_bundle
 from converters.export_command import main as export
-from converters.float_student import config_of, expect_currents, extended_table, fill, fit_linear, main, source_units
+from converters.float_student import config_of, expect_currents, extended_table, fill, main, source_units
 from converters.from_torch import graph_from_model
 from converters.graph import Node
 from sim.reference import ReferenceEngine
@@ -119,13 +119,6 @@ def test_tokens_that_are_missing_follow_the_teachers_embedding() -> None:
     torch.testing.assert_close(table, rows, rtol=0, atol=0.02)
     _, by_chance = extended_table(torch.randn(20, 4, generator=generator), ids, teacher)
     assert by_chance < 0.8
-
-
-def test_least_squares() -> None:
-    x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    weights = torch.tensor([[1.0, -2.0], [0.5, 0.0], [3.0, 1.0], [-4.0, 7.0]], dtype=torch.float64)
-    found = fit_linear(x, x @ weights[:-1] + weights[-1])
-    torch.testing.assert_close(found, weights, rtol=0, atol=1e-2)
 
 
 def test_training_goes_on_from_it(bundle: Bundle, trained: Path, tmp_path: Path, capfd) -> None:
