@@ -118,14 +118,23 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         self.encoder.set_timesteps(timesteps)
         self.config.timesteps = timesteps
 
+    @property
+    def _readout_scale(self) -> float:
+        """Of weights that read sums of spikes, not of bits: how large they begin, and how fast they learn."""
+        return 1 / self.config.residual_cap
+
     def learning_rates(self, token_rate: float) -> dict[nn.Parameter, float]:
         """How many times as fast as all others some parameters are to learn.
 
         The token table `token_rate` times, for a batch holds few of its rows. Where graded spikes are sent norms and
         places `gain` times: a step of Adam is as long as the learning rate whatever it moves, and currents that are
-        spread over so many thresholds would take as many times the steps to leave one.
+        spread over so many thresholds would take as many times the steps to leave one. And the readout the less, the
+        larger the spikes are that its states are sums of, as the maps of `Alignment`: none is below 0, so its steps add
+        up, and logits would jump.
         """
         rates = {self.encoder.token.weight: token_rate}
+        if self.head is None and self._readout_scale != 1:
+            rates[self.readout.linear.weight] = self._readout_scale
         for layer in self.modules():
             if isinstance(layer, (Encoder, SpikingLinear)) and layer.gain != 1:
                 rates |= dict.fromkeys(layer.scaled, layer.gain)
@@ -152,6 +161,9 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, Readout) and self.head is not None:
             nn.init.eye_(module.linear.weight).mul_(VOTE)  # after its own Linear
+        elif isinstance(module, Readout) and self._readout_scale != 1:
+            bound = self._readout_scale / module.linear.in_features**0.5  # torch's, but for the scale
+            nn.init.uniform_(module.linear.weight, -bound, bound)  # after its own Linear
         elif isinstance(module, PositionBias):
             module.reset_parameters()
 

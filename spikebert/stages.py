@@ -66,7 +66,7 @@ from spikebert.progress import say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
 from spikebert.quantisation import folded, quantise, require_short_rows
 from spikebert.recipe import STAGES, Recipe, check_recipe
-from spikebert.teacher_blocks import FIT_TOKENS, begin_as_teacher, check_blocks
+from spikebert.teacher_blocks import FIT_TEXTS, FIT_TOKENS, begin_as_teacher, check_blocks, fit_readout
 from spikebert.teacher_outputs import texts_at_once
 from spikebert.teachers import licence_of, load_teacher, resolve
 from spikebert.teaching import Lesson, teaching
@@ -364,6 +364,9 @@ class Training:
         pupil = self._load_pupil("stage1")
         if self.vocabulary:
             keep_rows(pupil.student, self.vocabulary.kept)
+        if self._readout_begins_fitted:
+            teacher = self._classifier(str(self.out / "teacher")).to(self.device).eval()
+            fit_readout(pupil.student, teacher, self._batches_of(self.task.train, self._some_texts(FIT_TEXTS)))
         schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, patience=options.patience)
         rates = pupil.student.learning_rates(options.token_rate)
         figures = self._distil_task(pupil, schedule, rates, work, "stage 2")
@@ -386,7 +389,7 @@ class Training:
         self.say(f"integer: validation {as_float} as float")
         self.say(f"integer: validation {rounded} folded and rounded")
         schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, weight_decay=0.0)
-        rates = {pupil.student.encoder.token.weight: 1.0}  # a group of its own, as in checkpoints of earlier versions
+        rates = pupil.student.learning_rates(1.0)
         figures |= self._distil_task(pupil, schedule, rates, work, "integer", keep_start=True)
         return figures, pupil_saver(pupil)
 
@@ -394,14 +397,27 @@ class Training:
 
     def _rounded(self, student: SpikeBertForSequenceClassification) -> SpikeBertForSequenceClassification:
         """`quantise` as the recipe has it; always with the same training texts."""
-        options, train = self.recipe.quantise, self.task.train
-        chosen = np.random.default_rng(self.recipe.seed).permutation(len(train))[: options.calibration_texts]
-        batches = (
-            train.batch(chosen[some], self.pad_id)
-            for some in sorted_batches(train.lengths_of(chosen), CALIBRATION_BATCH)
-        )
-        texts = [(batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)) for batch in batches]
+        options = self.recipe.quantise
+        texts = self._batches_of(self.task.train, self._some_texts(options.calibration_texts))
         return quantise(student, options.weight_bits, texts, options.token_bits)
+
+    def _some_texts(self, count: int) -> np.ndarray:
+        """So many training texts of the task at most, always the same: their numbers."""
+        return np.random.default_rng(self.recipe.seed).permutation(len(self.task.train))[:count]
+
+    def _batches_of(self, texts: TokenisedTexts, chosen: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """ids and mask [B, N] of the chosen ones, those of like length together."""
+        found = (
+            texts.batch(chosen[some], self.pad_id)
+            for some in sorted_batches(texts.lengths_of(chosen), CALIBRATION_BATCH)
+        )
+        return [(batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)) for batch in found]
+
+    @property
+    def _readout_begins_fitted(self) -> bool:
+        """A readout of sums of a student that begins as its teacher, unless it is taken over."""
+        student = self.recipe.student
+        return student.blocks_from_teacher and student.readout != "spikes" and not self.recipe.stage1.reuse_readout
 
     def _distil_task(
         self, pupil: Pupil, schedule: Schedule, rates: Mapping[nn.Parameter, float], work: Path, title: str,
@@ -455,11 +471,9 @@ class Training:
 
     def _begin_as_teacher(self, pupil: Pupil, teacher: nn.Module, texts: TokenisedTexts) -> dict:
         """Fit the student to its teacher with some of the texts, always the same."""
-        lengths = texts.lengths
         drawn = np.random.default_rng(self.recipe.seed).permutation(len(texts))
-        chosen = drawn[: 1 + int(np.searchsorted(lengths[drawn].cumsum(), FIT_TOKENS))]
-        found = (texts.batch(chosen[some], self.pad_id) for some in sorted_batches(lengths[chosen], CALIBRATION_BATCH))
-        batches = [(batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)) for batch in found]
+        chosen = drawn[: 1 + int(np.searchsorted(texts.lengths[drawn].cumsum(), FIT_TOKENS))]
+        batches = self._batches_of(texts, chosen)
         explained = begin_as_teacher(pupil.student, pupil.alignment, teacher, batches, self.recipe.seed)
         shares = ", ".join(f"{share:.0%}" for share in explained)
         self.say(f"stage 1: blocks from the teacher, {shares} of the variance of its states")

@@ -35,8 +35,10 @@ from spikebert.least_squares import fit_alignment, fit_linear, set_norm, with_on
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.packing import Packing
 from spikebert.spikes import Spikes
+from spikebert.teacher_outputs import ask_teacher
 
 FIT_TOKENS = 20_000  # of text, at least, that layers are fitted to
+FIT_TEXTS = 4_000  # of a task, at most, that a readout is fitted to
 FIRES_ABOVE = 0.5  # deviations that a query or a key is above its mean to fire
 ROUNDS = 0.5  # thresholds added to a current: a neuron counts those that it is above, and so rounds to the nearest
 LEAST_SCALE = 0.75  # see `what_is_missing`
@@ -149,6 +151,26 @@ def begin_as_teacher(
     fit_alignment(alignment, student, teacher, batches)
     student.train(was_training)
     return explained
+
+
+@torch.no_grad()
+def fit_readout(student: SpikeBertForSequenceClassification, teacher: nn.Module, batches: Batches) -> None:
+    """Give a student's readout the linear map of least squares to the logits of a teacher of its task.
+
+    States whose spikes rest in the middle of their range are large and alike, and a new readout would need many steps
+    to learn what of them to leave out.
+    """
+    was_training = student.training
+    student.eval()
+    pooled, logits = [], []
+    for ids, mask in batches:
+        states = student(ids, mask, output_hidden_states=True).hidden_states[-1]  # [B, N, D], 0 at padding
+        pooled.append(states.sum(1) / mask.sum(1, keepdim=True))
+        logits.append(ask_teacher(teacher, ids, mask, ()).logits)
+    found = fit_linear(torch.cat(pooled).double(), torch.cat(logits).double())
+    student.readout.linear.weight.copy_(found[:-1].T)
+    student.readout.linear.bias.copy_(found[-1])
+    student.train(was_training)
 
 
 def narrowed(currents: Currents, directions: Tensor | None, width: int, inner: int) -> Currents:

@@ -257,6 +257,28 @@ def test_an_integer_model_is_its_graph(changes: dict, bits: int) -> None:
     assert expected.values["encoder"].max() > 1 and expected.values["blocks.0.value.lif"].max() > 1
 
 
+def test_a_new_readout_says_little_however_large_the_states_are() -> None:
+    """And learns no faster than that of bits: what it reads is never below 0, so all of its weights' steps add up."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 128}
+    spread = {}
+    for name, options in (("bits", {}), ("graded", GRADED | {"encoder_cap": 15, "graded_gain": 4.0})):
+        torch.manual_seed(0)
+        model = SpikeBertForSequenceClassification(small_config(**sizes, **options)).train()
+        batch = small_batch(texts=32)
+        before = model(**batch).logits
+        rates = model.learning_rates(5.0)
+        with torch.no_grad():  # a step of Adam is about the learning rate, the same way for all weights of a class
+            model.readout.linear.weight.add_(2e-3 * rates.get(model.readout.linear.weight, 1.0))
+        jump = (model(**batch).logits - before).abs().mean()
+        spread[name] = before.std().item(), jump.item()
+    (bits, bits_jump), (graded, graded_jump) = spread["bits"], spread["graded"]
+    assert graded < 2 * bits and graded_jump < 2 * bits_jump, spread
+    spikes = small_config(**GRADED, readout="spikes")
+    assert SpikeBertForSequenceClassification(spikes).readout.linear.weight.max() == 8, (
+        "those of classes are bits' votes"
+    )
+
+
 def test_what_begins_larger_learns_faster() -> None:
     """Else a budget, or anything, would take as many more steps to move a threshold's worth of it."""
     model = SpikeBertForSequenceClassification(small_config(**(GRADED | {"graded_gain": 4.0})))
@@ -265,6 +287,7 @@ def test_what_begins_larger_learns_faster() -> None:
     graded = [layer for layer in model.modules() if isinstance(layer, SpikingLinear) and layer.lif.cap > 1]
     norms = [parameter for layer in graded for parameter in layer.norm.parameters()]
     assert len(norms) == 2 * 4 * model.config.num_hidden_layers, "all but query and key"
+    assert rates.pop(model.readout.linear.weight) == 1 / 15
     assert set(rates) == set(norms) and set(rates.values()) == {4.0}
     bits = SpikeBertForSequenceClassification(small_config(graded_gain=4.0))
     assert bits.learning_rates(5.0) == {bits.encoder.token.weight: 5.0}, "a gain is of graded spikes"

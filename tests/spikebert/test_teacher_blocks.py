@@ -21,6 +21,7 @@ from transformers import (
     MPNetConfig,
     RobertaConfig,
 )
+from transformers.utils import ModelOutput
 
 from spikebert.commands import UserError
 from spikebert.distillation import Alignment
@@ -36,6 +37,7 @@ from spikebert.teacher_blocks import (
     deviation,
     embeddings_of,
     fit_layer,
+    fit_readout,
     flat,
     narrowed,
     states_of,
@@ -224,6 +226,33 @@ def test_a_student_begins_nearer_to_its_teacher_than_a_new_one(changes: dict) ->
     for (name, value), other in zip(student.state_dict().items(), again.state_dict().values()):
         if not name.startswith("readout."):
             assert torch.equal(value, other), name
+
+
+@pytest.mark.parametrize("readout", ["sum", "membrane"])
+def test_a_readout_begins_with_what_the_teacher_says(readout: str) -> None:
+    student = SpikeBertForSequenceClassification(small_config(**GRADED, readout=readout))
+    begin_as_teacher(student, aligned(student.config), teacher(), texts(200), seed=0)
+    classes = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+
+    class Task(nn.Module):
+        """Classes by the mean of the student's own states: a linear map can have all of it."""
+
+        config = BertConfig(**SIZES)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool) -> ModelOutput:
+            states = student(input_ids, attention_mask, output_hidden_states=True).hidden_states[-1]
+            return ModelOutput(logits=states.sum(1) / attention_mask.sum(1, keepdim=True) @ classes + 5)
+
+    def left() -> float:
+        """Of the variance of the teacher's logits, in the student's."""
+        with torch.no_grad():
+            own = torch.cat([student.eval()(ids, mask).logits for ids, mask in texts(40, seed=1)])
+            theirs = torch.cat([ask_teacher(Task(), ids, mask, ()).logits for ids, mask in texts(40, seed=1)])
+        return float((own - theirs).square().sum() / (theirs - theirs.mean(0)).square().sum())
+
+    assert left() > 1
+    fit_readout(student.train(), Task(), texts(200))
+    assert student.training and left() < 0.01
 
 
 def test_spikes_of_all_batches_lie_timestep_after_timestep() -> None:
