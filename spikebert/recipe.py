@@ -156,6 +156,9 @@ class Stage2:
     `operations_weight` * (operations / free - 1) added. In the choice of the best epoch a tenth more is free, and what
     is beyond that costs as much. 0: all are free"""
     operations_weight: float = 1.0
+    norm_texts: int = 0
+    """before each validation BatchNorms are told mean and variance of the currents of so many training texts, the
+    weights held still; see `settled_norms.py`. 0: they keep the running means of training"""
     patience: int = 0
     """stop after so many epochs in which validation was not better than in one before; 0: all epochs are trained"""
 
@@ -210,7 +213,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "data.limit", "data.vocabulary", "teacher.epochs", "stage1.epochs", "stage1.lines", "stage1.embedding_weight",
         "stage1.hidden_weight", "stage2.epochs", "stage2.label_weight", "stage2.logits_weight",
         "stage2.hidden_weight", "stage2.embedding_weight", "stage2.extra_lines", "stage2.altered_copies",
-        "stage1.longest_words", "stage2.longest_words", "stage2.patience", "quantise.epochs",
+        "stage1.longest_words", "stage2.longest_words", "stage2.patience", "stage2.norm_texts", "quantise.epochs",
         "quantise.calibration_texts",
         "checkpoint_seconds", "teacher_cache_gb", "stage1.operations_per_token", "stage1.operations_weight",
         "stage2.operations_per_token", "stage2.operations_weight",

@@ -59,13 +59,14 @@ from spikebert.data import (
 from spikebert.distillation import Alignment, LossWeights, embeddings_from_teacher
 from spikebert.evaluation import accuracy, mean_firing_rates, predict_together, validation
 from spikebert.kept_outputs import GB, drop_kept
-from spikebert.loop import Schedule, choose_precision, fit
+from spikebert.loop import Schedule, Score, choose_precision, fit
 from spikebert.model import TOKEN_DEVIATION, SpikeBertForSequenceClassification
 from spikebert.parts_of_speech import tagger_for, words_of
 from spikebert.progress import say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
 from spikebert.quantisation import folded, quantise, require_short_rows
 from spikebert.recipe import STAGES, Recipe, check_recipe
+from spikebert.settled_norms import settle_norms
 from spikebert.teacher_blocks import FIT_TEXTS, FIT_TOKENS, begin_as_teacher, check_blocks, fit_readout
 from spikebert.teacher_outputs import texts_at_once
 from spikebert.teachers import licence_of, load_teacher, resolve
@@ -106,7 +107,13 @@ ADDED = {
     },
     "data": {"vocabulary": 0},
     "stage1": {"reuse_readout": False, "operations_per_token": 0.0, "operations_weight": 1.0},
-    "stage2": {"operations_per_token": 0.0, "operations_weight": 1.0, "patience": 0, "parts_of_speech": ""},
+    "stage2": {
+        "operations_per_token": 0.0,
+        "operations_weight": 1.0,
+        "patience": 0,
+        "parts_of_speech": "",
+        "norm_texts": 0,
+    },
     "quantise": {"calibration_texts": 0, "token_bits": 8},
 }
 # The files that do, known by their sha256.
@@ -407,10 +414,12 @@ class Training:
 
     def _batches_of(self, texts: TokenisedTexts, chosen: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """ids and mask [B, N] of the chosen ones, those of like length together."""
-        found = (
-            texts.batch(chosen[some], self.pad_id)
-            for some in sorted_batches(texts.lengths_of(chosen), CALIBRATION_BATCH)
-        )
+        parts = sorted_batches(texts.lengths_of(chosen), CALIBRATION_BATCH)
+        return self._on_device(texts, [chosen[some] for some in parts])
+
+    def _on_device(self, texts: TokenisedTexts, parts: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """ids and mask [B, N] of each part of the texts."""
+        found = (texts.batch(part, self.pad_id) for part in parts)
         return [(batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)) for batch in found]
 
     @property
@@ -451,6 +460,16 @@ class Training:
                 texts += extra.select(own)
             return texts
 
+        measure = validation(pupil.student, self.task.validation, self.pad_id, self.device, weights)
+        settling = self._some_texts(options.norm_texts)
+        mixed = [
+            settling[i : i + options.batch_size] for i in range(0, len(settling), options.batch_size)
+        ]  # as trained
+
+        def evaluate() -> Score:
+            settle_norms(pupil.student, self._on_device(self.task.train, mixed))
+            return measure()
+
         self._spare_memory(pupil.student)
         # stage 2 and the integer stage ask the same about the same texts
         times = options.epochs + self.recipe.quantise.epochs if schedule.epochs else 0
@@ -462,7 +481,7 @@ class Training:
                 texts_of_epoch,
                 schedule,
                 rates=rates,
-                evaluate=validation(pupil.student, self.task.validation, self.pad_id, self.device, weights),
+                evaluate=evaluate,
                 keep_start=keep_start,
                 title=title,
                 **self._common(work),
