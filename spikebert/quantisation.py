@@ -90,6 +90,24 @@ def require_short_rows(model: nn.Module, weight_bits: int) -> None:
                 raise ValueError(f"'{names[layer]}': {error}") from None
 
 
+def least_room(model: nn.Module) -> tuple[str, int, float]:
+    """The layer whose accumulator is fullest, the largest number that it reads, and how many units its weights may have
+    in the mean, half of them below 0, before their sum could pass the accumulator.
+
+    Of a trained layer they have a half to a quarter of that, for its longest row decides for all.
+    """
+    recording = record_one_token(model)
+    names = {step.layer: step.name for step in recording.steps}
+    return min(
+        (
+            (names[layer], input_max, 2 * ACCUMULATOR_MAX / (input_max * layer.linear.in_features))
+            for layer, input_max in recording.uses().items()
+            if isinstance(layer, SpikingLinear)
+        ),
+        key=lambda found: found[-1],
+    )
+
+
 def _require_short_row(inputs: int, input_max: int) -> None:
     most = (ACCUMULATOR_MAX - BIAS_MAX) // input_max
     if inputs > most:

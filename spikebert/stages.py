@@ -64,7 +64,7 @@ from spikebert.model import TOKEN_DEVIATION, SpikeBertForSequenceClassification
 from spikebert.parts_of_speech import tagger_for, words_of
 from spikebert.progress import say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
-from spikebert.quantisation import folded, quantise, require_short_rows
+from spikebert.quantisation import folded, least_room, quantise, require_short_rows
 from spikebert.recipe import STAGES, Recipe, check_recipe
 from spikebert.settled_norms import settle_norms
 from spikebert.teacher_blocks import FIT_TEXTS, FIT_TOKENS, begin_as_teacher, check_blocks, fit_readout
@@ -75,6 +75,7 @@ from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
 TEXTS = "texts"  # the folder of stage 1's tokenised text, until it is finished
 CALIBRATION_BATCH = 64  # texts
+ROOM = 3.0  # accumulator units of a weight: with 1.9 eight bits lost all, with 4.3 nothing (docs/training.md)
 KEPT = "teacher_outputs"  # the folder of what the teacher said; see `kept_outputs.py`
 PLAIN_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # What is measured at the end: the student as trained, with BatchNorm folded, rounded, and trained on with integers.
@@ -164,7 +165,7 @@ class Training:
         self.teacher_config = load_teacher(AutoConfig, self.teacher_folder)
         self.tokenizer: PreTrainedTokenizerBase = load_teacher(AutoTokenizer, self.teacher_folder)
         self.student_config = self._make_student_config(self._class_names(splits))
-        self._require_weights_fit()
+        self._check_weights()
         if recipe.student.blocks_from_teacher:
             check_blocks(self.student_config, self.teacher_config)
         if recipe.stage1.reuse:
@@ -576,17 +577,23 @@ class Training:
     def _classifier(self, folder: str) -> PreTrainedModel:
         return load_teacher(AutoModelForSequenceClassification, folder, num_labels=self.student_config.num_labels)
 
-    def _require_weights_fit(self) -> None:
-        """Raises UserError where a layer of the student is too wide for `quantise.weight_bits`."""
+    def _check_weights(self) -> None:
+        """Raises UserError where a layer of the student is too wide for `quantise.weight_bits`; says where integers may
+        be coarse."""
         bits = self.recipe.quantise.weight_bits
-        if bits > 1:
-            return
         with torch.random.fork_rng(devices=[]):  # its weights do not matter, and training draws its own
             student = SpikeBertForSequenceClassification(self.student_config)
         try:
             require_short_rows(student, bits)
         except ValueError as error:
             raise UserError(f"quantise.weight_bits is {bits}: {error}") from None
+        layer, most, room = least_room(student)
+        if room < ROOM:
+            self.say(
+                f"student: '{layer}' reads numbers up to {most}, and its weights have room for {room:.1f} units in the "
+                "mean before the accumulator is full: integers may be far from the floats. Fewer or narrower blocks "
+                "leave more, and so do smaller caps"
+            )
 
     def _make_student_config(self, names: list[str]) -> SpikeBertConfig:
         """The student's configuration. Raises UserError for what cannot be made or taught."""

@@ -10,7 +10,7 @@ from small_models import small_batch, small_model
 from torch import nn
 
 from spikebert.layers import SpikingLinear
-from spikebert.quantisation import choose_units, encoder_units, fold, folded, quantise
+from spikebert.quantisation import choose_units, encoder_units, fold, folded, least_room, quantise
 from spikebert.recording import record_one_token
 from spikebert.rounding import ACCUMULATOR_MAX, round_bias, round_weight, row_reach
 
@@ -187,3 +187,25 @@ def test_a_folded_model_computes_the_same_and_leaves_the_first_as_it_is() -> Non
     torch.testing.assert_close(twin(**batch).logits, model(**batch).logits)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not torch.equal(twin.blocks[0].up.linear.weight, model.blocks[0].up.linear.weight)
+
+
+def test_the_fullest_accumulator_is_that_of_the_last_sum() -> None:
+    """Of 2 blocks `up` of the last one reads the encoder's spikes and those of three layers."""
+    layer, most, room = least_room(small_model())
+    assert (layer, most, room) == ("blocks.1.up", 4, 2 * 65535 / (4 * 16))
+    caps = {"spike": "graded", "spike_cap": 15, "encoder_cap": 7, "value_cap": 3}
+    assert least_room(small_model(**caps))[:2] == ("blocks.1.up", 7 + 3 * 15)
+    assert least_room(small_model(**caps, intermediate_size=128))[:2] == ("blocks.0.down", 15)
+    without = [least_room(model) for model in (small_model(), small_model(norm="rms"))]
+    assert without[0] == without[1]
+
+
+def test_weights_have_no_more_room_than_that() -> None:
+    """Rounded to many bits, a row of equal weights of both signs fills the accumulator with this many units each."""
+    model = small_model(spike="graded", spike_cap=15, encoder_cap=15, value_cap=9, num_hidden_layers=4)
+    name, most, room = least_room(model)
+    linear = model.get_submodule(name).linear
+    units = choose_units(
+        torch.ones(1, linear.in_features) * torch.tensor([1.0, -1.0]).repeat(8), torch.zeros(1), 8, most
+    )
+    assert units == pytest.approx(room, rel=0.05)  # but for what rounding may add

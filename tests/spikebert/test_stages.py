@@ -149,3 +149,14 @@ def test_a_run_of_before_goes_on_without_calibration(trained, tmp_path) -> None:
     del made["made_from"]["quantise"]["calibration_texts"], made["made_from"]["quantise"]["token_bits"]
     path.write_text(json.dumps(made))
     assert main([*recipe_arguments(trained), f"--out={out}"]) == 0
+
+
+@pytest.mark.parametrize(("caps", "said"), [(15, False), (255, True)])
+def test_weights_without_room_are_said_before_training(trained, tmp_path, capfd, caps: int, said: bool) -> None:
+    """Not after a day of it."""
+    flags = [f"--student.{name}={value}" for name, value in (("spike", "graded"), ("spike_cap", caps), ("layers", 3))]
+    flags += ["--student.hidden_size=64", "--student.value_cap=1", f"--student.encoder_cap={caps}"]
+    assert main([*recipe_arguments(trained), *flags, f"--out={tmp_path}", "--until=teacher"]) == 0
+    found = capfd.readouterr().err
+    assert ("student: 'blocks.2.up' reads numbers up to 1530, and its weights have room for 1.3 units" in found) is said
+    assert ("may be far from the floats" in found) is said
