@@ -343,7 +343,9 @@ def _resume(
     content = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(content["model"])
     if len(content["optimiser"]["param_groups"]) != len(optimiser.param_groups):
-        raise UserError(f"{path} is of an earlier version, in which all learned at one rate: delete it to start again")
+        raise UserError(
+            f"{path} is of an earlier version, in which parameters learned at other rates: delete it to start again"
+        )
     optimiser.load_state_dict(content["optimiser"])
     position = _Position(**content["position"])
     if position.best is not None and not position.best_figures:  # an earlier version wrote the accuracy alone

@@ -123,6 +123,12 @@ class SpikeBertForSequenceClassification(PreTrainedModel):
         """Of weights that read sums of spikes, not of bits: how large they begin, and how fast they learn."""
         return 1 / self.config.residual_cap
 
+    def renew_readout(self) -> None:
+        """Begin anew with the readout of graded spikes, which earlier versions began with as large weights as that of
+        bits; another one is left as it is."""
+        if self.head is None and self._readout_scale != 1:
+            self._init_weights(self.readout)
+
     def learning_rates(self, token_rate: float) -> dict[nn.Parameter, float]:
         """How many times as fast as all others some parameters are to learn.
 

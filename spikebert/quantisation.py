@@ -91,8 +91,8 @@ def require_short_rows(model: nn.Module, weight_bits: int) -> None:
 
 
 def least_room(model: nn.Module) -> tuple[str, int, float]:
-    """The layer whose accumulator is fullest, the largest number that it reads, and how many units its weights may have
-    in the mean, half of them below 0, before their sum could pass the accumulator.
+    """The spiking layer whose accumulator is fullest, the largest number that it reads, and how many units its weights
+    may have in the mean, half of them below 0, before their sum could pass the accumulator.
 
     Of a trained layer they have a half to a quarter of that, for its longest row decides for all.
     """

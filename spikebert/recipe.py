@@ -247,6 +247,8 @@ def check_recipe(recipe: Recipe) -> None:
     twice = [name for name, count in Counter(recipe.data.labels).items() if count > 1]
     if twice:
         wrong.append(f"data.labels names '{twice[0]}' twice")
+    if recipe.stage2.norm_texts and recipe.student.norm != "batch":
+        wrong.append(f"stage2.norm_texts is {recipe.stage2.norm_texts}, for student.norm 'batch' alone: give 0")
     if recipe.stage1.reuse_readout and not recipe.stage1.reuse:
         wrong.append("stage1.reuse_readout is true and stage1.reuse is empty: there is no readout to take")
     if not recipe.out:

@@ -166,7 +166,7 @@ class Training:
         self.tokenizer: PreTrainedTokenizerBase = load_teacher(AutoTokenizer, self.teacher_folder)
         self.student_config = self._make_student_config(self._class_names(splits))
         self._check_weights()
-        if recipe.student.blocks_from_teacher:
+        if recipe.student.blocks_from_teacher and not recipe.stage1.reuse:
             check_blocks(self.student_config, self.teacher_config)
         if recipe.stage1.reuse:
             reused = Path(recipe.stage1.reuse)
@@ -372,6 +372,8 @@ class Training:
         pupil = self._load_pupil("stage1")
         if self.vocabulary:
             keep_rows(pupil.student, self.vocabulary.kept)
+        if not self.recipe.stage1.reuse_readout:
+            pupil.student.renew_readout()
         if self._readout_begins_fitted:
             teacher = self._classifier(str(self.out / "teacher")).to(self.device).eval()
             fit_readout(pupil.student, teacher, self._batches_of(self.task.train, self._some_texts(FIT_TEXTS)))
@@ -416,12 +418,15 @@ class Training:
     def _batches_of(self, texts: TokenisedTexts, chosen: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """ids and mask [B, N] of the chosen ones, those of like length together."""
         parts = sorted_batches(texts.lengths_of(chosen), CALIBRATION_BATCH)
-        return self._on_device(texts, [chosen[some] for some in parts])
+        return list(self._on_device(texts, [chosen[some] for some in parts]))
 
-    def _on_device(self, texts: TokenisedTexts, parts: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _on_device(
+        self, texts: TokenisedTexts, parts: Sequence[np.ndarray]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """ids and mask [B, N] of each part of the texts."""
-        found = (texts.batch(part, self.pad_id) for part in parts)
-        return [(batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)) for batch in found]
+        for part in parts:
+            batch = texts.batch(part, self.pad_id)
+            yield batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
 
     @property
     def _readout_begins_fitted(self) -> bool:
@@ -588,7 +593,7 @@ class Training:
         except ValueError as error:
             raise UserError(f"quantise.weight_bits is {bits}: {error}") from None
         layer, most, room = least_room(student)
-        if room < ROOM:
+        if bits > 2 and room < ROOM:
             self.say(
                 f"student: '{layer}' reads numbers up to {most}, and its weights have room for {room:.1f} units in the "
                 "mean before the accumulator is full: integers may be far from the floats. Fewer or narrower blocks "

@@ -42,7 +42,6 @@ FIT_TEXTS = 4_000  # of a task, at most, that a readout is fitted to
 FIRES_ABOVE = 0.5  # deviations that a query or a key is above its mean to fire
 ROUNDS = 0.5  # thresholds added to a current: a neuron counts those that it is above, and so rounds to the nearest
 LEAST_SCALE = 0.75  # see `what_is_missing`
-NAMES = ("query", "key", "value", "out", "up", "down")
 
 Batches = Sequence[tuple[Tensor, Tensor]]  # ids and mask [B, N] each
 
@@ -82,18 +81,29 @@ def teacher_layers(teacher: nn.Module) -> list[TeacherLayer]:
     width = config.hidden_size
     for stack in teacher.modules():
         if isinstance(stack, nn.ModuleList) and len(stack) == config.num_hidden_layers:
-            found = [[x for x in layer.modules() if isinstance(x, nn.Linear)] for layer in stack]
-            square = all(
-                len(six) == len(NAMES)
-                and all((x.in_features, x.out_features) == (width, width) for x in six[:4])
-                and six[4].in_features == six[5].out_features == width
-                for six in found
-            )
-            if square:
-                return [TeacherLayer(*six) for six in found]
+            found = [_linears(layer) for layer in stack]
+            if all(_are_six(linears, width) for linears in found):
+                return [TeacherLayer(*linears.values()) for linears in found]
     raise UserError(
         f"student.blocks_from_teacher: a '{config.model_type}' does not have layers of query, key, value, out, up and "
         "down: train without it"
+    )
+
+
+def _linears(layer: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _are_six(linears: dict[str, nn.Linear], width: int) -> bool:
+    """Whether they may be query, key, value, out, up and down: by shape, and the first three by their names."""
+    if len(linears) != len(TeacherLayer._fields):
+        return False
+    *square, up, down = linears.values()
+    begins = [name.rsplit(".", 1)[-1][0] for name in linears]
+    return (
+        begins[:3] == ["q", "k", "v"]
+        and all((x.in_features, x.out_features) == (width, width) for x in square)
+        and up.in_features == down.out_features == width
     )
 
 
@@ -155,7 +165,8 @@ def begin_as_teacher(
 
 @torch.no_grad()
 def fit_readout(student: SpikeBertForSequenceClassification, teacher: nn.Module, batches: Batches) -> None:
-    """Give a student's readout the linear map of least squares to the logits of a teacher of its task.
+    """Give a student's readout the linear map of least squares to the logits of a teacher of its task, from the mean of
+    its states over timesteps and tokens (of a readout "membrane", which weighs late timesteps, that is about right).
 
     States whose spikes rest in the middle of their range are large and alike, and a new readout would need many steps
     to learn what of them to leave out.
@@ -167,9 +178,10 @@ def fit_readout(student: SpikeBertForSequenceClassification, teacher: nn.Module,
         states = student(ids, mask, output_hidden_states=True).hidden_states[-1]  # [B, N, D], 0 at padding
         pooled.append(states.sum(1) / mask.sum(1, keepdim=True))
         logits.append(ask_teacher(teacher, ids, mask, ()).logits)
-    found = fit_linear(torch.cat(pooled).double(), torch.cat(logits).double())
-    student.readout.linear.weight.copy_(found[:-1].T)
-    student.readout.linear.bias.copy_(found[-1])
+    x, y = torch.cat(pooled).double(), torch.cat(logits).double()
+    weight = fit_linear(x - x.mean(0), y - y.mean(0))[:-1]  # damped as they vary: they are large and alike
+    student.readout.linear.weight.copy_(weight.T)
+    student.readout.linear.bias.copy_(y.mean(0) - x.mean(0) @ weight)
     student.train(was_training)
 
 
@@ -207,10 +219,11 @@ def fit_encoder(encoder: Encoder, teacher: nn.Module, embedded: Tensor, directio
 
 def embeddings_of(teacher: nn.Module, vocabulary: int, n_max: int, seed: int) -> tuple[Tensor, Tensor]:
     """Of each token [V, D], at a place of no account, and of each place [n_max, D], about their mean: the teacher is
-    shown all tokens in random order."""
+    shown all its tokens once, in random order."""
     device = next(teacher.parameters()).device
     order = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(seed))
-    texts = order.repeat(2)[: -(-vocabulary // n_max) * n_max].view(-1, n_max).to(device)  # [texts, n_max]
+    count = -(-vocabulary // n_max) * n_max
+    texts = order.repeat(-(-count // vocabulary))[:count].view(-1, n_max).to(device)  # [texts, n_max]
     states = torch.cat(
         [
             teacher(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states[0]
@@ -245,6 +258,7 @@ def what_is_missing(state: Tensor, wanted: Tensor) -> Tensor:
 
     Of all scales the one of least squares needs to be added least. But a feature that the teacher all but replaces has
     a small one, and what is added would be many times what was there: so the state grows at most by 1 / `LEAST_SCALE`.
+    To one that never varies nothing is added.
     """
     own = state - state.mean(0)
     theirs = (wanted - wanted.mean(0)).repeat(len(state) // len(wanted), 1)

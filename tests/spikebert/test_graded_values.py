@@ -279,6 +279,20 @@ def test_a_new_readout_says_little_however_large_the_states_are() -> None:
     )
 
 
+def test_a_readout_of_an_earlier_version_begins_anew(tmp_path: Path) -> None:
+    """Stage 1 left it as it was drawn, as large as that of bits; that of bits, and a head's, stay."""
+    for options, renewed in ((GRADED, True), ({}, False), (GRADED | {"readout": "spikes"}, False)):
+        model = SpikeBertForSequenceClassification(small_config(**options))
+        with torch.no_grad():
+            model.readout.linear.weight.fill_(0.25)
+        model.save_pretrained(tmp_path)
+        model = SpikeBertForSequenceClassification.from_pretrained(tmp_path)
+        assert bool((model.readout.linear.weight == 0.25).all())
+        model.renew_readout()
+        assert bool((model.readout.linear.weight != 0.25).all()) is renewed
+        assert not renewed or model.readout.linear.weight.abs().max() <= 1 / 15 / 16**0.5
+
+
 def test_what_begins_larger_learns_faster() -> None:
     """Else a budget, or anything, would take as many more steps to move a threshold's worth of it."""
     model = SpikeBertForSequenceClassification(small_config(**(GRADED | {"graded_gain": 4.0})))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_output import one_error
 from small_models import GRADED, small_batch, small_model
 from small_teachers import recipe_arguments
 from torch import nn
@@ -82,3 +83,8 @@ def test_it_is_part_of_a_recipe(tmp_path: Path) -> None:
     assert not torch.equal(norm.running_mean, plain["blocks.0.query.norm.running_mean"])
     assert main([*arguments, "--stage2.norm_texts=150"]) == 0  # to the end, with integers
     assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_other_norms_have_nothing_to_be_told(tmp_path: Path, capfd) -> None:
+    assert main([*recipe_arguments(tmp_path), "--stage2.norm_texts=5", "--student.norm=rms"]) == 2
+    assert "stage2.norm_texts is 5, for student.norm 'batch' alone: give 0" in one_error(capfd)
