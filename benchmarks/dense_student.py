@@ -64,6 +64,9 @@ class DenseStudent(nn.Module):
         """As `SpikeBertForSequenceClassification.learning_rates`."""
         return {self.encoder.token.weight: token_rate}
 
+    def renew_readout(self) -> None:
+        """As `SpikeBertForSequenceClassification.renew_readout`: this one reads no graded spikes."""
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False,
         output_operations: bool = False,
@@ -156,6 +159,7 @@ def dense_recipe(values: dict, out: Path, learning_rate: float) -> Recipe:
     recipe.stage1.learning_rate = recipe.stage2.learning_rate = learning_rate
     recipe.stage1.token_rate = recipe.stage2.token_rate = 1.0
     recipe.stage1.operations_per_token = recipe.stage2.operations_per_token = 0.0  # of spikes alone
+    recipe.student.blocks_from_teacher, recipe.stage2.norm_texts = False, 0  # of their layers, and of BatchNorm
     return recipe
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small_teachers import recipe_arguments
 from transformers import BertForSequenceClassification
 
-from benchmarks.dense_student import main
+from benchmarks.dense_student import dense_recipe, main
 from spikebert.train_command import main as train_main
 
 
@@ -77,3 +77,14 @@ def test_wrong_use_is_told(trained: Path, tmp_path: Path, capfd) -> None:
     (tmp_path / "results.json").write_text((trained / "run" / "results.json").read_text())
     assert main([str(tmp_path), "--out", str(tmp_path / "dense")]) == 2
     assert f"{tmp_path / 'teacher'} is not there" in capfd.readouterr().err
+
+
+def test_what_is_of_spikes_alone_is_not_asked_of_a_dense_student(tmp_path) -> None:
+    values = {
+        "student": {"blocks_from_teacher": True},
+        "stage1": {"operations_per_token": 9.0},
+        "stage2": {"norm_texts": 5, "operations_per_token": 9.0},
+    }
+    recipe = dense_recipe(values, tmp_path, 1e-3)
+    assert not recipe.student.blocks_from_teacher and recipe.stage2.norm_texts == 0
+    assert recipe.stage1.operations_per_token == recipe.stage2.operations_per_token == 0
