@@ -467,10 +467,8 @@ class Training:
             return texts
 
         measure = validation(pupil.student, self.task.validation, self.pad_id, self.device, weights)
-        settling = self._some_texts(options.norm_texts)
-        mixed = [
-            settling[i : i + options.batch_size] for i in range(0, len(settling), options.batch_size)
-        ]  # as trained
+        settling, size = self._some_texts(options.norm_texts), options.batch_size
+        mixed = [settling[i : i + size] for i in range(0, len(settling), size)]  # batches as in training
 
         def evaluate() -> Score:
             settle_norms(pupil.student, self._on_device(self.task.train, mixed))

@@ -68,25 +68,25 @@ def texts(count: int = 60, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "query", "value", "out"),
     [
-        BertConfig(**SIZES),
-        RobertaConfig(**SIZES),
-        MPNetConfig(**SIZES),
-        DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32),
+        (BertConfig(**SIZES), "self.query", "self.value", "attention.output.dense"),
+        (RobertaConfig(**SIZES), "self.query", "self.value", "attention.output.dense"),
+        (MPNetConfig(**SIZES), "attn.q", "attn.v", "attn.o"),
+        (DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32), "q_lin", "v_lin", "out_lin"),
     ],
-    ids=lambda config: config.model_type,
+    ids=["bert", "roberta", "mpnet", "distilbert"],
 )
-def test_layers_of_bert_and_its_like_are_found(config) -> None:
-    found = teacher_layers(AutoModel.from_config(config))
+def test_layers_of_bert_and_its_like_are_found(config, query: str, value: str, out: str) -> None:
+    model = AutoModel.from_config(config)
+    names = {module: name for name, module in model.named_modules()}
+    found = teacher_layers(model)
     assert len(found) == 2
-    names = dict(AutoModel.from_config(config).named_modules())
-    assert all(layer.up.out_features == 32 and layer.down.in_features == 32 for layer in found)
-    for name, wanted in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):  # in the teacher's own words
-        number = list(teacher_layers(AutoModel.from_config(config))[0]._fields).index(name)
-        linear = [key for key, module in names.items() if isinstance(module, nn.Linear) and ".0." in key][number]
-        last = [part for part in linear.split(".") if part not in ("dense", "self", "attn", "attention")][-1]
-        assert last.startswith(wanted)
+    for number, layer in enumerate(found):
+        assert all(f".{number}." in names[linear] for linear in layer)
+        for linear, wanted in ((layer.query, query), (layer.value, value), (layer.out, out)):
+            assert names[linear].endswith(wanted)
+        assert layer.up.out_features == layer.down.in_features == 32
 
 
 @pytest.mark.parametrize(
