@@ -170,13 +170,14 @@ def open_today(subject: Subject) -> Any:
     """A program of today's: what `LavaEngine` and `LavaInlineEngine` are, with their steps counted."""
     from targets.lava.engine import START_SECONDS, STEP_SECONDS
     from targets.lava.program import LavaProgram, Setup
+    from targets.lava.start_method import start_method_kept
     from targets.lava.stepfile import StepFile
     from targets.lava.supervisor import SupervisedProgram
 
     def open_network(setup: Setup, feed: StepFile, records: StepFile) -> Counted:
         if subject.task.way == INLINE:
-            from targets.lava.inline import InlineNetwork
-
+            with start_method_kept():
+                from targets.lava.inline import InlineNetwork
             return subject.counted(InlineNetwork(setup, feed, records))
         if subject.task.way == PARTS:
             from benchmarks.lava_arithmetic import PartsNetwork

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TypeVar
@@ -13,6 +12,7 @@ from spikebert.commands import UserError
 from targets.lava.grouping import Grouping
 from targets.lava.lowering import Plan
 from targets.lava.program import Attention, LavaProgram, Network, OpenNetwork, Setup
+from targets.lava.start_method import start_method_kept
 from targets.lava.stepfile import StepFile
 from targets.lava.supervisor import SupervisedProgram
 from targets.lava.target import LavaTarget, lower_legal, require_schedule
@@ -31,14 +31,8 @@ Made = TypeVar("Made", bound=LavaProgram)
 
 
 def _import_inline_network() -> OpenNetwork:
-    """Import Lava, and leave this process as it was: on import Lava sets multiprocessing's start method to fork,
-    which fails where a method is set already (a DataLoader does that) and would change it where none is."""
-    method = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method(None, force=True)
-    try:
+    with start_method_kept():
         from targets.lava.inline import InlineNetwork
-    finally:
-        multiprocessing.set_start_method(method, force=True)
     return InlineNetwork
 
 
@@ -74,7 +68,7 @@ class LavaEngine(LavaProgram):
         start_seconds: float = START_SECONDS,
         step_seconds: float = STEP_SECONDS,
     ) -> None:
-        # found, not imported: an import of Lava changes this process (see _import_inline_network)
+        # found, not imported: an import of Lava changes this process (see start_method.py)
         if find_spec("lava.magma") is None:
             raise ImportError("the engine 'lava' needs Lava: install lava-nc 0.10")
 

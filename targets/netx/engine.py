@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import tempfile
 from collections.abc import Collection, Iterator
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ from converters.graph import Graph
 from spikebert.commands import missing_extra
 from targets.lava.lowering import DOUBLING
 from targets.lava.records import LavaMismatchError
+from targets.lava.start_method import start_method_kept
 from targets.netx.chain import Chain, Layer, host_value, on_host
 from targets.netx.legal import lower_legal
 from targets.netx.network_file import NETWORK_FILE, RESET_OFFSET, require_description, write_network
@@ -45,17 +45,11 @@ def require_lava_dl() -> None:
 def load_program(path: Path, chain: Chain) -> NetworkProgram:
     """The network of a file. Raises MissingExtra without lava-dl.
 
-    An import of Lava sets multiprocessing's start method, see `targets.lava.engine`; one of lava-dl prints a warning
-    of a data set that it misses. Neither is to reach whoever calls this.
+    An import of lava-dl prints a warning of a data set that it misses, which is not to reach whoever calls this.
     """
     require_lava_dl()
-    method = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method(None, force=True)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            from targets.netx.program import NetworkProgram
-    finally:
-        multiprocessing.set_start_method(method, force=True)
+    with start_method_kept(), contextlib.redirect_stdout(io.StringIO()):
+        from targets.netx.program import NetworkProgram
     return NetworkProgram(path, reset_interval=chain.timesteps, reset_offset=RESET_OFFSET)
 
 

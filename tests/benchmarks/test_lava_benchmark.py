@@ -92,6 +92,23 @@ def test_what_is_measured_in_one_process(graph, tmp_path, way):
         assert (result.stream.steps, result.stream.sentences) == (4 * 2, 4), "T steps a sentence, whatever the depth"
 
 
+def test_it_measures_where_a_start_method_is_set(graph, tmp_path):
+    """A DataLoader that ran before sets one, and then an import of Lava fails if nobody sees to it."""
+    lava.write_task_files(subject_of(graph), tmp_path)
+    script = f"""
+import multiprocessing, sys
+sys.path[:] = {sys.path!r}
+from pathlib import Path
+from benchmarks.lava_worker import INLINE, Task, measure
+
+multiprocessing.set_start_method("spawn")
+task = Task({str(lava.ROOT)!r}, INLINE, cores=1, singles=1, stream_size=2, hold=False)
+assert measure(task, Path({str(tmp_path)!r})).wrong == 0
+assert multiprocessing.get_start_method() == "spawn"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_wrong_logits_are_counted(graph, tmp_path):
     subject = subject_of(graph)
     lava.write_task_files(subject, tmp_path)

@@ -67,10 +67,10 @@ def test_the_example_agrees_with_the_reference() -> None:
 
 
 def test_too_few_steps_and_illegal_graphs_are_refused() -> None:
-    from targets.lava.engine import _import_inline_network
+    from targets.lava.start_method import start_method_kept
 
-    _import_inline_network()
-    from targets.lava.process import as_process
+    with start_method_kept():
+        from targets.lava.process import as_process
 
     rng = np.random.default_rng(2)
     graph = random_graph(rng, blocks=1, hidden=6, n_max=3)
