@@ -18,10 +18,13 @@ examples:
   spikebert-export --target lava --model runs/reviews --out build/reviews
   spikebert-export --model runs/reviews --out build/reviews --pass merge-query-key-value \\
       --pass split-wide-layers:most_features=512 --save-passes build/passes
+  spikebert-export --target loihi2 --pass expand-attention --model build/reviews --out build/for_loihi2
 
 Before anything is written the graph is held against the integer PyTorch model, every value of every node,
-on eight inputs; those become the bundle's golden vectors. Exit code 1: they differ, or the target refuses.
+on eight inputs; those become the bundle's golden vectors. A bundle is held against those that it has.
+Exit code 1: they differ, or the target refuses.
 """
+HELD_AGAINST = {"torch": "torch model", "golden": "recorded spikes"}
 EXAMPLE_VALUES = {int: "N", bool: "true"}
 
 
@@ -41,7 +44,13 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=f"{passes_help()}\n{EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", type=Path, required=True, help="a run of spikebert-train, or an integer model")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        help="a run of spikebert-train, an integer model, or a bundle, to export it again: its folder, a zip of it, or "
+        "the name of a known one",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--target", help="check the graph for this target and add what it needs, e.g. lava")
     parser.add_argument("--timesteps", type=int, metavar="T", help="run for so many timesteps; as trained if left out")
@@ -122,13 +131,13 @@ def body(argv: Sequence[str]) -> int:
         "bytes": size,
         "nodes": len(done.bundle.graph.nodes),
         "passes": [asdict(record) for record in done.passes],
-        "verify": {"against": "torch", **done.comparison.to_json()},
+        "verify": {"against": done.against, **done.comparison.to_json()},
     }
     if arguments.json:
         write_json(report)
     else:
         compared = done.comparison.values_compared
-        note(f"torch model and graph agree: {compared:,} values on the golden inputs, 0 mismatches")
+        note(f"{HELD_AGAINST[done.against]} and graph agree: {compared:,} values on the golden inputs, 0 mismatches")
         for record in done.passes:
             same = f"; {record.values_compared:,} values as before" if record.values_compared else ""
             note(f"{record.name}: {record.summary}{same}")

@@ -17,10 +17,10 @@ from converters.graph import Graph
 from spikebert.commands import UserError, note
 from spikebert.data import check_text_files, read_lines, read_tsv
 from spikebert.model import SpikeBertForSequenceClassification
-from spikebert.vocabulary import ids_of, keep_rows, most_frequent
+from spikebert.vocabulary import Vocabulary, ids_of, keep_rows, most_frequent
 
 if TYPE_CHECKING:  # without torch, transformers would complain before we name what is missing
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TABLES = (".tsv.gz", ".tsv.xz")
 
@@ -38,28 +38,40 @@ def check_texts(files: Sequence[str]) -> None:
 
 @contextmanager
 def with_fewer_tokens(model: SpikeBertForSequenceClassification, size: int, files: Sequence[str]) -> Iterator[Path]:
-    """Leave `model`, in place, the `size` tokens that the texts of `files` use most, fewer where they use fewer; the
-    folder of its tokenizer then.
+    """Leave `model`, in place, the `size` tokens of `most_used`; the folder of its tokenizer then."""
+    vocabulary = most_used(Path(model.config.name_or_path), model.config.vocab_size, size, files)
+    keep_rows(model, vocabulary.kept)
+    with saved(vocabulary.tokenizer) as folder:
+        yield folder
+
+
+def most_used(tokenizer_folder: Path, rows: int, size: int, files: Sequence[str]) -> Vocabulary:
+    """The `size` tokens that the texts of `files` use most, fewer where they use fewer, of a table of so many rows.
 
     files   text files, a text a line, plain, .gz or .xz; of a .tsv its column "text", beside a column "label"
 
     Raises UserError for a file that cannot be read, a size that is too small, and a tokenizer of another kind than
-    word pieces or of more tokens than the model has.
+    word pieces or of more tokens than there are rows.
     """
     texts: list[str] = []
     for file in files:
         texts += read_tsv(Path(file)).texts if _is_table(file) else read_lines([file])
-    tokenizer = load_tokenizer(Path(model.config.name_or_path))
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model has {model.config.vocab_size}")
+    tokenizer = load_tokenizer(tokenizer_folder)
+    if len(tokenizer) > rows:
+        raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model has {rows}")
     vocabulary = most_frequent(tokenizer, texts, size)
     note(
-        f"vocabulary: {len(vocabulary.kept):,} of {model.config.vocab_size:,} tokens; with them the texts given have "
+        f"vocabulary: {len(vocabulary.kept):,} of {rows:,} tokens; with them the texts given have "
         f"{vocabulary.longer_by(texts):.3f} times as many"
     )
-    keep_rows(model, vocabulary.kept)
+    return vocabulary
+
+
+@contextmanager
+def saved(tokenizer: PreTrainedTokenizerBase) -> Iterator[Path]:
+    """A folder for a time, with a tokenizer in it."""
     with tempfile.TemporaryDirectory() as folder:
-        vocabulary.tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         yield Path(folder)
 
 

@@ -22,7 +22,7 @@ def model_card(
     config      "name", "labels", "accuracies" (what was measured -> fraction), "counts" (the same -> [right, texts]),
                 "activity" (split -> `OnTexts.to_json`), "licences" (what -> what is known), "example" (a text), and
                 of "model" its "token_bits"
-    provenance  "command" and "recipe"
+    provenance  "command" and "recipe", and where a bundle was exported again "exported_from": the provenance of that
     """
     labels = config.get("labels") or []
     example = shlex.quote(config.get("example", "a text to classify"))
@@ -105,11 +105,17 @@ def _licences(licences: Mapping[str, str]) -> list[str]:
 
 def _making(provenance: Mapping[str, Any], folder_name: str) -> list[str]:
     """The commands that make the bundle. The manifest has the recipe as JSON, which is YAML too."""
-    command, recipe = provenance.get("command"), provenance.get("recipe")
+    recipe = provenance.get("recipe")
     read = f"python -c {READ_RECIPE} {shlex.quote(f'{folder_name}/manifest.json')} > recipe.yaml"
     train = [read, "spikebert-train --recipe recipe.yaml"] if recipe else []
-    lines = [*train, *([command] if command else [])]
+    lines = [*train, *_commands(provenance)]
     return ["## How it was made", "", "```", *lines, "```", ""] if lines else []
+
+
+def _commands(provenance: Mapping[str, Any]) -> list[str]:
+    """Of its export, behind those of the bundles that it was exported from."""
+    before, command = provenance.get("exported_from"), provenance.get("command")
+    return [*(_commands(before) if before else []), *([command] if command else [])]
 
 
 def _rules(graph: Graph) -> dict[str, int]:

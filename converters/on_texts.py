@@ -129,12 +129,6 @@ def run_on_splits(
     return found
 
 
-def without_own_accuracy(results: Mapping[str, Any]) -> dict[str, Any]:
-    """`results` (of spikebert-train) without what they tell of the integer student, which is another one now."""
-    others = {name: measured for name, measured in results.get("accuracy", {}).items() if name != MEASURED}
-    return {**results, "accuracy": others}
-
-
 def with_own_accuracy(results: Mapping[str, Any], found: dict[str, OnTexts]) -> dict[str, Any]:
     """`results` with the integer student's accuracy as the network itself has it.
 

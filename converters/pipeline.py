@@ -1,4 +1,7 @@
-"""What `spikebert-export` does: model -> graph -> the same bits? -> passes -> legal for the target? -> bundle."""
+"""What `spikebert-export` does: model -> graph -> the same bits? -> passes -> legal for the target? -> bundle.
+
+A bundle can stand in the place of the model: see `converters.from_bundle`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ import operator
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from importlib.metadata import entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -24,6 +28,7 @@ from converters.bundle import (
     golden_dtype,
     golden_nodes,
     make_golden,
+    read_bundle,
     write_bundle,
 )
 from converters.execution import Execution, TokenBatch
@@ -31,13 +36,14 @@ from converters.graph import Graph, GraphError
 from converters.passes.balance_delays import balance_delays
 from converters.passes.catalogue import DEFAULT_PASSES, PassContext, choose_passes, make_passes
 from converters.passes.run import Interpreters, PassedGraph, PassRecord, run_passes
-from converters.report.accuracy import MEASURED, TOKENS_BEFORE, stage_accuracies, tokens_of_others
-from converters.report.contents import PassReport
+from converters.report.accuracy import MEASURED, of_fewer_tokens, stage_accuracies, tokens_of_others
+from converters.report.contents import PassReport, Rounding
 from converters.report.gather import gather
 from converters.report.observe import Observations, observe
 from converters.report.write import file_sizes, write_report
 from converters.schedule import LatencyTable
 from sim.clocked import run_clocked
+from sim.find_bundle import known_bundles
 from sim.reference import ReferenceEngine
 from sim.verify import Comparison, compare
 from spikebert.commands import CheckFailed, UserError
@@ -87,12 +93,39 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Proven:
+    """A network that may be exported, and what that was proven with.
+
+    batch       the golden inputs
+    tokenizer   its folder
+    against     what the reference was compared with: "torch", the model, or "golden", what a bundle has recorded
+    comparison  how that went
+    roundings   node -> what rounding did to its weights, where that is known
+    """
+
+    graph: Graph
+    batch: TokenBatch
+    tokenizer: Path
+    against: Literal["torch", "golden"]
+    comparison: Comparison
+    roundings: Mapping[str, Rounding] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Export:
-    """What an export did: the bundle, torch against reference on the golden inputs, and what each pass did."""
+    """What an export did: the bundle, what the network was held against before any pass, and what each pass did."""
 
     bundle: Bundle
+    against: str
     comparison: Comparison
     passes: tuple[PassRecord, ...]
+
+
+def bundle_at(model: Path) -> Path | None:
+    """The bundle that stands at `model`, a folder or a zip, or is known by that name; None where a model may be."""
+    if model.is_file() or (model / "manifest.json").is_file():
+        return model
+    return None if model.exists() else known_bundles().get(str(model))
 
 
 def find_target(name: str) -> Target:
@@ -156,6 +189,12 @@ def check_legal(graph: Graph, target: Target) -> None:
         raise IllegalGraphError(target.name, violations)
 
 
+def check_legal_early(graph: Graph, target: Target | None, chosen: Collection[str]) -> None:
+    """`check_legal` before the long work, where no pass is chosen that may make a graph legal."""
+    if target is not None and set(chosen) == set(DEFAULT_PASSES):
+        check_legal(graph, target)
+
+
 def export(
     model_folder: Path,
     out: Path,
@@ -172,9 +211,9 @@ def export(
     vocabulary_text: Sequence[str] = (),
     run_texts: bool = True,
 ) -> Export:
-    """Write the bundle of a trained model.
+    """Write the bundle of a trained model, or of a bundle again (`converters.from_bundle`).
 
-    example     a text that the bundle's card classifies; one of `golden_texts` if left out
+    example     a text that the bundle's card classifies; that of the bundle, or one of `golden_texts`, if left out
     timesteps   T, where it shall be another than the model was trained for; what training measured then counts no more
     run_texts   run the network on the texts on which training measured the integer student, where they can be read: the
                 card then tells how good it is, how often neurons fire and how many operations that takes
@@ -190,14 +229,26 @@ def export(
         raise UserError(
             "--vocabulary and --vocabulary-text: give both, a number of tokens and the texts that choose them"
         )
-    if target_name is not None:
-        find_target(target_name)
-    choose_passes(passes)
+    target = None if target_name is None else find_target(target_name)
+    chosen = choose_passes([*DEFAULT_PASSES, *passes])
+    if (source := bundle_at(model_folder)) is not None:
+        from converters.from_bundle import export_again
+
+        return export_again(
+            read_bundle(source), out, target, chosen, name=name, example=example, overwrite=overwrite, command=command,
+            save_passes=save_passes, timesteps=timesteps, vocabulary=vocabulary, vocabulary_text=vocabulary_text,
+            run_texts=run_texts,
+        )  # fmt: skip
+    if not model_folder.exists():
+        raise UserError(
+            f"{model_folder}: no model there (no such folder), and the bundles known by name are "
+            f"{', '.join(sorted(known_bundles())) or 'none'}"
+        )
     results = training_results(model_folder)
 
     from converters.fewer_tokens import check_texts, with_fewer_tokens
     from converters.from_torch import load_integer_model
-    from converters.on_texts import measured_texts, without_own_accuracy
+    from converters.on_texts import measured_texts
 
     check_texts(vocabulary_text)
     texts = measured_texts(results) if run_texts else {}
@@ -212,9 +263,7 @@ def export(
     with ExitStack() as stack:
         tokenizer = Path(config.name_or_path)
         if vocabulary is not None:
-            results = without_own_accuracy(results)
-            if results.get("accuracy"):
-                results = results | {TOKENS_BEFORE: config.vocab_size}
+            results = of_fewer_tokens(results, config.vocab_size)
             tokenizer = stack.enter_context(with_fewer_tokens(model, vocabulary, vocabulary_text))
         return export_module(
             model,
@@ -279,67 +328,106 @@ def export_module(
         raise CheckFailed(f"{type(module).__name__}: the model makes no legal graph: {error}") from error
     labels = labels or [str(i) for i in range(graph.features[graph.output])]
     check_fits(graph, loaded, labels)
-    if target is not None and not passes:
-        check_legal(graph, target)  # before the long work; a pass may make a graph legal that is not
+    check_legal_early(graph, target, chosen)
     golden_inputs = golden_texts(loaded.get_vocab())
     batch = tokenise_golden(golden_inputs, loaded, graph.n_max, loaded.pad_token_id or 0)
     comparison = check_against_torch(graph, TorchEngine(graph, module), batch)
-    rounding = roundings(module, graph)
-    latencies = None if target is None else target.latencies
-    todo = make_passes(chosen, PassContext(tokenizer, latencies or LatencyTable()))
-    passed = run_passes(graph, todo, batch, Interpreters(run_reference, run_clocked), save_passes)
-    as_trained, graph, batch, records = graph, passed.graph, passed.batch, passed.records
-    if target is not None:
-        check_legal(graph, target)
-    on_splits = run_on_splits(as_trained, loaded, texts or {})  # passes change no value of it, but what is counted
+    proven = Proven(graph, batch, tokenizer, "torch", comparison, roundings(module, graph))
+    passed = pass_on(proven, target, chosen, save_passes)
+    on_splits = run_on_splits(graph, loaded, texts or {})  # passes change no value of it, but what is counted
     results = with_own_accuracy(results, on_splits)
-    execution, observations = run_golden(graph, batch)
-    golden: Golden = make_golden(graph, batch, execution)
+    return write_export(
+        proven,
+        passed,
+        out,
+        target,
+        results=results,
+        config={
+            "name": name or out.name,
+            "labels": list(labels),
+            "activity": {split: on.to_json() for split, on in on_splits.items()},
+            "licences": licences(results),
+            "example": example or golden_inputs[EXAMPLE],
+            "model": dict(description or {"class": f"{type(module).__module__}.{type(module).__qualname__}"}),
+        },
+        provenance={"command": command},
+        overwrite=overwrite,
+    )
+
+
+def pass_on(
+    proven: Proven, target: Target | None, chosen: Mapping[str, Mapping[str, Any]], save_passes: Path | None
+) -> PassedGraph:
+    """What the chosen passes make of a network. Raises CheckFailed where one changes it, or the target refuses it."""
+    latencies = None if target is None else target.latencies
+    todo = make_passes(chosen, PassContext(proven.tokenizer, latencies or LatencyTable()))
+    passed = run_passes(proven.graph, todo, proven.batch, Interpreters(run_reference, run_clocked), save_passes)
+    if target is not None:
+        check_legal(passed.graph, target)
+    return passed
+
+
+def write_export(
+    proven: Proven,
+    passed: PassedGraph,
+    out: Path,
+    target: Target | None,
+    *,
+    results: Mapping[str, Any],
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    overwrite: bool,
+) -> Export:
+    """Write the bundle of what passes made of a network.
+
+    results     as results.json of spikebert-train, for its recipe and accuracies
+    config      of the manifest, without the accuracies
+    provenance  of the manifest, without what is the same for every export
+    """
+    graph, records = passed.graph, passed.records
+    execution, observations = run_golden(graph, passed.batch)
+    golden: Golden = make_golden(graph, passed.batch, execution)
     accuracy = accuracies(results)
+    latencies = None if target is None else target.latencies
 
     def add_report(folder: Path) -> None:
         report = gather(
             graph,
             observations,
-            name=name or out.name,
-            labels=labels,
-            target=target_name,
+            name=config["name"],
+            labels=config["labels"],
+            target=None if target is None else target.name,
             latency_steps=balance_delays(graph, latencies).latency_steps if latencies else None,
-            roundings=rounding,
+            roundings=proven.roundings,
             results=results,
             passes=[PassReport(record.name, record.summary) for record in records],
             files=file_sizes(folder),
         )
         write_report(folder, report)
 
-    with tokenizer_for(passed, tokenizer) as tokenizer_folder:
+    with tokenizer_for(passed, proven.tokenizer) as tokenizer_folder:
         bundle = write_bundle(
             out,
             graph,
             tokenizer=tokenizer_folder,
             golden=golden,
             config={
-                "name": name or out.name,
-                "labels": list(labels),
+                **config,
                 "accuracies": {name: measured["value"] for name, measured in accuracy.items()},
                 "counts": {name: [measured["correct"], measured["texts"]] for name, measured in accuracy.items()},
-                "activity": {split: on.to_json() for split, on in on_splits.items()},
-                "licences": licences(results),
-                "example": example or golden_inputs[EXAMPLE],
-                "model": dict(description or {"class": f"{type(module).__module__}.{type(module).__qualname__}"}),
             },
             provenance={
-                "command": command,
                 "recipe": results.get("recipe", {}),
-                "passes": {record.name: record.summary for record in records},
+                **provenance,
+                "passes": {**provenance.get("passes", {}), **{record.name: record.summary for record in records}},
                 "versions": _versions(),
             },
-            target=target_name,
+            target=None if target is None else target.name,
             add_target=None if target is None else lambda folder: target.emit(graph, folder),
             add_report=add_report,
             overwrite=overwrite,
         )
-    return Export(bundle, comparison, records)
+    return Export(bundle, proven.against, proven.comparison, records)
 
 
 def check_fits(graph: Graph, tokenizer: Any, labels: Sequence[str]) -> None:
@@ -434,4 +522,6 @@ def accuracies(results: Mapping[str, Any]) -> dict[str, dict]:
 
 
 def _versions() -> dict[str, str]:
-    return {package: version(package) for package in ("spikebert", "torch", "transformers", "numpy")}
+    """Of what is installed: to export a bundle again neither torch nor transformers is needed."""
+    names = ("spikebert", "torch", "transformers", "numpy")
+    return {package: version(package) for package in names if find_spec(package) is not None}

@@ -62,11 +62,12 @@ def compare_golden(bundle: Bundle) -> Comparison:
     return differences.comparison
 
 
-def require_golden(bundle: Bundle) -> None:
-    """Raises CheckFailed where the reference does not repeat the golden vectors of a bundle."""
+def require_golden(bundle: Bundle) -> Comparison:
+    """What was compared. Raises CheckFailed where the reference does not repeat the golden vectors of a bundle."""
     comparison = compare_golden(bundle)
     if comparison.mismatches:
         raise CheckFailed(f"{bundle.place / 'golden.safetensors'}: {_difference(comparison)}")
+    return comparison
 
 
 def _manifest(bundle: Bundle) -> Check:

@@ -43,8 +43,10 @@ RULES: dict[str, set[str]] = {
     "converters.passes.catalogue": {"converters.passes", "converters.schedule"},
     "converters.schedule": {"converters.graph"},
     "converters.pipeline": {
-        *("converters", "sim.reference", "sim.clocked", "sim.verify", "targets.legality", "spikebert.data"),
+        *("converters", "sim.reference", "sim.clocked", "sim.verify", "sim.find_bundle", "targets.legality"),
+        "spikebert.data",
     },
+    "converters.from_bundle": {"converters", "sim.check", "sim.report", "spikebert.vocabulary"},
     "converters.from_torch": {"converters", "spikebert", "torch", "transformers"},
     "converters.fewer_tokens": {"converters.from_torch", "converters.graph", "spikebert", "transformers"},
     "converters.on_texts": {
@@ -128,6 +130,16 @@ def bundle(tmp_path_factory, compiled):
 def test_a_bundle_runs_without_torch_transformers_and_lava(bundle):
     done = run_blocked((*HEAVY, "scipy"), RUN, bundle.folder, "--text", "a good film", "--json")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_bundle_is_exported_again_without_torch_transformers_and_lava(bundle, tmp_path):
+    again = "import converters.export_command as command\nsys.exit(command.main(sys.argv[1:]))"
+    flags = ["--target", "lava", "--timesteps", "2", "--attention", "stock", "--json"]
+    done = run_blocked((*HEAVY, "scipy"), again, "--model", bundle.folder, "--out", tmp_path / "again", *flags)
+    assert (done.returncode, done.stderr) == (
+        0,
+        "not run on its texts, so the card tells less: that needs torch and transformers\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from converters.report.contents import Measured, StageAccuracy
 SPLITS = ("validation", "test")
 MEASURED = "integer student"  # the model that is exported, in results.json
 TOKENS_BEFORE = "tokens_before"  # what the others knew, where an export left fewer (`converters.fewer_tokens`)
+WITH_TOKENS = ", with "
 # stage -> its name in results.json, and what it is
 STAGES = {
     "teacher": ("teacher", "the BERT that taught, for comparison"),
@@ -43,7 +44,15 @@ def stage_accuracies(results: Mapping[str, Any]) -> tuple[StageAccuracy, ...]:
 
 def tokens_of_others(results: Mapping[str, Any]) -> str:
     """What is said of a model that was measured with more tokens than the exported one knows; nothing as a rule."""
-    return f", with {results[TOKENS_BEFORE]:,} tokens" if TOKENS_BEFORE in results else ""
+    return f"{WITH_TOKENS}{results[TOKENS_BEFORE]:,} tokens" if TOKENS_BEFORE in results else ""
+
+
+def of_fewer_tokens(results: Mapping[str, Any], tokens_before: int) -> dict[str, Any]:
+    """`results` where the exported model knows fewer tokens than the measured one, `tokens_before`: without what they
+    tell of that one."""
+    others = {name: measured for name, measured in results.get("accuracy", {}).items() if name != MEASURED}
+    before = {TOKENS_BEFORE: tokens_before} if others and TOKENS_BEFORE not in results else {}
+    return {**results, "accuracy": others, **before}
 
 
 def _measured(entry: Mapping[str, Any] | None) -> Measured | None:
