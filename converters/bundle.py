@@ -298,6 +298,9 @@ def _remove_folder(folder: Path, owner: int) -> None:
 
 def check_destination(folder: Path, overwrite: bool) -> None:
     """Raises BundleError where no bundle can be written at `folder`, so far as can be told without writing."""
+    within = next((parent for parent in folder.absolute().parents if (parent / "manifest.json").is_file()), None)
+    if within is not None:
+        raise BundleError(f"{folder} is within the bundle {within}, which it would spoil. Choose another place")
     if not folder.exists():
         above = next(parent for parent in folder.absolute().parents if parent.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):

@@ -24,7 +24,7 @@ Before anything is written the graph is held against the integer PyTorch model, 
 on eight inputs; those become the bundle's golden vectors. A bundle is held against those that it has.
 Exit code 1: they differ, or the target refuses.
 """
-HELD_AGAINST = {"torch": "torch model", "golden": "recorded spikes"}
+HELD_AGAINST = {"torch": "torch model and graph agree", "golden": "the bundle's graph repeats what it has recorded"}
 EXAMPLE_VALUES = {int: "N", bool: "true"}
 
 
@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--no-texts",
         action="store_true",
         help="do not run the network on the texts that training measured it on: the card then tells no activity, and "
-        "no accuracy with other tokens or timesteps",
+        "no accuracy with other tokens or timesteps; what that of a bundle tells of the same network stays",
     )
     parser.add_argument("--name", help="name on the model card; the folder's name if left out")
     parser.add_argument(
@@ -100,13 +100,16 @@ def make_parser() -> argparse.ArgumentParser:
 def body(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
     stock = ["expand-attention"] if arguments.attention == "stock" else []
+    from converters.from_bundle import bundle_at, export_again
     from converters.pipeline import export
     from targets.legality import IllegalGraphError
 
     try:
         with output_kept_clean():
-            done = export(
-                arguments.model,
+            bundle = bundle_at(arguments.model)
+            make = export if bundle is None else export_again
+            done = make(
+                bundle or arguments.model,
                 arguments.out,
                 arguments.target,
                 name=arguments.name,
@@ -137,7 +140,7 @@ def body(argv: Sequence[str]) -> int:
         write_json(report)
     else:
         compared = done.comparison.values_compared
-        note(f"{HELD_AGAINST[done.against]} and graph agree: {compared:,} values on the golden inputs, 0 mismatches")
+        note(f"{HELD_AGAINST[done.against]}: {compared:,} values on the golden inputs, 0 mismatches")
         for record in done.passes:
             same = f"; {record.values_compared:,} values as before" if record.values_compared else ""
             note(f"{record.name}: {record.summary}{same}")

@@ -92,20 +92,22 @@ def run_on_texts(graph: Graph, texts: TokenisedTexts) -> OnTexts:
 def measured_texts(results: Mapping[str, Any]) -> dict[str, LabelledTexts]:
     """By split the labelled texts on which training measured the integer student, as its recipe names them.
 
-    results  results.json of spikebert-train; without an accuracy there are none
+    results  results.json of spikebert-train: its recipe, and accuracies, sha256 of the texts, or both
 
     A split whose texts cannot be read, or are others than were measured, is left out, and that is said. (Older versions
     wrote no sha256 of them: then there must be as many.)
     """
-    recorded, found = results.get("accuracy", {}).get(MEASURED, {}), {}
-    for split, record in recorded.items():
+    recorded, digests = results.get("accuracy", {}).get(MEASURED, {}), results.get("texts_sha256", {})
+    found = {}
+    for split in dict.fromkeys([*recorded, *digests]):
         try:
             data = Data(**results["recipe"]["data"])
             texts = read_split(data, split)
-            if texts is None or len(texts.texts) != record["texts"]:
+            wanted = recorded[split]["texts"] if split in recorded else "some"
+            if texts is None or len(texts.texts) != (wanted if split in recorded else len(texts.texts)):
                 there = "no" if texts is None else len(texts.texts)
-                raise UserError(f"{there} texts in {data.folder or data.hub}, where {record['texts']} were measured")
-            if texts.sha256() != results.get("texts_sha256", {}).get(split, texts.sha256()):
+                raise UserError(f"{there} texts in {data.folder or data.hub}, where {wanted} were measured")
+            if texts.sha256() != digests.get(split, texts.sha256()):
                 raise UserError(f"those in {data.folder or data.hub} are others than were measured")
             found[split] = texts
         except (UserError, OSError, KeyError, TypeError, ValueError) as error:

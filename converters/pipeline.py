@@ -1,7 +1,4 @@
-"""What `spikebert-export` does: model -> graph -> the same bits? -> passes -> legal for the target? -> bundle.
-
-A bundle can stand in the place of the model: see `converters.from_bundle`.
-"""
+"""What `spikebert-export` does: model -> graph -> the same bits? -> passes -> legal for the target? -> bundle."""
 
 from __future__ import annotations
 
@@ -28,22 +25,21 @@ from converters.bundle import (
     golden_dtype,
     golden_nodes,
     make_golden,
-    read_bundle,
     write_bundle,
 )
 from converters.execution import Execution, TokenBatch
+from converters.figures import Figures, figures_of_training
 from converters.graph import Graph, GraphError
 from converters.passes.balance_delays import balance_delays
 from converters.passes.catalogue import DEFAULT_PASSES, PassContext, choose_passes, make_passes
 from converters.passes.run import Interpreters, PassedGraph, PassRecord, run_passes
-from converters.report.accuracy import MEASURED, of_fewer_tokens, stage_accuracies, tokens_of_others
+from converters.report.accuracy import of_fewer_tokens
 from converters.report.contents import PassReport, Rounding
 from converters.report.gather import gather
 from converters.report.observe import Observations, observe
 from converters.report.write import file_sizes, write_report
 from converters.schedule import LatencyTable
 from sim.clocked import run_clocked
-from sim.find_bundle import known_bundles
 from sim.reference import ReferenceEngine
 from sim.verify import Comparison, compare
 from spikebert.commands import CheckFailed, UserError
@@ -93,12 +89,12 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Proven:
-    """A network that may be exported, and what that was proven with.
+class Checked:
+    """A network to be exported, and what that was held against.
 
-    batch       the golden inputs
+    batch       the golden inputs, with the ids that the graph takes
     tokenizer   its folder
-    against     what the reference was compared with: "torch", the model, or "golden", what a bundle has recorded
+    against     "torch": the model, every value; "golden": what a bundle has recorded
     comparison  how that went
     roundings   node -> what rounding did to its weights, where that is known
     """
@@ -116,16 +112,9 @@ class Export:
     """What an export did: the bundle, what the network was held against before any pass, and what each pass did."""
 
     bundle: Bundle
-    against: str
+    against: Literal["torch", "golden"]
     comparison: Comparison
     passes: tuple[PassRecord, ...]
-
-
-def bundle_at(model: Path) -> Path | None:
-    """The bundle that stands at `model`, a folder or a zip, or is known by that name; None where a model may be."""
-    if model.is_file() or (model / "manifest.json").is_file():
-        return model
-    return None if model.exists() else known_bundles().get(str(model))
 
 
 def find_target(name: str) -> Target:
@@ -195,6 +184,24 @@ def check_legal_early(graph: Graph, target: Target | None, chosen: Collection[st
         check_legal(graph, target)
 
 
+def check_request(
+    out: Path,
+    target_name: str | None,
+    passes: Sequence[str],
+    overwrite: bool,
+    vocabulary: int | None,
+    vocabulary_text: Sequence[str],
+) -> tuple[Target | None, dict[str, dict[str, Any]]]:
+    """Target and passes. Raises UserError for all that can be told before anything is read."""
+    check_destination(out, overwrite)
+    if (vocabulary is not None) != bool(vocabulary_text):
+        raise UserError(
+            "--vocabulary and --vocabulary-text: give both, a number of tokens and the texts that choose them"
+        )
+    target = None if target_name is None else find_target(target_name)
+    return target, choose_passes([*DEFAULT_PASSES, *passes])
+
+
 def export(
     model_folder: Path,
     out: Path,
@@ -211,9 +218,9 @@ def export(
     vocabulary_text: Sequence[str] = (),
     run_texts: bool = True,
 ) -> Export:
-    """Write the bundle of a trained model, or of a bundle again (`converters.from_bundle`).
+    """Write the bundle of a trained model.
 
-    example     a text that the bundle's card classifies; that of the bundle, or one of `golden_texts`, if left out
+    example     a text that the bundle's card classifies; one of `golden_texts` if left out
     timesteps   T, where it shall be another than the model was trained for; what training measured then counts no more
     run_texts   run the network on the texts on which training measured the integer student, where they can be read: the
                 card then tells how good it is, how often neurons fire and how many operations that takes
@@ -224,26 +231,7 @@ def export(
     Raises UserError for what the user can mend, CheckFailed where the graph differs from the torch model or
     is illegal for the target. Nothing is written then.
     """
-    check_destination(out, overwrite)  # all that can be told before the model is read
-    if (vocabulary is not None) != bool(vocabulary_text):
-        raise UserError(
-            "--vocabulary and --vocabulary-text: give both, a number of tokens and the texts that choose them"
-        )
-    target = None if target_name is None else find_target(target_name)
-    chosen = choose_passes([*DEFAULT_PASSES, *passes])
-    if (source := bundle_at(model_folder)) is not None:
-        from converters.from_bundle import export_again
-
-        return export_again(
-            read_bundle(source), out, target, chosen, name=name, example=example, overwrite=overwrite, command=command,
-            save_passes=save_passes, timesteps=timesteps, vocabulary=vocabulary, vocabulary_text=vocabulary_text,
-            run_texts=run_texts,
-        )  # fmt: skip
-    if not model_folder.exists():
-        raise UserError(
-            f"{model_folder}: no model there (no such folder), and the bundles known by name are "
-            f"{', '.join(sorted(known_bundles())) or 'none'}"
-        )
+    check_request(out, target_name, passes, overwrite, vocabulary, vocabulary_text)
     results = training_results(model_folder)
 
     from converters.fewer_tokens import check_texts, with_fewer_tokens
@@ -332,62 +320,61 @@ def export_module(
     golden_inputs = golden_texts(loaded.get_vocab())
     batch = tokenise_golden(golden_inputs, loaded, graph.n_max, loaded.pad_token_id or 0)
     comparison = check_against_torch(graph, TorchEngine(graph, module), batch)
-    proven = Proven(graph, batch, tokenizer, "torch", comparison, roundings(module, graph))
-    passed = pass_on(proven, target, chosen, save_passes)
+    checked = Checked(graph, batch, tokenizer, "torch", comparison, roundings(module, graph))
+    passed = pass_on(checked, target, chosen, save_passes)
     on_splits = run_on_splits(graph, loaded, texts or {})  # passes change no value of it, but what is counted
     results = with_own_accuracy(results, on_splits)
     return write_export(
-        proven,
+        checked,
         passed,
         out,
         target,
-        results=results,
+        figures=figures_of_training(results, {split: on.to_json() for split, on in on_splits.items()}),
         config={
             "name": name or out.name,
             "labels": list(labels),
-            "activity": {split: on.to_json() for split, on in on_splits.items()},
             "licences": licences(results),
             "example": example or golden_inputs[EXAMPLE],
             "model": dict(description or {"class": f"{type(module).__module__}.{type(module).__qualname__}"}),
         },
-        provenance={"command": command},
+        provenance={"command": command, "recipe": results.get("recipe", {})},
         overwrite=overwrite,
     )
 
 
 def pass_on(
-    proven: Proven, target: Target | None, chosen: Mapping[str, Mapping[str, Any]], save_passes: Path | None
+    checked: Checked, target: Target | None, chosen: Mapping[str, Mapping[str, Any]], save_passes: Path | None
 ) -> PassedGraph:
     """What the chosen passes make of a network. Raises CheckFailed where one changes it, or the target refuses it."""
     latencies = None if target is None else target.latencies
-    todo = make_passes(chosen, PassContext(proven.tokenizer, latencies or LatencyTable()))
-    passed = run_passes(proven.graph, todo, proven.batch, Interpreters(run_reference, run_clocked), save_passes)
+    todo = make_passes(chosen, PassContext(checked.tokenizer, latencies or LatencyTable()))
+    passed = run_passes(checked.graph, todo, checked.batch, Interpreters(run_reference, run_clocked), save_passes)
     if target is not None:
         check_legal(passed.graph, target)
     return passed
 
 
 def write_export(
-    proven: Proven,
+    checked: Checked,
     passed: PassedGraph,
     out: Path,
     target: Target | None,
     *,
-    results: Mapping[str, Any],
+    figures: Figures,
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
     overwrite: bool,
+    earlier_passes: Sequence[PassReport] = (),
 ) -> Export:
     """Write the bundle of what passes made of a network.
 
-    results     as results.json of spikebert-train, for its recipe and accuracies
-    config      of the manifest, without the accuracies
-    provenance  of the manifest, without what is the same for every export
+    config          of the manifest, without the figures
+    provenance      of the manifest, without what is the same for every export
+    earlier_passes  that the network had been through before it was `checked`, for the report
     """
     graph, records = passed.graph, passed.records
     execution, observations = run_golden(graph, passed.batch)
     golden: Golden = make_golden(graph, passed.batch, execution)
-    accuracy = accuracies(results)
     latencies = None if target is None else target.latencies
 
     def add_report(folder: Path) -> None:
@@ -398,28 +385,23 @@ def write_export(
             labels=config["labels"],
             target=None if target is None else target.name,
             latency_steps=balance_delays(graph, latencies).latency_steps if latencies else None,
-            roundings=proven.roundings,
-            results=results,
-            passes=[PassReport(record.name, record.summary) for record in records],
+            roundings=checked.roundings,
+            accuracy=figures.stages,
+            passes=[*earlier_passes, *(PassReport(record.name, record.summary) for record in records)],
             files=file_sizes(folder),
         )
         write_report(folder, report)
 
-    with tokenizer_for(passed, proven.tokenizer) as tokenizer_folder:
+    with tokenizer_for(passed, checked.tokenizer) as tokenizer_folder:
         bundle = write_bundle(
             out,
             graph,
             tokenizer=tokenizer_folder,
             golden=golden,
-            config={
-                **config,
-                "accuracies": {name: measured["value"] for name, measured in accuracy.items()},
-                "counts": {name: [measured["correct"], measured["texts"]] for name, measured in accuracy.items()},
-            },
+            config={**config, **figures.for_manifest()},
             provenance={
-                "recipe": results.get("recipe", {}),
                 **provenance,
-                "passes": {**provenance.get("passes", {}), **{record.name: record.summary for record in records}},
+                "passes": {record.name: record.summary for record in records},
                 "versions": _versions(),
             },
             target=None if target is None else target.name,
@@ -427,7 +409,7 @@ def write_export(
             add_report=add_report,
             overwrite=overwrite,
         )
-    return Export(bundle, proven.against, proven.comparison, records)
+    return Export(bundle, checked.against, checked.comparison, records)
 
 
 def check_fits(graph: Graph, tokenizer: Any, labels: Sequence[str]) -> None:
@@ -467,15 +449,16 @@ def training_results(model_folder: Path) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
         if not _measured_here(results, stage):
             raise UserError(f"{path} was measured with another recipe than {stage.parent}: run spikebert-train again")
-        accuracies(results), stage_accuracies(results)  # whether what is read later can be read
+        figures_of_training(results, {})  # whether what is read later can be read
         return results
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: run spikebert-train again to measure again") from None
 
 
 def unmeasured(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What stays true of a model that is another than the one that was measured: what it learnt from."""
-    kept = {name: results[name] for name in ("recipe", "teacher_licence") if name in results}
+    """What stays true of a model that is another than the one that was measured: what it learnt from, and which texts
+    it may be measured on."""
+    kept = {name: results[name] for name in ("recipe", "teacher_licence", "texts_sha256") if name in results}
     stage1 = results.get("stages", {}).get("stage1")
     return kept | ({"stages": {"stage1": stage1}} if stage1 else {})
 
@@ -509,16 +492,6 @@ def licences(results: Mapping[str, Any]) -> dict[str, str]:
         **taken_over.get("licences", {}),  # of a bundle that it went on from
     }
     return {what: said for what, said in known.items() if said}
-
-
-def accuracies(results: Mapping[str, Any]) -> dict[str, dict]:
-    """Of `training_results`: "split, model" -> its accuracy as recorded there, for the model card."""
-    more_tokens = tokens_of_others(results)
-    return {
-        f"{split}, {model}{'' if model == MEASURED else more_tokens}": measured
-        for model, splits in results.get("accuracy", {}).items()
-        for split, measured in splits.items()
-    }
 
 
 def _versions() -> dict[str, str]:

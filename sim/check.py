@@ -115,5 +115,5 @@ def _golden(bundle: Bundle) -> Check:
 def _difference(comparison: Comparison) -> str:
     return (
         f"the reference differs from the recorded spikes: {comparison.first_mismatch}. "
-        "Check numpy on this machine, or export the bundle again"
+        "Check numpy on this machine, or have the bundle made again from its model"
     )

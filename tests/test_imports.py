@@ -43,10 +43,10 @@ RULES: dict[str, set[str]] = {
     "converters.passes.catalogue": {"converters.passes", "converters.schedule"},
     "converters.schedule": {"converters.graph"},
     "converters.pipeline": {
-        *("converters", "sim.reference", "sim.clocked", "sim.verify", "sim.find_bundle", "targets.legality"),
-        "spikebert.data",
+        *("converters", "sim.reference", "sim.clocked", "sim.verify", "targets.legality", "spikebert.data"),
     },
-    "converters.from_bundle": {"converters", "sim.check", "sim.report", "spikebert.vocabulary"},
+    "converters.figures": {"converters.bundle", "converters.report"},
+    "converters.from_bundle": {"converters", "sim.check", "sim.find_bundle", "spikebert.data", "spikebert.vocabulary"},
     "converters.from_torch": {"converters", "spikebert", "torch", "transformers"},
     "converters.fewer_tokens": {"converters.from_torch", "converters.graph", "spikebert", "transformers"},
     "converters.on_texts": {
@@ -136,10 +136,11 @@ def test_a_bundle_is_exported_again_without_torch_transformers_and_lava(bundle, 
     again = "import converters.export_command as command\nsys.exit(command.main(sys.argv[1:]))"
     flags = ["--target", "lava", "--timesteps", "2", "--attention", "stock", "--json"]
     done = run_blocked((*HEAVY, "scipy"), again, "--model", bundle.folder, "--out", tmp_path / "again", *flags)
-    assert (done.returncode, done.stderr) == (
-        0,
-        "not run on its texts, so the card tells less: that needs torch and transformers\n",
-    )
+    assert (done.returncode, done.stderr) == (0, "")
+    measured = small_bundle(tmp_path / "measured", config={"counts": {"validation, integer student": [1, 2]}})
+    done = run_blocked(HEAVY, again, "--model", measured.folder, "--out", tmp_path / "less", *flags)
+    said = "not run on its texts, so the card tells less: that needs torch and transformers\n"
+    assert (done.returncode, done.stderr) == (0, said)
 
 
 @pytest.mark.parametrize(

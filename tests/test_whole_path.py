@@ -17,9 +17,10 @@ from small_teachers import recipe_arguments
 
 from converters.bundle import BundleError, read_bundle
 from converters.export_command import main as export_main
+from converters.figures import figures_of_training
 from converters.graph import Attention
 from converters.model_card import model_card
-from converters.pipeline import accuracies, licences, training_results
+from converters.pipeline import licences, training_results
 from sim.reference import ReferenceEngine
 from sim.run_command import main as run_main
 from spikebert.commands import UserError
@@ -106,7 +107,7 @@ def test_figures_of_another_model_are_not_its_own(trained: Path, tmp_path: Path)
     shutil.copy(trained / "run" / "results.json", tmp_path)
     assert training_results(tmp_path / "stranger") == {}
     results = training_results(trained / "run" / "integer")
-    assert results["recipe"]["seed"] == 42 and "test, integer student" in accuracies(results)
+    assert results["recipe"]["seed"] == 42 and "test, integer student" in figures_of_training(results, {}).accuracies
 
 
 def test_results_of_another_recipe_are_refused_but_not_those_of_another_version(trained: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from converters.report.contents import (
     PassReport,
     Report,
     Rounding,
+    StageAccuracy,
     Values,
     Weights,
 )
@@ -39,7 +39,7 @@ def gather(
     target: str | None = None,
     latency_steps: Mapping[str, int] | None = None,
     roundings: Mapping[str, Rounding] | None = None,
-    results: Mapping[str, Any] | None = None,
+    accuracy: Sequence[StageAccuracy] | None = None,
     passes: Sequence[PassReport] = (),
     files: Mapping[str, int] | None = None,
 ) -> Report:
@@ -48,7 +48,7 @@ def gather(
     observations  what it did on the golden inputs, every node
     latency_steps node -> steps behind the source, from the target; None where there is none
     roundings     node -> what rounding did to its weights, from the torch model
-    results       results.json of spikebert-train
+    accuracy      of every stage of training; None: nothing is known
     files         name -> bytes, of the bundle's files
     """
     ranges = prove_ranges(graph)
@@ -75,7 +75,7 @@ def gather(
         nodes=tuple(nodes),
         replaced={name: rounding for name, rounding in (roundings or {}).items() if name not in ranges},
         logits=Values(_ends(logits), Interval(observations.logit_low, observations.logit_high), logits.bits, None),
-        accuracy=stage_accuracies(results or {}),
+        accuracy=stage_accuracies({}) if accuracy is None else tuple(accuracy),
         passes=tuple(passes),
         sizes=sizes(graph),
         files=dict(files or {}),

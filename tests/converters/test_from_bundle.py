@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from command_output import one_error
 from random_graphs import random_graph
-from small_bundles import small_bundle, small_golden
+from small_bundles import sign_again, small_bundle, small_golden
 
 from converters.bundle import Bundle, Golden, read_bundle
 from converters.export_command import main
@@ -113,7 +113,7 @@ def test_it_runs_and_is_proven_as_any_other(trained, bundle, tmp_path, capfd, en
 def test_a_zip_and_a_name_will_do(bundle, tmp_path, capfd, monkeypatch) -> None:
     zipped = Path(shutil.make_archive(str(tmp_path / "small"), "zip", bundle.folder.parent, bundle.folder.name))
     assert same_network(bundle, export(zipped, tmp_path / "of_zip"))
-    monkeypatch.setattr("converters.pipeline.known_bundles", lambda: {"small": zipped})
+    monkeypatch.setattr("converters.from_bundle.known_bundles", lambda: {"small": zipped})
     monkeypatch.chdir(tmp_path)
     assert same_network(bundle, export("small", tmp_path / "of_name"))
     (tmp_path / "small").mkdir()  # what stands there counts, as for spikebert-run
@@ -125,7 +125,7 @@ def test_what_is_said_of_the_proof(bundle, tmp_path, capfd) -> None:
     export(bundle.folder, tmp_path / "again")
     recorded = sum(bundle.golden.spikes[name][:, bundle.golden.batch.mask == 1].size for name in bundle.golden.spikes)
     said = capfd.readouterr().err
-    assert "recorded spikes and graph agree: " in said and recorded > 0
+    assert "the bundle's graph repeats what it has recorded: " in said and recorded > 0
     assert main(["--model", str(bundle.folder), "--out", str(tmp_path / "json"), "--json"]) == 0
     verify = json.loads(capfd.readouterr().out)["verify"]
     assert verify["against"] == "golden" and verify["mismatches"] == 0
@@ -211,15 +211,21 @@ def test_spike_coded_positions_have_so_many_timesteps(tmp_path, capfd) -> None:
 def test_bundles_of_own_models_and_of_old_will_do(tmp_path) -> None:
     """One whose manifest tells neither counts nor a model nor an example, with inputs of its own."""
     graph = random_graph(np.random.default_rng(0), blocks=1)
-    made = small_bundle(tmp_path / "own", graph, golden=small_golden(graph, samples=2), config={}, provenance={})
+    config = {"accuracies": {"SST-2 dev": 0.9, "test, a student, with 12 norms": 0.8}, "model": None, "activity": None}
+    made = small_bundle(
+        tmp_path / "own", graph, golden=small_golden(graph, samples=2), config=config, provenance={"passes": None}
+    )
     again = export(made.folder, tmp_path / "again", "--attention", "stock")
     assert len(again.golden.batch) == 2
     assert not any(isinstance(node, Attention) for node in again.graph)
-    assert again.labels == made.labels and again.config["accuracies"] == {}
+    assert again.labels == made.labels and again.config["accuracies"] == config["accuracies"]
+    assert "| SST-2 dev | 90.00 % |" in (again.folder / "README.md").read_text()
     back = export(made.folder, tmp_path / "plain")
     old, new = graph_to_plain(graph), graph_to_plain(back.graph)
     assert old.structure == new.structure
     assert all(np.array_equal(new.weights[name], value) for name, value in old.weights.items())
+    other = export(made.folder, tmp_path / "other", "--timesteps", "1")
+    assert other.config["accuracies"] == {}, "what was measured was another network"
 
 
 def test_texts_that_cannot_be_read_are_told_and_the_card_says_less(bundle, tmp_path, capfd, monkeypatch) -> None:
@@ -231,3 +237,90 @@ def test_texts_that_cannot_be_read_are_told_and_the_card_says_less(bundle, tmp_p
     other = export(bundle.folder, tmp_path / "other", "--timesteps", "2")
     assert other.config["activity"] == other.config["accuracies"] == {}
     assert "validation: not run on its texts, so the card tells less: no texts in" in capfd.readouterr().err
+
+
+def of_old(bundle: Bundle, place: Path) -> Bundle:
+    """A copy that does not tell which texts it was measured on, as older ones do not."""
+    shutil.copytree(bundle.folder, place)
+    sign_again(place, config={name: value for name, value in bundle.config.items() if name != "texts_sha256"})
+    return read_bundle(place)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_other_texts_of_the_same_number_are_not_taken_for_those(bundle, tmp_path, capfd, monkeypatch, old) -> None:
+    from converters import on_texts
+
+    source = of_old(bundle, tmp_path / "old") if old else bundle
+    assert ("texts_sha256" in source.config) != old
+    honest = on_texts.read_split
+    right = export(source.folder, tmp_path / "right", "--timesteps", "2")
+    assert set(right.config["activity"]) == {"validation", "test"}, "a control: these are those"
+
+    def others(data, split):
+        texts = honest(data, split)
+        return replace(texts, texts=[f"{text} good" for text in texts.texts])
+
+    monkeypatch.setattr(on_texts, "read_split", others)
+    capfd.readouterr()
+    wrong = export(source.folder, tmp_path / "wrong", "--timesteps", "2")
+    assert wrong.config["activity"] == wrong.config["accuracies"] == {}
+    assert "validation: not run on its texts" in capfd.readouterr().err
+
+
+def test_what_was_left_unmeasured_can_be_measured_later(trained, tmp_path) -> None:
+    wanted = export(trained / "run", tmp_path / "wanted", "--timesteps", "2")
+    quick = export(trained / "run", tmp_path / "quick", "--timesteps", "2", "--no-texts")
+    assert quick.config["accuracies"] == quick.config["activity"] == {}
+    found = export(quick.folder, tmp_path / "found")
+    assert found.config["accuracies"] == wanted.config["accuracies"] != {}
+    assert found.config["activity"] == wanted.config["activity"] != {}
+    assert counts_by_stage(found) == counts_by_stage(wanted)
+
+
+def test_fewer_tokens_twice_tell_what_the_teacher_knew(bundle, texts, tmp_path) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text(f"{texts.read_text()}was soup sad\nfilm was dull and slow\n")
+    first = export(bundle.folder, tmp_path / "first", "--vocabulary", "12", "--vocabulary-text", str(more))
+    second = export(first.folder, tmp_path / "second", "--vocabulary", "9", "--vocabulary-text", str(texts))
+    assert len(second.graph.source.table) == 9 < len(first.graph.source.table)
+    told = second.config["accuracies"]
+    assert told["validation, teacher, with 20 tokens"] == bundle.config["accuracies"]["validation, teacher"]
+    meanings = [row[0] for row in counts_by_stage(second)]
+    assert [meaning.count(", with 20 tokens") for meaning in meanings] == [1, 1, 1, 1, 0]
+    same = export(second.folder, tmp_path / "same")
+    assert same.config["accuracies"] == told and counts_by_stage(same) == counts_by_stage(second)
+
+
+def test_a_bundle_that_was_passed_on_before(bundle, tmp_path, capfd) -> None:
+    """Its report names the passes it has been through, and what is proven for T alone does not go on to more."""
+    flags = ["--timesteps", "2", "--pass", "remove-dead-neurons", "--pass", "balance-delays"]
+    first = export(bundle.folder, tmp_path / "first", *flags)
+    second = export(first.folder, tmp_path / "second", "--attention", "stock")
+    named = [each["name"] for each in json.loads((second.folder / "report.json").read_text())["passes"]]
+    assert named == ["remove-dead-neurons", "prove-ranges", "expand-attention"]
+    assert export(second.folder, tmp_path / "fewer", "--timesteps", "1").graph.timesteps == 1
+    capfd.readouterr()
+    assert main(["--model", str(second.folder), "--out", str(tmp_path / "more"), "--timesteps", "4"]) == 2
+    assert "remove-dead-neurons has removed neurons that are known to be dead for 2" in one_error(capfd)
+
+
+def test_places_where_it_would_do_harm_are_refused(bundle, tmp_path, capfd) -> None:
+    copy = Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
+    assert main(["--model", str(copy), "--out", str(copy / "inner")]) == 2
+    assert f"is within the bundle {copy}, which it would spoil" in one_error(capfd)
+    assert same_network(read_bundle(copy), bundle)
+    again = export(copy, copy, "--overwrite", "--timesteps", "2")  # over itself: whole, or as it was
+    assert again.graph.timesteps == 2
+
+
+def test_a_file_that_is_no_zip_is_named(tmp_path, capfd) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    assert main(["--model", str(tmp_path / "notes.txt"), "--out", str(tmp_path / "out")]) == 2
+    assert "notes.txt is a file: give the folder of a run, an integer model or a bundle" in one_error(capfd)
+
+
+def test_texts_that_choose_tokens_are_looked_for_first(bundle, tmp_path, capfd, monkeypatch) -> None:
+    monkeypatch.setattr("converters.from_bundle.read_bundle", lambda source: pytest.fail("work"))
+    flags = ["--vocabulary", "9", "--vocabulary-text", str(tmp_path / "none.txt")]
+    assert main(["--model", str(bundle.folder), "--out", str(tmp_path / "out"), *flags]) == 2
+    assert "none.txt: no such file" in one_error(capfd)

@@ -15,6 +15,7 @@ from random_graphs import random_dag, random_graph, random_machine_dag
 from small_reports import small_report
 
 import converters
+from converters.report.accuracy import stage_accuracies
 from converters.report.contents import PassReport, Report, Rounding
 from converters.report.markup import VOID, Markup, join, number, tag
 from converters.report.page import report_page
@@ -61,7 +62,9 @@ def full_report(**changes: object) -> Report:
         "target": "lava",
         "latency_steps": {node.name: place for place, node in enumerate(graph)},
         "roundings": {name: Rounding(96.5, 1000, 25, 5) for name in (*(node.name for node in graph), "trained")},
-        "results": {"accuracy": {name: {"validation": MEASURED, "test": MEASURED} for name in names}},
+        "accuracy": stage_accuracies(
+            {"accuracy": {name: {"validation": MEASURED, "test": MEASURED} for name in names}}
+        ),
         "passes": [PassReport("prove-ranges", "largest current 5")],
         "files": {"graph.json": 900, "weights.safetensors": 100},
     }
