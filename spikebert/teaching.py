@@ -47,8 +47,11 @@ def teaching(lesson: Lesson, work: Path, title: str, pad_id: int, accelerator: A
     """A function that gives the teacher's outputs of a batch, for the stage `title` whose unfinished folder is `work`.
 
     Where the teacher is `held_in_bf16`, it is so from now on. All processes call this. Raises OSError where outputs
-    cannot be written or read.
+    cannot be written or read. Where nothing is wanted of the teacher it is never asked.
     """
+    if not (lesson.wanted or lesson.classes):  # labels alone
+        yield lambda batch: TeacherOutputs(None, None)
+        return
     in_bf16 = held_in_bf16(accelerator.device, accelerator.mixed_precision)
     if in_bf16:
         lesson.teacher.to(torch.bfloat16)
@@ -81,7 +84,7 @@ def _may_be_kept(lesson: Lesson, work: Path, title: str, accelerator: Accelerato
     A stage decides it once, and notes it in `work`: when a stopped one goes on the disk may be fuller or emptier, and
     outputs that are read differ by rounding from those asked for.
     """
-    if lesson.times < 2 or not lesson.limit or not (lesson.wanted or lesson.classes):
+    if lesson.times < 2 or not lesson.limit:
         return None
     name = fingerprint(lesson.teacher, lesson.texts, lesson.wanted, accelerator.mixed_precision)
     width = lesson.teacher.config.hidden_size

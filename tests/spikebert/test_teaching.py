@@ -96,6 +96,30 @@ def test_a_full_disk_has_the_teacher_asked(
     assert "GB free and" in capfd.readouterr().err
 
 
+ALONE = ("--stage2.logits_weight=0", "--stage2.hidden_weight=0", "--stage2.embedding_weight=0")
+
+
+@pytest.mark.parametrize("parts", [ALONE, ALONE[1:]], ids=["labels alone", "and logits"])
+def test_a_teacher_of_whom_nothing_is_wanted_is_not_asked(trained, tmp_path, monkeypatch, parts) -> None:
+    """And the student learns what it would learn beside one who talks to no purpose."""
+    asked, original = [], teaching.ask_teacher
+
+    def ask(*arguments: object) -> object:
+        asked.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(teaching, "ask_teacher", ask)
+    run = tmp_path / "run"
+    assert main(taught(trained, run, *parts)) == 0
+    assert bool(asked) == (parts != ALONE)
+    if parts == ALONE:
+        talking = tmp_path / "talking"  # a weight that is not 0 has it asked, and adds nothing that a float32 can hold
+        assert main(taught(trained, talking, "--stage2.logits_weight=1e-45", *ALONE[1:])) == 0
+        assert asked
+        for stage in ("stage2", "integer"):
+            same_weights(run, talking, stage)
+
+
 def test_a_negative_limit_is_refused(trained: Path, tmp_path: Path, capfd) -> None:
     assert main(taught(trained, tmp_path / "run", "--teacher_cache_gb=-1", finished=())) == 2
     assert "teacher_cache_gb is -1.0, it must be 0 or more" in capfd.readouterr().err
