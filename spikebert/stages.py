@@ -75,7 +75,8 @@ from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
 TEXTS = "texts"  # the folder of stage 1's tokenised text, until it is finished
 CALIBRATION_BATCH = 64  # texts
-ROOM = 3.0  # accumulator units of a weight: with 1.9 eight bits lost all, with 4.3 nothing (docs/training.md)
+MUCH = 0.03  # of accuracy that rounding may cost before that is said
+ROOM = 5.0  # accumulator units of a weight: with 1.9 eight bits lost all, with 4.3 up to 13 points (docs/training.md)
 KEPT = "teacher_outputs"  # the folder of what the teacher said; see `kept_outputs.py`
 PLAIN_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # What is measured at the end: the student as trained, with BatchNorm folded, rounded, and trained on with integers.
@@ -398,6 +399,12 @@ class Training:
         }
         self.say(f"integer: validation {as_float} as float")
         self.say(f"integer: validation {rounded} folded and rounded")
+        if not options.calibration_texts and as_float.value - rounded.value > MUCH:
+            lost = 100 * (as_float.value - rounded.value)
+            self.say(
+                f"integer: rounding to the nearest cost {lost:.1f} points of accuracy; with "
+                "--quantise.calibration_texts 512 it costs less as a rule"
+            )
         schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, weight_decay=0.0)
         rates = pupil.student.learning_rates(1.0)
         figures |= self._distil_task(pupil, schedule, rates, work, "integer", keep_start=True)
@@ -591,11 +598,11 @@ class Training:
         except ValueError as error:
             raise UserError(f"quantise.weight_bits is {bits}: {error}") from None
         layer, most, room = least_room(student)
-        if bits > 2 and room < ROOM:
+        if bits > 2 and room < ROOM and not self.recipe.quantise.calibration_texts:
             self.say(
                 f"student: '{layer}' reads numbers up to {most}, and its weights have room for {room:.1f} units in the "
-                "mean before the accumulator is full: integers may be far from the floats. Fewer or narrower blocks "
-                "leave more, and so do smaller caps"
+                "mean before the accumulator is full: integers may be far from the floats. Round with texts "
+                "(quantise.calibration_texts 512); fewer or narrower blocks leave more room, and so do smaller caps"
             )
 
     def _make_student_config(self, names: list[str]) -> SpikeBertConfig:

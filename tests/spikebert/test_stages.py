@@ -160,3 +160,29 @@ def test_weights_without_room_are_said_before_training(trained, tmp_path, capfd,
     found = capfd.readouterr().err
     assert ("student: 'blocks.2.up' reads numbers up to 1530, and its weights have room for 1.3 units" in found) is said
     assert ("may be far from the floats" in found) is said
+
+
+def test_texts_to_round_with_leave_no_such_warning(trained, tmp_path, capfd) -> None:
+    flags = ["--student.spike=graded", "--student.spike_cap=255", "--student.layers=3", "--student.hidden_size=64"]
+    flags += ["--student.encoder_cap=255", "--quantise.calibration_texts=64"]
+    assert main([*recipe_arguments(trained), *flags, f"--out={tmp_path}", "--until=teacher"]) == 0
+    assert "may be far from the floats" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("lost", "texts", "said"), [(0, 0, False), (4, 0, True), (4, 8, False)])
+def test_much_lost_by_rounding_is_said_with_what_mends_it(
+    trained, tmp_path, capfd, monkeypatch, lost: int, texts: int, said: bool
+) -> None:
+    """`lost`: so many of the 20 validation texts the rounded student classifies wrongly, and the float one rightly."""
+
+    def predicted(model: SpikeBertForSequenceClassification, texts: TokenisedTexts, *rest: object) -> np.ndarray:
+        wrong = lost if getattr(model.config, "mode", "") == "integer" else 0  # a teacher has none
+        return np.where(np.arange(len(texts)) < wrong, 1 - texts.labels, texts.labels)
+
+    for stage in ("teacher", "stage1", "stage2"):
+        shutil.copytree(trained / "run" / stage, tmp_path / stage)
+    monkeypatch.setattr(stages, "predict_together", predicted)
+    flags = [f"--quantise.calibration_texts={texts}", "--quantise.epochs=0"]
+    assert main([*recipe_arguments(trained), *flags, f"--out={tmp_path}"]) == 0
+    found = "integer: rounding to the nearest cost 20.0 points of accuracy; with --quantise.calibration_texts 512"
+    assert (found in capfd.readouterr().err) is said
