@@ -298,7 +298,8 @@ def _remove_folder(folder: Path, owner: int) -> None:
 
 def check_destination(folder: Path, overwrite: bool) -> None:
     """Raises BundleError where no bundle can be written at `folder`, so far as can be told without writing."""
-    within = next((parent for parent in folder.absolute().parents if (parent / "manifest.json").is_file()), None)
+    bundles = (parent for parent in folder.resolve().parents if (parent / "graph.json").is_file())
+    within = next((parent for parent in bundles if (parent / "manifest.json").is_file()), None)
     if within is not None:
         raise BundleError(f"{folder} is within the bundle {within}, which it would spoil. Choose another place")
     if not folder.exists():

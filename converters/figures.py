@@ -11,7 +11,6 @@ from converters.bundle import Bundle
 from converters.report.accuracy import MEASURED, SPLITS, STAGES, WITH_TOKENS, stage_accuracies, tokens_of_others
 from converters.report.contents import Measured, StageAccuracy
 
-OWN = {split: f"{split}, {MEASURED}" for split in SPLITS}
 OTHERS = {f"{split}, {name}" for split in SPLITS for name, _ in STAGES.values() if name != MEASURED}
 
 
@@ -56,10 +55,14 @@ def figures_of_training(results: Mapping[str, Any], activity: Mapping[str, Mappi
 
 def figures_of_bundle(bundle: Bundle) -> Figures:
     """As the bundle tells them; one of older versions, or not of ours, may tell little."""
-    config, path = bundle.config, bundle.folder / "report.json"
+    config = bundle.config
     told = {name: config.get(name) or {} for name in ("accuracies", "counts", "activity", "texts_sha256")}
-    stages = json.loads(path.read_text(encoding="utf-8"))["accuracy"] if path.is_file() else []
-    return Figures(**told, stages=tuple(map(_stage, stages)) or stage_accuracies({}))
+    try:
+        report = json.loads((bundle.folder / "report.json").read_text(encoding="utf-8"))
+        stages = tuple(map(_stage, report["accuracy"]))
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of another layout
+        stages = stage_accuracies({})
+    return Figures(**told, stages=stages)
 
 
 def of_other_timesteps(figures: Figures) -> Figures:
@@ -82,7 +85,7 @@ def of_other_tokens(figures: Figures, tokens_before: int) -> Figures:
     stages = (
         replace(stage, splits=dict.fromkeys(stage.splits))
         if STAGES[stage.stage][0] == MEASURED
-        else replace(stage, meaning=stage.meaning if WITH_TOKENS in stage.meaning else stage.meaning + more)
+        else replace(stage, meaning=stage.meaning + ("" if WITH_TOKENS in stage.meaning else more))
         for stage in figures.stages
     )
     return Figures(
@@ -103,8 +106,8 @@ def with_own(
         else stage
         for stage in figures.stages
     )
-    values = {OWN[split]: found["value"] for split, found in accuracies.items()}
-    counts = {OWN[split]: [found["correct"], found["texts"]] for split, found in accuracies.items()}
+    values = {f"{split}, {MEASURED}": found["value"] for split, found in accuracies.items()}
+    counts = {f"{split}, {MEASURED}": [found["correct"], found["texts"]] for split, found in accuracies.items()}
     return replace(
         figures,
         accuracies={**figures.accuracies, **values},
@@ -116,4 +119,6 @@ def with_own(
 
 def _stage(told: Mapping[str, Any]) -> StageAccuracy:
     splits = {split: None if found is None else Measured(**found) for split, found in told["splits"].items()}
+    if told["stage"] not in STAGES:
+        raise KeyError(told["stage"])
     return StageAccuracy(told["stage"], told["meaning"], splits)

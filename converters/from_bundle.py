@@ -200,35 +200,35 @@ def tokens_left(bundle: Bundle, graph: Graph, vocabulary: int | None, texts: Seq
 def figures_now(bundle: Bundle, taken: Taken, run_texts: bool) -> Figures:
     """What is known of the network that is taken of a bundle."""
     told = figures_of_bundle(bundle)
+    counted = {name.partition(", ")[0] for name in told.counts if name.endswith(f", {MEASURED}")}
+    measurable = counted | set(told.texts_sha256)
     if taken.same:
-        known, done = told, bool(told.activity)
+        known, done = told, measurable <= set(told.activity)
     elif taken.graph.timesteps != bundle.graph.timesteps:
         known, done = of_other_timesteps(told), False
     else:
         model = bundle.config.get("model") or {}  # a pass may have removed rows that no text leads to
-        known, done = of_other_tokens(told, model.get("vocab_size", len(bundle.graph.source.table))), False
-    measurable = bool(told.texts_sha256) or any(name.endswith(f", {MEASURED}") for name in told.counts)
+        known, done = of_other_tokens(told, model.get("vocab_size") or len(bundle.graph.source.table)), False
     if done or not run_texts or not measurable:
         return known
     if find_spec("torch") is None or find_spec("transformers") is None:
         note("not run on its texts, so the card tells less: that needs torch and transformers")
         return known
-    found = run_on_own_texts(bundle, told, taken)
-    if taken.same:  # it must be as good as is told
-        found = {
-            split: on
-            for split, on in found.items()
-            if told.counts.get(f"{split}, {MEASURED}", [on.accuracy.correct])[0] == on.accuracy.correct
-        }
+    found, digests = run_on_own_texts(bundle, told, taken)
+    known = replace(known, texts_sha256={**known.texts_sha256, **digests})
     accuracies = {split: on.accuracy.to_dict() for split, on in found.items()}
     return with_own(known, accuracies, {split: on.to_json() for split, on in found.items()})
 
 
-def run_on_own_texts(bundle: Bundle, told: Figures, taken: Taken) -> dict[str, OnTexts]:
-    """What the network does with the texts that the bundle's recipe names, by split.
+def run_on_own_texts(bundle: Bundle, told: Figures, taken: Taken) -> tuple[dict[str, OnTexts], dict[str, str]]:
+    """What the network does with the texts that the bundle's recipe names, by split, and the sha256 of those texts.
 
-    Without their sha256, which older bundles do not tell, they must give as many tokens as were counted.
+    Without a sha256, which older bundles do not tell, they must give as many tokens as were counted.
     """
+    recipe = bundle.manifest["provenance"].get("recipe")
+    if not recipe:
+        note("not run on its texts, so the card tells less: no recipe names them")
+        return {}, {}
     from converters.from_torch import load_tokenizer
     from converters.on_texts import measured_texts, run_on_splits
     from spikebert.data import tokenise
@@ -236,7 +236,7 @@ def run_on_own_texts(bundle: Bundle, told: Figures, taken: Taken) -> dict[str, O
     counts = {name.partition(", ")[0]: counts for name, counts in told.counts.items() if name.endswith(MEASURED)}
     own = {split: {"texts": texts} for split, (_, texts) in counts.items()}
     results = {
-        "recipe": bundle.manifest["provenance"].get("recipe") or {},
+        "recipe": recipe,
         "accuracy": {MEASURED: own},
         "texts_sha256": told.texts_sha256,
     }
@@ -249,21 +249,24 @@ def run_on_own_texts(bundle: Bundle, told: Figures, taken: Taken) -> dict[str, O
             if tokens != counted:
                 note(f"{split}: not run on its texts, so the card tells less: these may be others than were measured")
                 del found[split]
-    return run_on_splits(taken.graph, load_tokenizer(taken.tokenizer), found)
+    digests = {split: texts.sha256() for split, texts in found.items()}
+    return run_on_splits(taken.graph, load_tokenizer(taken.tokenizer), found), digests
 
 
 def roundings_of(bundle: Bundle, taken: Taken) -> dict[str, Rounding]:
     """What rounding did to the weights of the trained model, by the bundle's report; of a token table while it has all
     of its rows."""
-    path, source = bundle.folder / "report.json", bundle.graph.source
-    if not path.is_file():
-        return {}
-    report = json.loads(path.read_text(encoding="utf-8"))
-    told = {node["name"]: (node["weights"] or {}).get("rounding") for node in report["nodes"]} | report["replaced"]
-    if len(taken.graph.source.table) != len(source.table):
-        told.pop(source.name, None)
+    source = bundle.graph.source
     fields = [field.name for field in dataclasses.fields(Rounding)]
-    return {name: Rounding(**{field: found[field] for field in fields}) for name, found in told.items() if found}
+    try:
+        report = json.loads((bundle.folder / "report.json").read_text(encoding="utf-8"))
+        told = {node["name"]: (node["weights"] or {}).get("rounding") for node in report["nodes"]} | report["replaced"]
+        known = {name: Rounding(**{field: found[field] for field in fields}) for name, found in told.items() if found}
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of another layout
+        return {}
+    if len(taken.graph.source.table) != len(source.table):
+        known.pop(source.name, None)
+    return known
 
 
 def description_of(bundle: Bundle, taken: Taken) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def test_spike_coded_positions_have_so_many_timesteps(tmp_path, capfd) -> None:
     assert f"timesteps is {more}, the spike-coded positions are those of {graph.timesteps}" in one_error(capfd)
 
 
-def test_bundles_of_own_models_and_of_old_will_do(tmp_path) -> None:
+def test_bundles_of_own_models_and_of_old_will_do(tmp_path, capfd) -> None:
     """One whose manifest tells neither counts nor a model nor an example, with inputs of its own."""
     graph = random_graph(np.random.default_rng(0), blocks=1)
     config = {"accuracies": {"SST-2 dev": 0.9, "test, a student, with 12 norms": 0.8}, "model": None, "activity": None}
@@ -226,6 +226,9 @@ def test_bundles_of_own_models_and_of_old_will_do(tmp_path) -> None:
     assert all(np.array_equal(new.weights[name], value) for name, value in old.weights.items())
     other = export(made.folder, tmp_path / "other", "--timesteps", "1")
     assert other.config["accuracies"] == {}, "what was measured was another network"
+    counted = small_bundle(tmp_path / "counted", graph, config={"counts": {"dev, integer student": [1, 2]}})
+    export(counted.folder, tmp_path / "last", "--timesteps", "1")
+    assert "not run on its texts, so the card tells less: no recipe names them" in capfd.readouterr().err
 
 
 def test_texts_that_cannot_be_read_are_told_and_the_card_says_less(bundle, tmp_path, capfd, monkeypatch) -> None:
@@ -265,6 +268,23 @@ def test_other_texts_of_the_same_number_are_not_taken_for_those(bundle, tmp_path
     wrong = export(source.folder, tmp_path / "wrong", "--timesteps", "2")
     assert wrong.config["activity"] == wrong.config["accuracies"] == {}
     assert "validation: not run on its texts" in capfd.readouterr().err
+
+
+def test_a_report_of_another_layout_tells_nothing(bundle, tmp_path) -> None:
+    other = of_old(bundle, tmp_path / "old")
+    (other.folder / "report.json").write_text('{"accuracy": [{"stage": "dream", "meaning": "", "splits": {}}]}')
+    sign_again(other.folder)
+    again = export(other.folder, tmp_path / "again")
+    assert again.config["accuracies"] == bundle.config["accuracies"]
+    assert all(value is None for row in counts_by_stage(again) for value in row[1:])
+    assert not any(roundings(again, whole=True).values())
+
+
+def test_texts_that_were_found_again_are_known_from_then_on(bundle, tmp_path) -> None:
+    old = of_old(bundle, tmp_path / "old")
+    assert (
+        export(old.folder, tmp_path / "now", "--timesteps", "2").config["texts_sha256"] == bundle.config["texts_sha256"]
+    )
 
 
 def test_what_was_left_unmeasured_can_be_measured_later(trained, tmp_path) -> None:
@@ -309,6 +329,9 @@ def test_places_where_it_would_do_harm_are_refused(bundle, tmp_path, capfd) -> N
     assert main(["--model", str(copy), "--out", str(copy / "inner")]) == 2
     assert f"is within the bundle {copy}, which it would spoil" in one_error(capfd)
     assert same_network(read_bundle(copy), bundle)
+    (tmp_path / "other").symlink_to(copy)
+    assert main(["--model", str(bundle.folder), "--out", str(tmp_path / "other" / "inner")]) == 2, "by a link too"
+    assert same_network(export(copy, copy / ".." / "beside"), bundle), "beside it is no harm"
     again = export(copy, copy, "--overwrite", "--timesteps", "2")  # over itself: whole, or as it was
     assert again.graph.timesteps == 2
 
