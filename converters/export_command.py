@@ -101,11 +101,13 @@ def body(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
     stock = ["expand-attention"] if arguments.attention == "stock" else []
     from converters.from_bundle import bundle_at, export_again
-    from converters.pipeline import export
+    from converters.pipeline import export, find_target
     from targets.legality import IllegalGraphError
 
     try:
         with output_kept_clean():
+            if arguments.target is not None:
+                find_target(arguments.target)  # what is not installed is said before anything is looked for
             bundle = bundle_at(arguments.model)
             make = export if bundle is None else export_again
             done = make(
