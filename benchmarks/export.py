@@ -81,9 +81,9 @@ def make_model(folder: Path, size: Size, bits: int) -> None:
 def measure_export(model: Path, out: Path) -> Measured:
     """Exports a model; the process must have done nothing before."""
     start = time.perf_counter()
-    from converters.pipeline import export
+    from converters.pipeline import Request, export
 
-    export(model, out, None)
+    export(model, Request(out))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT
     files = {path.relative_to(out).as_posix(): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}

@@ -101,17 +101,12 @@ def body(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
     stock = ["expand-attention"] if arguments.attention == "stock" else []
     from converters.from_bundle import bundle_at, export_again
-    from converters.pipeline import export, find_target
+    from converters.pipeline import Request, check_request, export
     from targets.legality import IllegalGraphError
 
     try:
         with output_kept_clean():
-            if arguments.target is not None:
-                find_target(arguments.target)  # what is not installed is said before anything is looked for
-            bundle = bundle_at(arguments.model)
-            make = export if bundle is None else export_again
-            done = make(
-                bundle or arguments.model,
+            request = Request(
                 arguments.out,
                 arguments.target,
                 name=arguments.name,
@@ -124,6 +119,9 @@ def body(argv: Sequence[str]) -> int:
                 vocabulary_text=arguments.vocabulary_text,
                 run_texts=not arguments.no_texts,
             )
+            check_request(request)  # what is wrong with it is said before a model is looked for
+            bundle = bundle_at(arguments.model)
+            done = export(arguments.model, request) if bundle is None else export_again(bundle, request)
     except IllegalGraphError as error:
         if arguments.json:
             write_json({"bundle": None, "violations": error.to_json()})

@@ -26,6 +26,7 @@ from converters.pipeline import (
     EXAMPLE,
     Checked,
     Export,
+    Request,
     check_legal_early,
     check_request,
     golden_texts,
@@ -81,65 +82,50 @@ def bundle_at(model: Path) -> Path | None:
     return known[str(model)]
 
 
-def export_again(
-    source: Path,
-    out: Path,
-    target_name: str | None,
-    *,
-    name: str | None = None,
-    example: str | None = None,
-    overwrite: bool = False,
-    command: str = "",
-    passes: Sequence[str] = DEFAULT_PASSES,
-    save_passes: Path | None = None,
-    timesteps: int | None = None,
-    vocabulary: int | None = None,
-    vocabulary_text: Sequence[str] = (),
-    run_texts: bool = True,
-) -> Export:
+def export_again(source: Path, request: Request) -> Export:
     """Write a bundle of what passes make of the graph of another one, the folder or zip `source`.
 
     What was measured of the network is told again where it is the same network; one of other timesteps or tokens is run
     on the texts that its recipe names, where they can be read and are those that were measured.
 
-    The others, and what is raised, as for `converters.pipeline.export`; CheckFailed too where the reference does not
+    Raises what `converters.pipeline.export` raises; CheckFailed too where the reference does not
     repeat here what the bundle has recorded.
     """
-    target, chosen = check_request(out, target_name, passes, overwrite, vocabulary, vocabulary_text)
-    if vocabulary is not None:
+    target, chosen = check_request(request)
+    if request.vocabulary is not None:
         from converters.fewer_tokens import check_texts
 
-        check_texts(vocabulary_text)
+        check_texts(request.vocabulary_text)
     bundle = read_bundle(source)
-    graph = with_timesteps(bundle, timesteps)
-    if vocabulary is None:
+    graph = with_timesteps(bundle, request.timesteps)
+    if request.vocabulary is None:
         check_legal_early(graph, target, chosen)
     comparison = require_golden(bundle)
-    with tokens_left(bundle, graph, vocabulary, vocabulary_text) as taken:
+    with tokens_left(bundle, graph, request.vocabulary, request.vocabulary_text) as taken:
         checked = Checked(taken.graph, taken.batch, taken.tokenizer, "golden", comparison, roundings_of(bundle, taken))
         before = bundle.manifest["provenance"]
         return write_export(
             checked,
-            pass_on(checked, target, chosen, save_passes),
-            out,
+            pass_on(checked, target, chosen, request.save_passes),
+            request.out,
             target,
-            figures=figures_now(bundle, taken, run_texts),
+            figures=figures_now(bundle, taken, request.run_texts),
             config={
                 **bundle.config,
-                "name": name or out.name,
+                "name": request.name or request.out.name,
                 "labels": list(bundle.labels),
                 "licences": bundle.config.get("licences") or {},
-                "example": example
+                "example": request.example
                 or bundle.config.get("example")
                 or golden_texts(bundle.tokenizer.get_vocab())[EXAMPLE],
                 "model": description_of(bundle, taken),
             },
             provenance={
-                "command": command,
+                "command": request.command,
                 "recipe": before.get("recipe") or {},
                 "exported_from": origin_of(bundle),
             },
-            overwrite=overwrite,
+            overwrite=request.overwrite,
             earlier_passes=[each for each in passes_before(before) if each.name not in SAY_NOTHING_LATER],
         )
 

@@ -103,10 +103,12 @@ def measured_texts(results: Mapping[str, Any]) -> dict[str, LabelledTexts]:
         try:
             data = Data(**results["recipe"]["data"])
             texts = read_split(data, split)
-            wanted = recorded[split]["texts"] if split in recorded else "some"
-            if texts is None or len(texts.texts) != (wanted if split in recorded else len(texts.texts)):
-                there = "no" if texts is None else len(texts.texts)
-                raise UserError(f"{there} texts in {data.folder or data.hub}, where {wanted} were measured")
+            if texts is None:
+                raise UserError(f"no texts in {data.folder or data.hub}")
+            there = len(texts.texts)
+            measured = recorded[split]["texts"] if split in recorded else there
+            if there != measured:
+                raise UserError(f"{there} texts in {data.folder or data.hub}, where {measured} were measured")
             if texts.sha256() != digests.get(split, texts.sha256()):
                 raise UserError(f"those in {data.folder or data.hub} are others than were measured")
             found[split] = texts

@@ -88,6 +88,34 @@ class Target(Protocol):
     def emit(self, graph: Graph, folder: Path) -> None: ...
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of an export, of a model or of a bundle; the flags of spikebert-export.
+
+    target      name of the target, None for any engine
+    example     a text that the bundle's card classifies; the bundle's, or one of `golden_texts`, if left out
+    passes      passes (`converters.passes`), `NAME` or `NAME:option=value,...`; `prove-ranges` is run in any case
+    save_passes a folder for the graph before and after each pass, as text
+    timesteps   T, where it shall be another than before; what was measured then counts no more
+    vocabulary  at most so many tokens stay, those that the files of `vocabulary_text` use most; None: all
+    run_texts   run the network on the texts on which training measured the integer student, where they can be read: the
+                card then tells how good it is, how often neurons fire and how many operations that takes
+    """
+
+    out: Path
+    target: str | None = None
+    name: str | None = None
+    example: str | None = None
+    overwrite: bool = False
+    command: str = ""
+    passes: Sequence[str] = DEFAULT_PASSES
+    save_passes: Path | None = None
+    timesteps: int | None = None
+    vocabulary: int | None = None
+    vocabulary_text: Sequence[str] = ()
+    run_texts: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class Checked:
     """A network to be exported, and what that was held against.
@@ -184,90 +212,60 @@ def check_legal_early(graph: Graph, target: Target | None, chosen: Collection[st
         check_legal(graph, target)
 
 
-def check_request(
-    out: Path,
-    target_name: str | None,
-    passes: Sequence[str],
-    overwrite: bool,
-    vocabulary: int | None,
-    vocabulary_text: Sequence[str],
-) -> tuple[Target | None, dict[str, dict[str, Any]]]:
+def check_request(request: Request) -> tuple[Target | None, dict[str, dict[str, Any]]]:
     """Target and passes. Raises UserError for all that can be told before anything is read."""
-    check_destination(out, overwrite)
-    if (vocabulary is not None) != bool(vocabulary_text):
+    check_destination(request.out, request.overwrite)
+    if (request.vocabulary is not None) != bool(request.vocabulary_text):
         raise UserError(
             "--vocabulary and --vocabulary-text: give both, a number of tokens and the texts that choose them"
         )
-    target = None if target_name is None else find_target(target_name)
-    return target, choose_passes([*DEFAULT_PASSES, *passes])
+    target = None if request.target is None else find_target(request.target)
+    return target, choose_passes([*DEFAULT_PASSES, *request.passes])
 
 
-def export(
-    model_folder: Path,
-    out: Path,
-    target_name: str | None,
-    *,
-    name: str | None = None,
-    example: str | None = None,
-    overwrite: bool = False,
-    command: str = "",
-    passes: Sequence[str] = DEFAULT_PASSES,
-    save_passes: Path | None = None,
-    timesteps: int | None = None,
-    vocabulary: int | None = None,
-    vocabulary_text: Sequence[str] = (),
-    run_texts: bool = True,
-) -> Export:
+def export(model_folder: Path, request: Request) -> Export:
     """Write the bundle of a trained model.
-
-    example     a text that the bundle's card classifies; one of `golden_texts` if left out
-    timesteps   T, where it shall be another than the model was trained for; what training measured then counts no more
-    run_texts   run the network on the texts on which training measured the integer student, where they can be read: the
-                card then tells how good it is, how often neurons fire and how many operations that takes
-    passes      passes (`converters.passes`), `NAME` or `NAME:option=value,...`; `prove-ranges` is run in any case
-    save_passes a folder for the graph before and after each pass, as text
-    vocabulary  at most so many tokens stay, those that the files of `vocabulary_text` use most; None: all
 
     Raises UserError for what the user can mend, CheckFailed where the graph differs from the torch model or
     is illegal for the target. Nothing is written then.
     """
-    check_request(out, target_name, passes, overwrite, vocabulary, vocabulary_text)
+    check_request(request)
     results = training_results(model_folder)
 
     from converters.fewer_tokens import check_texts, with_fewer_tokens
     from converters.from_torch import load_integer_model
     from converters.on_texts import measured_texts
 
-    check_texts(vocabulary_text)
-    texts = measured_texts(results) if run_texts else {}
+    check_texts(request.vocabulary_text)
+    texts = measured_texts(results) if request.run_texts else {}
     model = load_integer_model(model_folder)
-    if timesteps not in (None, model.config.timesteps):
+    if request.timesteps not in (None, model.config.timesteps):
         try:
-            model.set_timesteps(timesteps)
+            model.set_timesteps(request.timesteps)
         except ValueError as error:
             raise UserError(f"--timesteps: {error}") from None
         results = unmeasured(results)
     config = model.config
     with ExitStack() as stack:
         tokenizer = Path(config.name_or_path)
-        if vocabulary is not None:
+        if request.vocabulary is not None:
             results = of_fewer_tokens(results, config.vocab_size)
-            tokenizer = stack.enter_context(with_fewer_tokens(model, vocabulary, vocabulary_text))
+            tokenizer = stack.enter_context(with_fewer_tokens(model, request.vocabulary, request.vocabulary_text))
         return export_module(
             model,
-            out,
-            target_name,
+            request.out,
+            request.target,
             tokenizer=tokenizer,
             labels=[config.id2label[i] for i in range(config.num_labels)],
             description={key: value for key, value in config.to_diff_dict().items() if key != "_name_or_path"},
             results=results,
             texts=texts,
-            name=name,
-            example=example,
-            overwrite=overwrite,
-            command=command,
-            passes=passes,
-            save_passes=save_passes,
+            name=request.name,
+            example=request.example,
+            overwrite=request.overwrite,
+            command=request.command,
+            passes=request.passes,
+            save_passes=request.save_passes,
         )
 
 
@@ -298,7 +296,7 @@ def export_module(
     texts       by the name of their split, such as "validation": labelled texts that the network is run on, for the
                 card to tell what it does with them
 
-    The others, and what is raised, as for `export`.
+    The others as in `Request`; what is raised as for `export`.
     """
     check_destination(out, overwrite)
     target = None if target_name is None else find_target(target_name)
