@@ -298,10 +298,9 @@ def _remove_folder(folder: Path, owner: int) -> None:
 
 def check_destination(folder: Path, overwrite: bool) -> None:
     """Raises BundleError where no bundle can be written at `folder`, so far as can be told without writing."""
-    bundles = (parent for parent in folder.resolve().parents if (parent / "graph.json").is_file())
-    within = next((parent for parent in bundles if (parent / "manifest.json").is_file()), None)
-    if within is not None:
-        raise BundleError(f"{folder} is within the bundle {within}, which it would spoil. Choose another place")
+    for parent in folder.resolve().parents:
+        if _is_bundle(parent):
+            raise BundleError(f"{folder} is within the bundle {parent}, which it would spoil. Choose another place")
     if not folder.exists():
         above = next(parent for parent in folder.absolute().parents if parent.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
@@ -314,6 +313,21 @@ def check_destination(folder: Path, overwrite: bool) -> None:
         raise BundleError(f"{folder} exists. Choose another place, or overwrite it (--overwrite)")
     if any(folder.iterdir()) and not (folder / "manifest.json").is_file():
         raise BundleError(f"{folder} is not a bundle, so it is not overwritten. Choose another place")
+
+
+def check_beside(folder: Path, out: Path) -> None:
+    """Raises BundleError where files that are written to `folder` would be in a bundle: one that is there, or the one
+    to be written at `out`."""
+    whole = folder.resolve()
+    for place in (whole, *whole.parents):
+        if place == out.resolve() or _is_bundle(place):
+            raise BundleError(
+                f"{folder} is in the bundle {place}, which holds its own files only. Choose another place"
+            )
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / "graph.json").is_file() and (folder / "manifest.json").is_file()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from converters.bundle import (
     GOLDEN_MAX,
     Bundle,
     Golden,
+    check_beside,
     check_destination,
     golden_dtype,
     golden_nodes,
@@ -215,6 +216,8 @@ def check_legal_early(graph: Graph, target: Target | None, chosen: Collection[st
 def check_request(request: Request) -> tuple[Target | None, dict[str, dict[str, Any]]]:
     """Target and passes. Raises UserError for all that can be told before anything is read."""
     check_destination(request.out, request.overwrite)
+    if request.save_passes is not None:
+        check_beside(request.save_passes, request.out)
     if (request.vocabulary is not None) != bool(request.vocabulary_text):
         raise UserError(
             "--vocabulary and --vocabulary-text: give both, a number of tokens and the texts that choose them"
@@ -299,6 +302,8 @@ def export_module(
     The others as in `Request`; what is raised as for `export`.
     """
     check_destination(out, overwrite)
+    if save_passes is not None:
+        check_beside(save_passes, out)
     target = None if target_name is None else find_target(target_name)
     chosen = choose_passes([*DEFAULT_PASSES, *passes])
     results = results or {}

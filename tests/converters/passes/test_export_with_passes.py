@@ -238,6 +238,29 @@ def test_a_place_for_passes_that_is_a_file_is_refused(trained: Path, tmp_path: P
     assert not (tmp_path / "bundle").exists() and (tmp_path / "file").read_text() == "here already"
 
 
+@pytest.mark.parametrize(
+    ("to", "place", "bundle"),
+    [
+        ("there", "there", "there"),
+        ("there", "there/passes", "there"),
+        ("new", "there/passes", "there"),
+        ("new", "new", "new"),
+        ("new", "there/../new/passes", "new"),
+    ],
+)
+def test_a_place_for_passes_in_a_bundle_is_refused(
+    to: str, place: str, bundle: str, model: Path, tmp_path: Path, capfd
+) -> None:
+    """One that is there, or the one to be written: it would be spoilt, or the passes would be gone with the old one."""
+    assert export(model, tmp_path / "there") == 0
+    capfd.readouterr()
+    before = {path: path.read_bytes() for path in (tmp_path / "there").rglob("*") if path.is_file()}
+    assert export(model, tmp_path / to, "--overwrite", "--save-passes", str(tmp_path / place)) == 2
+    assert f"is in the bundle {tmp_path / bundle}, which holds its own files only" in one_error(capfd)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
 def test_the_help_tells_of_every_pass_and_option() -> None:
     told = make_parser().format_help()
     assert all(name in told for name in PASS_NAMES)
