@@ -81,7 +81,7 @@ def measure_step(case: Case, size: Size) -> Measured:
         part = {name: value[:texts] for name, value in batch.items()}
         with mixed:
             taught = ask_teacher(teacher, part["input_ids"], part["attention_mask"], pupil.alignment.wanted)
-            loss = pupil(part, *taught, weights)
+            loss = pupil(part, *taught, weights)["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(pupil.parameters(), GRADIENT_NORM)
         optimiser.step()

@@ -34,8 +34,8 @@ from benchmarks.word_order import require_model
 from converters.float_student import BATCH
 from spikebert.commands import UserError, note, progress, run_command, write_output
 from spikebert.data import check_text_files, read_lines, sorted_batches, tokenise
-from spikebert.distillation import layer_map
 from spikebert.least_squares import fit_linear, with_ones
+from spikebert.pupil import aligned_states
 from spikebert.teacher_outputs import ask_teacher
 from spikebert.teachers import load_teacher, resolve
 
@@ -147,7 +147,7 @@ def rows(students: Mapping[str, nn.Module], teacher_folder: str, lines: Sequence
     ids = torch.cat([batch["input_ids"][batch["attention_mask"].bool()] for batch in batches])
     fitted = int(texts.lengths[:count].sum())
     depth = teacher.config.num_hidden_layers
-    maps = {folder: layer_map(config.num_hidden_layers, depth) for folder, config in configs.items()}
+    maps = {folder: aligned_states(folder, config.num_hidden_layers, depth) for folder, config in configs.items()}
     wanted = sorted({layer for layers in maps.values() for layer in layers})
     theirs = teacher_states(teacher, batches, wanted)
     found = []

@@ -17,10 +17,10 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -37,10 +37,9 @@ from spikebert.data import TokenisedTexts, hash_files, sorted_batches
 from spikebert.distillation import Alignment, embeddings_from_teacher
 from spikebert.evaluation import Accuracy, accuracy
 from spikebert.pupil import Pupil, pupil_files, pupil_saver
-from spikebert.recipe import Data, Quantise, Recipe, Stage1, Stage2, Student, Teacher
+from spikebert.recipe import Recipe
 from spikebert.stages import Training
 
-PARTS = {"data": Data, "teacher": Teacher, "student": Student, "stage1": Stage1, "stage2": Stage2, "quantise": Quantise}
 TABLE_STD = 0.02  # of the embeddings of a new BERT
 KINDS = ("float32", "int8")  # in which its validation is measured
 LEARNING_RATE = 5e-4  # of a small dense BERT from the start; the student's own rate is for spikes
@@ -148,9 +147,16 @@ class DenseTraining(Training):
 
 def recipe_of(values: dict, out: Path) -> Recipe:
     """The recipe that a run or a stage wrote down, in another folder `out`."""
-    known = {field.name for field in fields(Recipe)}
-    values = {name: PARTS[name](**value) if name in PARTS else value for name, value in values.items() if name in known}
-    return Recipe(**values | {"out": str(out)})
+    return _filled(Recipe, values | {"out": str(out)})
+
+
+def _filled(kind: Any, values: dict) -> Any:
+    """A dataclass of the values of its fields, those that are dataclasses too."""
+    kinds = get_type_hints(kind)
+    return kind(**{
+        name: _filled(kinds[name], value) if is_dataclass(kinds[name]) else value
+        for name, value in values.items() if name in kinds
+    })  # fmt: skip
 
 
 def dense_recipe(values: dict, out: Path, learning_rate: float) -> Recipe:

@@ -34,7 +34,7 @@ from spikebert.commands import UserError, note, run_command
 from spikebert.data import read_tsv
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.stages import inherited, learnt_from, read_record
-from spikebert.teachers import licence_of, load_teacher, resolve
+from spikebert.teachers import load_teacher, longest_text, origin_of, resolve
 
 EARLIER = "Teachers that it had before"  # in a model card
 ROLES = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
@@ -117,16 +117,18 @@ def record_of(folder: Path) -> dict:
     before = read_record(folder / "stage.json")["made_from"].get("teacher", {}).get("model", "")
     figures = inherited(folder)
     terms = dict(figures.get("licences", {}))
+    learnt = learnt_from(folder)
     if before:
-        known = licence_of(before)
+        origin = origin_of(before)
         earlier = [terms[EARLIER]] if EARLIER in terms else []
-        terms[EARLIER] = ", ".join([*earlier, f"{before} ({known})" if known else before])
+        terms[EARLIER] = ", ".join([*earlier, f"{origin.model} ({origin.licence})" if origin.licence else origin.model])
+        learnt = list(dict.fromkeys([*learnt, *origin.texts]))
     made_from = {
         "student": str(folder),
         "data": {"folder": "", "hub": ""},
         "stage1": {"text": [], "reuse": str(folder)},
     }
-    return {"made_from": made_from, "figures": figures | {"learnt_from": learnt_from(folder), "licences": terms}}
+    return {"made_from": made_from, "figures": figures | {"learnt_from": learnt, "licences": terms}}
 
 
 def make(folder: Path, teacher: str, texts: Sequence[str], count: int, seed: int, out: Path) -> None:
@@ -137,7 +139,7 @@ def make(folder: Path, teacher: str, texts: Sequence[str], count: int, seed: int
     """
     tokenizer, alone = load_teacher(AutoTokenizer, teacher), load_teacher(AutoModel, teacher).eval()
     student, own = load_student(folder), load_teacher(AutoTokenizer, str(folder))
-    n_max, room = student.config.max_position_embeddings, alone.config.max_position_embeddings
+    n_max, room = student.config.max_position_embeddings, longest_text(alone.config)
     if room < n_max:
         raise UserError(f"--teacher: it takes {room} tokens at most, the student in {folder} {n_max}")
     embedding = token_table(alone, tokenizer, teacher)

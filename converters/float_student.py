@@ -42,7 +42,7 @@ from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.positions import LEARNED
 from spikebert.recording import record
 from spikebert.stages import errors_name_files
-from spikebert.teachers import load_teacher, resolve
+from spikebert.teachers import load_teacher, longest_text, resolve
 from spikebert.vocabulary import ids_of
 
 BATCH = 64
@@ -179,8 +179,7 @@ def make(bundle: Bundle, teacher: str, texts: Sequence[str], count: int, seed: i
     tokenizer, alone = load_teacher(AutoTokenizer, teacher), load_teacher(AutoModel, teacher).eval()
     config = config_of(bundle, len(tokenizer))
     config.pad_token_id = tokenizer.pad_token_id
-    if alone.config.max_position_embeddings < bundle.graph.n_max:
-        room = alone.config.max_position_embeddings
+    if (room := longest_text(alone.config)) < bundle.graph.n_max:
         raise UserError(f"--teacher: it takes {room} tokens at most, {bundle.place} takes {bundle.graph.n_max}")
     torch.manual_seed(seed)
     model = SpikeBertForSequenceClassification(config).eval()

@@ -461,7 +461,11 @@ def training_results(model_folder: Path) -> dict[str, Any]:
 def unmeasured(results: Mapping[str, Any]) -> dict[str, Any]:
     """What stays true of a model that is another than the one that was measured: what it learnt from, and which texts
     it may be measured on."""
-    kept = {name: results[name] for name in ("recipe", "teacher_licence", "texts_sha256") if name in results}
+    kept = {
+        name: results[name]
+        for name in ("recipe", "teacher_licence", "teacher_origin", "texts_sha256")
+        if name in results
+    }
     stage1 = results.get("stages", {}).get("stage1")
     return kept | ({"stages": {"stage1": stage1}} if stage1 else {})
 
@@ -485,9 +489,10 @@ def licences(results: Mapping[str, Any]) -> dict[str, str]:
     earlier = taken_over.get("learnt_from")
     if earlier is None:  # or nobody knew: a run of old, which tells the folder alone
         earlier = filter(None, [stage1["reuse"]])
-    texts = [data["folder"] or data["hub"], *stage1["text"], *extra, *earlier]
+    origin = results.get("teacher_origin", {})  # older runs told the folder of a fine-tuned teacher alone
+    texts = [data["folder"] or data["hub"], *stage1["text"], *extra, *earlier, *origin.get("texts", ())]
     names = dict.fromkeys(text if ":" in text else Path(text).name for text in texts)
-    teacher, terms = recipe["teacher"]["model"], results.get("teacher_licence")
+    teacher, terms = origin.get("model") or recipe["teacher"]["model"], results.get("teacher_licence")
     known = {
         "Learnt from the texts": ", ".join(names),
         "and from the teacher": f"{teacher} ({terms})" if terms else teacher,

@@ -1,34 +1,24 @@
 """Altered copies of training texts, for the teacher to label: more of its knowledge than the texts alone show.
 
-As in SpikeBERT's second stage (Lv et al. 2023) after Tang et al. 2019 (arXiv 1903.12136): words are masked,
-words are replaced, a run of words is taken. `alter_words` replaces a word by one of the same part of speech, as they
-do. `alter` asks nobody about parts of speech: it takes tokens for words, and replaces one by any token. Both draw from
-the training texts by frequency, and both may join two texts, which they do not.
+What SpikeBERT's second stage (Lv et al. 2023) takes from Tang et al. 2019 (arXiv 1903.12136): words are masked, words
+are replaced, a run of words (an n-gram) is taken. `alter_words` replaces a word by one of the same part of speech, as
+they do. `alter` asks nobody about parts of speech: it takes tokens for words, and replaces one by any token. Both draw
+from the training texts by frequency, and both may join two texts, which they do not. Theirs is `alter_words` with the
+chances that `Alteration` names.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
 from spikebert.data import SpecialTokens, TokenisedTexts
 from spikebert.parts_of_speech import Words
-
-
-@dataclass(frozen=True)
-class Alteration:
-    """Chances, each 0 .. 1. join, run: of a text; mask, replace: of a token, or of a word."""
-
-    join: float = 0.3
-    run: float = 0.3
-    mask: float = 0.1
-    replace: float = 0.1
+from spikebert.recipe import Alteration
 
 
 def alter(
     texts: TokenisedTexts, copies: int, special: SpecialTokens, n_max: int, seed: tuple[int, ...],
-    chances: Alteration = Alteration(),
+    chances: Alteration,
 ) -> TokenisedTexts:  # fmt: skip
     """`copies` altered copies of every text, unlabelled, at most `n_max` tokens each; the same for the same seed."""
     random = np.random.default_rng(seed)
@@ -52,7 +42,7 @@ def alter(
 
 def alter_words(
     words: Words, copies: int, special: SpecialTokens, n_max: int, seed: tuple[int, ...],
-    chances: Alteration = Alteration(),
+    chances: Alteration,
 ) -> TokenisedTexts:  # fmt: skip
     """As `alter`, word by word: a word is masked with all its tokens, or replaced by one of its part of speech."""
     random = np.random.default_rng(seed)
@@ -82,7 +72,7 @@ def _other_extent(
     if random.random() < chances.join:
         body = np.concatenate([body, bodies[random.integers(len(bodies))]])
     if random.random() < chances.run:
-        size = random.integers(1, len(body) + 1)
+        size = random.integers(1, min(len(body), chances.longest_run or len(body)) + 1)
         start = random.integers(len(body) - size + 1)
         body = body[start : start + size]
     return body

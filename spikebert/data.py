@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ UNLABELLED = -100  # what torch's cross entropy leaves out
 SPLITS = ("train", "validation", "test")
 HUB = "hub:"  # in front of a dataset's name, where a text file may stand too
 OFFSETS = "offsets.npy"  # of texts on disk; it is there once all of them are
+CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]")  # as BERT's tokenizers have it
 TEXTS_AT_ONCE = 10_000  # are tokenised together
 
 
@@ -156,7 +158,7 @@ def read_lines(paths: Sequence[str], limit: int = 0, longest_words: int = 0) -> 
     paths  files, plain, .gz or .xz; or datasets of the hub, `hub:NAME`, `hub:NAME:SUBSET` or `hub:NAME:SUBSET:COLUMN`,
            whose split "train" is streamed (column "text" where none is named)
 
-    Lines of more than `longest_words` words are left out (0: none is).
+    Lines of more than `longest_words` words are left out (0: none is); see `word_count`.
 
     A file that ends sooner leaves its turns to the others. Raises UserError for one that is missing or no text.
     """
@@ -169,9 +171,14 @@ def read_lines(paths: Sequence[str], limit: int = 0, longest_words: int = 0) -> 
             line = next(lines, None)
             if line is None:
                 open_files.remove(lines)
-            elif not longest_words or len(line.split()) <= longest_words:
+            elif not longest_words or word_count(line) <= longest_words:
                 given += 1
                 yield line
+
+
+def word_count(line: str) -> int:
+    """Words between spaces; each Chinese character counts as one, as for the tokenizers of BERT."""
+    return len((line if line.isascii() else CHINESE.sub(r" \g<0> ", line)).split())
 
 
 def _lines_of(path: Path) -> Iterator[str]:

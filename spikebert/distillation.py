@@ -6,6 +6,7 @@ teacher's are layer-normalised (`teacher_outputs.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,12 @@ from spikebert.processes import mean_over_processes, process_count, summed
 
 
 def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
-    """For student states 0 (embedding) .. L: the teacher state each is aligned with, evenly spread."""
+    """For student states 0 (embedding) .. L: the teacher state each is aligned with, evenly spread, halves up."""
+    return [(2 * i * teacher_layers + student_layers) // (2 * student_layers) for i in range(student_layers + 1)]
+
+
+def older_layer_map(student_layers: int, teacher_layers: int) -> list[int]:
+    """`layer_map` as it once was, halves to the even state: that of alignments which do not tell theirs."""
     return [round(i * teacher_layers / student_layers) for i in range(student_layers + 1)]
 
 
@@ -28,6 +34,9 @@ class Alignment(nn.Module):
 
     largest_spike  that the student adds up (`SpikeBertConfig.residual_cap`): its states are divided by it, for maps
                    from larger ones are learnt too fast. Kept with the maps; those of older files are from whole states
+
+    Which state of the teacher each is aligned with (`teacher_state`) is kept with the maps too. In older files halves
+    were rounded to the even state, and stay so.
     """
 
     def __init__(
@@ -35,12 +44,19 @@ class Alignment(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("largest_spike", torch.tensor(float(largest_spike)))
-        self.teacher_state = layer_map(student_layers, teacher_layers)
-        self.wanted = sorted(set(self.teacher_state))  # a deep student has several states aligned with one
+        self.teacher_layers = teacher_layers
+        self._align_with(layer_map(student_layers, teacher_layers))
         self.maps = nn.ModuleList(nn.Linear(student_width, teacher_width) for _ in self.teacher_state)
+
+    def _align_with(self, teacher_state: list[int]) -> None:
+        self.teacher_state = teacher_state
+        self.wanted = sorted(set(teacher_state))  # a deep student has several states aligned with one
+        self.register_buffer("aligned_with", torch.tensor(teacher_state))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         state_dict.setdefault(f"{prefix}largest_spike", torch.tensor(1.0))
+        older = torch.tensor(older_layer_map(len(self.maps) - 1, self.teacher_layers))
+        self._align_with(state_dict.setdefault(f"{prefix}aligned_with", older).tolist())
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def forward(self, student: tuple[Tensor, ...], teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,23 +130,32 @@ def operations_loss(operations: Tensor, tokens: int, free: float) -> Tensor:
     return own / free - 1 if mean > free else 0 * own
 
 
-def distillation_loss(
+def loss_parts(
     weights: LossWeights, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor,
     embedding: Tensor | None, hidden: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """The weighted sum, this process's part of it (`mean_over_processes`); embedding and hidden are such parts already.
+) -> dict[str, Tensor]:  # fmt: skip
+    """Those that count, by the names of their weights and not yet weighted: this process's part of each
+    (`mean_over_processes`); embedding and hidden are such parts already.
 
     Texts labelled `UNLABELLED` take no part in the label loss.
     """
-    total = student_logits.new_zeros((), dtype=torch.float32)
+    parts = {}
     if weights.label:
-        total = total + weights.label * label_loss(student_logits, labels)
+        parts["label"] = label_loss(student_logits, labels)
     if weights.logits and teacher_logits is not None:
-        total = total + weights.logits * soft_cross_entropy(student_logits, teacher_logits, weights.temperature)
+        parts["logits"] = soft_cross_entropy(student_logits, teacher_logits, weights.temperature)
     if weights.embedding and embedding is not None:
-        total = total + weights.embedding * embedding
+        parts["embedding"] = embedding
     if weights.hidden and hidden is not None:
-        total = total + weights.hidden * hidden
+        parts["hidden"] = hidden
+    return parts
+
+
+def distillation_loss(weights: LossWeights, parts: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """The weighted sum of `loss_parts`: float32 []."""
+    total = torch.zeros((), dtype=torch.float32, device=device)
+    for name, part in parts.items():
+        total = total + getattr(weights, name) * part
     return total
 
 

@@ -32,6 +32,9 @@ from spikebert.recipe import PRECISIONS
 
 WARMUP = 0.1  # share of the steps over which the learning rate rises
 GRADIENT_NORM = 1.0
+LOGGED = 20  # steps from one entry of TensorBoard to the next
+
+Losses = Mapping[str, Tensor]  # "loss", which is learnt from, and perhaps what it is made of, by name: float [] each
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def own_share(texts: TokenisedTexts, batch: np.ndarray, process: int, processes:
 
 def fit(
     model: nn.Module,
-    loss_of: Callable[[nn.Module, dict[str, Tensor]], Tensor],
+    loss_of: Callable[[nn.Module, dict[str, Tensor]], Losses],
     texts_of_epoch: Callable[[int], TokenisedTexts],
     schedule: Schedule,
     folder: Path,
@@ -152,15 +155,15 @@ def fit(
 ) -> Outcome:
     """Train `model` in place; it ends as the best epoch by `evaluate` (higher is better), or as the last.
 
-    loss_of         the (possibly distributed) model and this process's texts of a batch -> its part of the mean loss
-                    (`mean_over_processes`); it is computed by the model's own forward pass
+    loss_of         the (possibly distributed) model and this process's texts of a batch -> its part of the mean losses
+                    (`mean_over_processes`); they are computed by the model's own forward pass
     texts_of_epoch  the texts of an epoch; their number must be the same in every epoch
     evaluate        called by all processes at once
     keep_start      the model as it came competes with the epochs for the best
     folder          where `checkpoint.pt` and TensorBoard's files go, one folder for all processes; a checkpoint there
                     is resumed from, whatever the number of processes that wrote it
     rates           parameters that learn faster, and how many times; see `parameter_groups`
-    Raises RuntimeError where the loss is no number, UserError where the checkpoint is of other texts.
+    Raises RuntimeError where the loss or its gradient is no number, UserError where the checkpoint is of other texts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(parameter_groups(model, rates, schedule), lr=schedule.learning_rate, fused=True)
@@ -178,7 +181,7 @@ def fit(
     steps = steps_an_epoch * schedule.epochs
     if texts is not None and not 0 <= state.step - state.epoch * steps_an_epoch <= steps_an_epoch:
         raise UserError(f"{checkpoint} is of other texts or another number of processes: delete it to start again")
-    writer = SummaryWriter(str(folder / "tensorboard")) if accelerator.is_main_process else None
+    writer = _writer(folder / "tensorboard", state.step) if accelerator.is_main_process else None
     machine = MachineUse(accelerator.device)
     seconds_before, sentences_before = state.seconds, state.sentences  # of the runs before this one
     with Progress(title, steps, state.step, accelerator.is_main_process, machine.describe) as progress:
@@ -192,13 +195,13 @@ def fit(
                 for group in optimiser.param_groups:
                     group["lr"] = rate * group["rate"]
                 with each_alone() if len(indices) < accelerator.num_processes else nullcontext():
-                    loss = loss_of(wrapped, _own_batch(texts, indices, pad_id, accelerator))
+                    losses = loss_of(wrapped, _own_batch(texts, indices, pad_id, accelerator))
                 save_is_due = accelerator.is_main_process and time.monotonic() - saved_at > checkpoint_seconds
-                value, save_is_due = _agree(loss, save_is_due)
-                if not math.isfinite(value):
-                    raise RuntimeError(_no_number(title, value, state, texts, indices))
-                accelerator.backward(loss)
-                accelerator.clip_grad_norm_(model.parameters(), GRADIENT_NORM)  # the mean over processes by now
+                accelerator.backward(losses["loss"])
+                norm = accelerator.clip_grad_norm_(model.parameters(), GRADIENT_NORM)  # the mean over processes by now
+                value, save_is_due = _agree(losses["loss"], save_is_due)  # a GPU is waited for here, once a step
+                if not (math.isfinite(value) and math.isfinite(norm)):
+                    raise RuntimeError(_no_number(title, value, float(norm), state, texts, indices))
                 optimiser.step()
                 optimiser.zero_grad()
                 state.step += 1
@@ -207,10 +210,9 @@ def fit(
                 state.sentences += len(indices)
                 speed = (state.sentences - sentences_before) / (state.seconds - seconds_before)
                 progress.advance(state.loss_sum / state.loss_count, speed)
-                if writer and state.step % 20 == 0:
-                    scalars = {"loss": value, "learning_rate": rate, "sentences_per_second": speed}
-                    for name, scalar in (scalars | machine.figures()).items():
-                        writer.add_scalar(name, scalar, state.step)
+                if state.step % LOGGED == 0 or state.step in (1, steps):
+                    scalars = {"loss": value, **_parts(losses), "learning_rate": rate, "sentences_per_second": speed}
+                    _log(writer, scalars | machine.figures(), state.step)
                 if save_is_due:
                     _save(checkpoint, model, optimiser, state, accelerator)
                     saved_at = time.monotonic()
@@ -228,6 +230,26 @@ def fit(
     if accelerator.is_main_process:
         checkpoint.unlink(missing_ok=True)
     return _outcome(state, machine)
+
+
+def _writer(folder: Path, step: int) -> SummaryWriter:
+    """A run that goes on at a step strikes out what a killed one wrote of later ones."""
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+
+def _log(writer: SummaryWriter | None, scalars: Mapping[str, float], step: int) -> None:
+    if writer:
+        for name, scalar in scalars.items():
+            writer.add_scalar(name, scalar, step)
+
+
+def _parts(losses: Losses) -> dict[str, float]:
+    """What the loss of a whole batch is made of, for TensorBoard. All processes call this."""
+    names = [name for name in losses if name != "loss"]
+    if not names:
+        return {}
+    values = summed(torch.stack([losses[name].detach().double() for name in names])) / process_count()
+    return {f"loss_{name}": value for name, value in zip(names, values.tolist())}
 
 
 def _own_batch(texts: TokenisedTexts, batch: np.ndarray, pad_id: int, accelerator: Accelerator) -> dict[str, Tensor]:
@@ -277,12 +299,15 @@ class _Position:
         return bool(patience) and self.best is not None and self.epoch - self.best_epoch >= patience
 
 
-def _no_number(title: str, value: float, state: _Position, texts: TokenisedTexts, indices: np.ndarray) -> str:
-    """What is said of a loss that is no number: where it happened, and in which batch."""
+def _no_number(
+    title: str, loss: float, norm: float, state: _Position, texts: TokenisedTexts, indices: np.ndarray
+) -> str:
+    """What is said of a loss, or of a gradient (its `norm`), that is no number: where it was, and in which batch."""
+    what = f"the gradient of a loss of {loss:.4g} is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
     lengths = texts.lengths_of(indices)
     shown = ", ".join(str(index) for index in indices[:8]) + (", ..." if len(indices) > 8 else "")
     return (
-        f"{title}: the loss is {value} at step {state.step}, in epoch {state.epoch + 1}, in a batch of {len(indices)} "
+        f"{title}: {what} at step {state.step}, in epoch {state.epoch + 1}, in a batch of {len(indices)} "
         f"texts of {lengths.min()} to {lengths.max()} tokens (numbers {shown} of the epoch's): lower learning_rate"
     )
 
@@ -296,9 +321,7 @@ def _end_of_epoch(
     if evaluate is not None:
         score = evaluate()
         message += f", {score.text}"
-        if writer:
-            for name, value in score.figures.items():
-                writer.add_scalar(name, value, state.step)
+        _log(writer, score.figures, state.step)
         _compete(state, score, model)
     progress.say(message)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -26,6 +26,16 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def counted(lines: Iterable[str], title: str) -> Iterator[str]:
+    """The lines; now and then it is said how many went by: nobody knows how many there will be."""
+    started = said = time.monotonic()
+    for number, line in enumerate(lines, start=1):
+        yield line
+        if number % 1000 == 0 and (now := time.monotonic()) - said > LINE_SECONDS:
+            said = now
+            say(f"{title}: {number:,} lines, {number / (now - started):,.0f} a second")
 
 
 class Progress:

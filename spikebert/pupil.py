@@ -14,7 +14,15 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
-from spikebert.distillation import Alignment, LossWeights, distillation_loss, operations_loss
+from spikebert.distillation import (
+    Alignment,
+    LossWeights,
+    distillation_loss,
+    layer_map,
+    loss_parts,
+    older_layer_map,
+    operations_loss,
+)
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.positions import LEARNED
 from spikebert.processes import mean_over_processes
@@ -62,9 +70,9 @@ class Pupil(nn.Module):
         teacher_logits: Tensor | None,
         teacher_states: Tensor | None,
         weights: LossWeights,
-    ) -> Tensor:
-        """The distillation loss, this process's part of it (`mean_over_processes`); the teacher's part of it is as
-        `TeacherOutputs` has it.
+    ) -> dict[str, Tensor]:
+        """The distillation loss as `loop.Losses`, this process's part of it (`mean_over_processes`); the teacher's part
+        of it is as `TeacherOutputs` has it.
 
         It is computed in here because `DistributedDataParallel` has to see which parameters it depends on. Without
         teacher states there is no alignment loss.
@@ -76,16 +84,28 @@ class Pupil(nn.Module):
         if teacher_states is not None:
             embedding, hidden = self.alignment(output.hidden_states, teacher_states, mask)
         with torch.autocast(ids.device.type, enabled=False):
-            loss = distillation_loss(weights, output.logits, teacher_logits, batch["labels"], embedding, hidden)
+            parts = loss_parts(weights, output.logits, teacher_logits, batch["labels"], embedding, hidden)
             if counts:
-                excess = operations_loss(output.operations, int(mask.sum()), weights.operations_per_token)
-                loss = loss + weights.operations * excess
-            return loss
+                parts["operations"] = operations_loss(output.operations, int(mask.sum()), weights.operations_per_token)
+            loss = distillation_loss(weights, parts, output.logits.device)
+            return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
 
 def pupil_files(folder: str) -> list[str]:
     """The files that hold the weights of the pupil kept in `folder`."""
     return [str(Path(folder) / name) for name in ("model.safetensors", "alignment.safetensors")]
+
+
+def aligned_states(folder: str, student_layers: int, teacher_layers: int) -> list[int]:
+    """Of the student's states 0 (embedding) .. L, the teacher's state that each was aligned with, by the alignment kept
+    in `folder`; where there is none, what it would be."""
+    path = Path(folder) / "alignment.safetensors"
+    if not path.exists():
+        return layer_map(student_layers, teacher_layers)
+    with safe_open(path, "pt") as alignment:
+        if "aligned_with" in alignment.keys():  # noqa: SIM118  # it is no dictionary
+            return alignment.get_tensor("aligned_with").tolist()
+    return older_layer_map(student_layers, teacher_layers)
 
 
 def check_reuse(

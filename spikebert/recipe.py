@@ -43,6 +43,9 @@ class Teacher:
     epochs: int = 3
     batch_size: int = 32
     learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    patience: int = 0
+    """stop after so many epochs in which validation was not better than in one before; 0: all epochs are trained"""
 
 
 @dataclass
@@ -97,6 +100,23 @@ class Student:
 
 
 @dataclass
+class Alteration:
+    """How copies of training texts are altered, by chances of 0 .. 1; see `augmentation.py`. Tang et al. 2019 have join
+    0, run 0.25, longest_run 5, mask 0.1 and replace 0.1, with parts of speech, and 20 copies."""
+
+    join: float = 0.3
+    """of a text: it is joined with another"""
+    run: float = 0.3
+    """of a text: only a run of it is taken"""
+    longest_run: int = 0
+    """tokens of it at most, with parts of speech words; 0: any length that the text has"""
+    mask: float = 0.1
+    """of a token, with parts of speech of a word"""
+    replace: float = 0.1
+    """the same"""
+
+
+@dataclass
 class Stage1:
     """Distillation on unlabelled text: align embeddings and hidden states with the teacher as it came."""
 
@@ -113,10 +133,12 @@ class Stage1:
     lines: int = 0
     """read so many lines of `text`, evenly from the files; 0 for all"""
     longest_words: int = 0
-    """leave out lines of more words than this: short ones teach more in a minute; 0 for none"""
+    """leave out lines of more words than this (a Chinese character is one): short ones teach more in a minute; 0 for
+    none"""
     epochs: int = 1
     batch_size: int = 64
     learning_rate: float = 2e-3
+    weight_decay: float = 0.01
     token_rate: float = 5.0
     """the token table learns so many times faster: a batch holds few of its rows"""
     embedding_weight: float = 1.0
@@ -133,6 +155,7 @@ class Stage2:
     epochs: int = 6
     batch_size: int = 32
     learning_rate: float = 2e-3
+    weight_decay: float = 0.01
     token_rate: float = 5.0
     """the token table learns so many times faster, as in stage 1"""
     label_weight: float = 1.0
@@ -142,6 +165,8 @@ class Stage2:
     embedding_weight: float = 0.1
     altered_copies: int = 0
     """so many altered copies of each training text in each epoch, labelled by the teacher; see `augmentation.py`"""
+    alteration: Alteration = field(default_factory=Alteration)
+    """of these copies"""
     parts_of_speech: str = ""
     """in altered copies a word is replaced by one of its part of speech: "en" or "zh", the language of the texts;
     empty: a token by any token"""
@@ -176,6 +201,9 @@ class Quantise:
     epochs: int = 2
     batch_size: int = 32
     learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    patience: int = 0
+    """as in stage 2"""
 
 
 @dataclass
@@ -216,7 +244,9 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "stage1.longest_words", "stage2.longest_words", "stage2.patience", "stage2.norm_texts", "quantise.epochs",
         "quantise.calibration_texts",
         "checkpoint_seconds", "teacher_cache_gb", "stage1.operations_per_token", "stage1.operations_weight",
-        "stage2.operations_per_token", "stage2.operations_weight",
+        "stage2.operations_per_token", "stage2.operations_weight", "teacher.patience", "quantise.patience",
+        "teacher.weight_decay", "stage1.weight_decay", "stage2.weight_decay", "quantise.weight_decay",
+        "stage2.alteration.longest_run",
     )),
     ("1 or more", lambda value: value >= 1, (
         "teacher.batch_size", "stage1.batch_size", "stage2.batch_size", "quantise.batch_size",
@@ -224,6 +254,9 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("above 0", lambda value: value > 0, (
         "teacher.learning_rate", "stage1.learning_rate", "stage2.learning_rate", "quantise.learning_rate",
         "stage2.temperature", "student.surrogate_alpha", "stage1.token_rate", "stage2.token_rate",
+    )),
+    ("0 .. 1", lambda value: 0 <= value <= 1, (
+        "stage2.alteration.join", "stage2.alteration.run", "stage2.alteration.mask", "stage2.alteration.replace",
     )),
     ("1 .. 8", lambda value: 1 <= value <= 8, ("quantise.weight_bits",)),
     ("2 .. 8", lambda value: 2 <= value <= 8, ("quantise.token_bits",)),
@@ -239,6 +272,9 @@ def check_recipe(recipe: Recipe) -> None:
             value = attrgetter(name)(recipe)
             if not (math.isfinite(value) and holds(value)):
                 wrong.append(f"{name} is {value}, it must be {wanted}")
+    altered = recipe.stage2.alteration
+    if altered.mask + altered.replace > 1:
+        wrong.append(f"stage2.alteration: mask {altered.mask} and replace {altered.replace} are more than 1 together")
     if recipe.precision not in PRECISIONS:
         wrong.append(f"precision is '{recipe.precision}', it must be one of {', '.join(PRECISIONS)}")
     if recipe.stage2.parts_of_speech not in ("", *LANGUAGES):

@@ -62,14 +62,22 @@ from spikebert.kept_outputs import GB, drop_kept
 from spikebert.loop import Schedule, Score, choose_precision, fit
 from spikebert.model import TOKEN_DEVIATION, SpikeBertForSequenceClassification
 from spikebert.parts_of_speech import tagger_for, words_of
-from spikebert.progress import say
+from spikebert.progress import counted, say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
 from spikebert.quantisation import folded, least_room, quantise, require_short_rows
-from spikebert.recipe import STAGES, Recipe, check_recipe
+from spikebert.recipe import STAGES, Quantise, Recipe, Stage2, check_recipe
 from spikebert.settled_norms import settle_norms
 from spikebert.teacher_blocks import FIT_TEXTS, FIT_TOKENS, begin_as_teacher, check_blocks, fit_readout
 from spikebert.teacher_outputs import texts_at_once
-from spikebert.teachers import licence_of, load_teacher, resolve
+from spikebert.teachers import (
+    check_encoder,
+    classes_of,
+    decisive_files,
+    load_teacher,
+    longest_text,
+    origin_of,
+    resolve,
+)
 from spikebert.teaching import Lesson, teaching
 from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
@@ -92,6 +100,7 @@ SECTIONS = {
 }
 # Fields that recipes of older runs did not have, with what they meant: so those runs can go on.
 ADDED = {
+    "teacher": {"weight_decay": 0.01, "patience": 0},
     "student": {
         "norm": "batch",
         "scalar_thresholds": False,
@@ -108,22 +117,25 @@ ADDED = {
         "blocks_from_teacher": False,
     },
     "data": {"vocabulary": 0},
-    "stage1": {"reuse_readout": False, "operations_per_token": 0.0, "operations_weight": 1.0},
+    "stage1": {"reuse_readout": False, "operations_per_token": 0.0, "operations_weight": 1.0, "weight_decay": 0.01},
     "stage2": {
         "operations_per_token": 0.0,
         "operations_weight": 1.0,
         "patience": 0,
         "parts_of_speech": "",
         "norm_texts": 0,
+        "weight_decay": 0.01,
+        "alteration": {"join": 0.3, "run": 0.3, "longest_run": 0, "mask": 0.1, "replace": 0.1},
     },
-    "quantise": {"calibration_texts": 0, "token_bits": 8},
+    "quantise": {"calibration_texts": 0, "token_bits": 8, "weight_decay": 0.0, "patience": 0},
 }
+TEACHER = "teacher.model"  # the files of a teacher that is a folder; older runs did not note them
 # The files that do, known by their sha256.
 FILES_OF = {
-    "teacher": ("data",),
-    "stage1": ("data", "stage1.text", "stage1.reuse"),
-    "stage2": ("data", "stage1.text", "stage1.reuse", "stage2.extra_text"),
-    "integer": ("data", "stage1.text", "stage1.reuse", "stage2.extra_text"),
+    "teacher": ("data", TEACHER),
+    "stage1": ("data", TEACHER, "stage1.text", "stage1.reuse"),
+    "stage2": ("data", TEACHER, "stage1.text", "stage1.reuse", "stage2.extra_text"),
+    "integer": ("data", TEACHER, "stage1.text", "stage1.reuse", "stage2.extra_text"),
 }
 
 
@@ -164,8 +176,10 @@ class Training:
         check_processes(recipe, self.accelerator, os.environ)
         self.teacher_folder = resolve(recipe.teacher.model)
         self.teacher_config = load_teacher(AutoConfig, self.teacher_folder)
+        check_encoder(self.teacher_config, self.teacher_folder)
         self.tokenizer: PreTrainedTokenizerBase = load_teacher(AutoTokenizer, self.teacher_folder)
         self.student_config = self._make_student_config(self._class_names(splits))
+        self._check_classes()
         self._check_weights()
         if recipe.student.blocks_from_teacher and not recipe.stage1.reuse:
             check_blocks(self.student_config, self.teacher_config)
@@ -230,14 +244,16 @@ class Training:
         return sections | {"sha256": files}
 
     def _fingerprints(self, splits: dict[str, LabelledTexts | None]) -> dict[str, str]:
-        """sha256 of the labelled texts (train and validation), of the text files of either stage, and of a pupil that
-        stage 1 takes over."""
+        """sha256 of the labelled texts (train and validation), of a teacher that is a folder, of the text files of
+        either stage, and of a pupil that stage 1 takes over."""
         labelled = json.dumps([asdict(split) for name, split in splits.items() if split and name != "test"])
         fingerprints = {
             "data": hashlib.sha256(labelled.encode()).hexdigest(),
             "stage1.text": hash_files(self.recipe.stage1.text),
             "stage2.extra_text": hash_files(self.recipe.stage2.extra_text),
         }
+        if teacher := decisive_files(self.recipe.teacher.model):
+            fingerprints[TEACHER] = hash_files(teacher)
         if self.recipe.stage1.reuse:
             fingerprints["stage1.reuse"] = hash_files(pupil_files(self.recipe.stage1.reuse))
         return fingerprints
@@ -265,8 +281,7 @@ class Training:
         """Raises UserError, before anything is run, where a finished stage was made by another recipe."""
         for stage in filter(self._finished, STAGES):
             before = read_record(self.out / stage / "stage.json")["made_from"]
-            changed = _differences(_spelled_out(before), _spelled_out(self._made_from(stage)))
-            if changed:
+            if changed := _changes(before, self._made_from(stage)):
                 raise UserError(
                     f"{self.out / stage} was made with another recipe ({'; '.join(changed)}): "
                     f"choose another --out, or delete that folder and the later stages to train them again"
@@ -284,6 +299,7 @@ class Training:
             if self.accelerator.is_main_process:
                 self._save_stage(stage, unfinished, figures, save)
         self.accelerator.wait_for_everyone()
+        self.accelerator.free_memory()  # it holds what it prepared: a model and an optimiser for each stage before
 
     def _save_stage(self, stage: str, unfinished: Path, figures: dict, save: Callable[[Path], None]) -> None:
         """Write a stage's folder under another name and rename it, so that one of its own name is finished."""
@@ -308,8 +324,8 @@ class Training:
         """A checkpoint of another recipe is no start for this one: it is removed, and that is said."""
         if self.accelerator.is_main_process:
             note, now = unfinished / "made_from.json", self._made_from(stage)
-            before = _spelled_out(json.loads(note.read_text())) if note.exists() else None
-            if before is not None and (changed := _differences(before, _spelled_out(now))):
+            before = json.loads(note.read_text()) if note.exists() else None
+            if before is not None and (changed := _changes(before, now)):
                 self.say(f"{stage}: begun before with another recipe ({'; '.join(changed)}): starting again")
                 shutil.rmtree(unfinished)
             unfinished.mkdir(parents=True, exist_ok=True)
@@ -320,15 +336,19 @@ class Training:
 
     def _train_teacher(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.teacher
-        teacher = self._classifier(self.teacher_folder)
+        own_classes = classes_of(self.teacher_config)
+        renewed = own_classes not in (None, self.student_config.num_labels)
+        if renewed:
+            self.say(f"teacher: its head for {own_classes} classes is left, a new one begins")
+        teacher = self._classifier(self.teacher_folder, ignore_mismatched_sizes=renewed)
         if self.vocabulary:
             keep_rows(teacher, self.vocabulary.kept)
         teacher.to(self.device)
         outcome = fit(
             Classifier(teacher, texts_at_once(self.device, trained=True)),
-            lambda model, batch: model(batch),
+            lambda model, batch: {"loss": model(batch)},
             lambda epoch: self.task.train,
-            Schedule(options.epochs, options.batch_size, options.learning_rate),
+            Schedule(options.epochs, options.batch_size, options.learning_rate, options.weight_decay, options.patience),
             evaluate=validation(teacher, self.task.validation, self.pad_id, self.device),
             title="teacher",
             **self._common(work),
@@ -360,7 +380,7 @@ class Training:
                 pupil,
                 lambda model, batch: model(batch, *taught(batch), weights),
                 lambda epoch: texts,
-                Schedule(options.epochs, options.batch_size, options.learning_rate),
+                Schedule(options.epochs, options.batch_size, options.learning_rate, options.weight_decay),
                 rates=student.learning_rates(options.token_rate),
                 title="stage 1",
                 **self._common(work),
@@ -378,7 +398,7 @@ class Training:
         if self._readout_begins_fitted:
             teacher = self._classifier(str(self.out / "teacher")).to(self.device).eval()
             fit_readout(pupil.student, teacher, self._batches_of(self.task.train, self._some_texts(FIT_TEXTS)))
-        schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, patience=options.patience)
+        schedule = self._schedule(options)
         rates = pupil.student.learning_rates(options.token_rate)
         figures = self._distil_task(pupil, schedule, rates, work, "stage 2")
         return figures | inherited(self.out / "stage1"), pupil_saver(pupil)
@@ -405,12 +425,17 @@ class Training:
                 f"integer: rounding to the nearest cost {lost:.1f} points of accuracy; with "
                 "--quantise.calibration_texts 512 it costs less as a rule"
             )
-        schedule = Schedule(options.epochs, options.batch_size, options.learning_rate, weight_decay=0.0)
+        schedule = self._schedule(options)
         rates = pupil.student.learning_rates(1.0)
         figures |= self._distil_task(pupil, schedule, rates, work, "integer", keep_start=True)
         return figures, pupil_saver(pupil)
 
     # Pieces
+
+    def _schedule(self, options: Stage2 | Quantise) -> Schedule:
+        return Schedule(
+            options.epochs, options.batch_size, options.learning_rate, options.weight_decay, options.patience
+        )
 
     def _rounded(self, student: SpikeBertForSequenceClassification) -> SpikeBertForSequenceClassification:
         """`quantise` as the recipe has it; always with the same training texts."""
@@ -465,9 +490,9 @@ class Training:
             texts = self.task.train
             seed, n_max = (self.recipe.seed, epoch, 1), self.recipe.student.n_max
             if options.altered_copies and words is not None:
-                texts += alter_words(words, options.altered_copies, special, n_max, seed)
+                texts += alter_words(words, options.altered_copies, special, n_max, seed, options.alteration)
             elif options.altered_copies:
-                texts += alter(self.task.train, options.altered_copies, special, n_max, seed)
+                texts += alter(self.task.train, options.altered_copies, special, n_max, seed, options.alteration)
             if extra is not None:
                 own = np.arange(epoch * options.extra_lines, (epoch + 1) * options.extra_lines) % len(extra)
                 texts += extra.select(own)
@@ -516,9 +541,12 @@ class Training:
             return tokenise(self.tokenizer, self.task.train_texts, n_max)
         lines = read_lines(options.text, options.lines, options.longest_words)
         if self.accelerator.is_main_process:
-            tokenise_on_disk(self.tokenizer, lines, n_max, folder)
+            tokenise_on_disk(self.tokenizer, counted(lines, "stage 1: tokenising"), n_max, folder)
         self.accelerator.wait_for_everyone()
-        return tokenise_on_disk(self.tokenizer, (), n_max, folder)
+        texts = tokenise_on_disk(self.tokenizer, (), n_max, folder)
+        if not len(texts):
+            raise UserError(_no_lines("stage1", options.text, options.longest_words))
+        return texts
 
     def _lesson(
         self, teacher: nn.Module, pupil: Pupil, weights: LossWeights, texts: TokenisedTexts, times: int, place: Path
@@ -536,7 +564,10 @@ class Training:
         if not (options.extra_text and options.extra_lines):
             return None
         lines = read_lines(options.extra_text, options.extra_lines * max(1, epochs), options.longest_words)
-        return tokenise(self.task_tokenizer, lines, self.recipe.student.n_max)
+        texts = tokenise(self.task_tokenizer, lines, self.recipe.student.n_max)
+        if not len(texts):
+            raise UserError(_no_lines("stage2", options.extra_text, options.longest_words))
+        return texts
 
     def _common(self, work: Path) -> dict:
         return {
@@ -584,8 +615,25 @@ class Training:
         test = None if splits["test"] is None else tokens("test", splits["test"])
         return Task(tokens("train", train), tokens("validation", held_back), test, train.texts)
 
-    def _classifier(self, folder: str) -> PreTrainedModel:
-        return load_teacher(AutoModelForSequenceClassification, folder, num_labels=self.student_config.num_labels)
+    def _classifier(self, folder: str, **options: object) -> PreTrainedModel:
+        classes = self.student_config.num_labels
+        return load_teacher(AutoModelForSequenceClassification, folder, num_labels=classes, **options)
+
+    def _check_classes(self) -> None:
+        """Raises UserError where the teacher, as it comes, is to teach other classes than it tells apart."""
+        own, wanted = classes_of(self.teacher_config), self.student_config.num_labels
+        if self.recipe.teacher.epochs:
+            return
+        if own not in (None, wanted):
+            raise UserError(
+                f"teacher.model: '{self.teacher_folder}' tells {own} classes apart, the texts have {wanted}, and "
+                "teacher.epochs is 0: fine-tune it (teacher.epochs 3), or give one of this task"
+            )
+        if own is None and self.recipe.stage2.epochs and self.recipe.stage2.logits_weight:
+            self.say(
+                "teacher: it has learnt no classes and teacher.epochs is 0: in stage 2 its logits say nothing "
+                "(stage2.logits_weight 0 leaves them out)"
+            )
 
     def _check_weights(self) -> None:
         """Raises UserError where a layer of the student is too wide for `quantise.weight_bits`; says where integers may
@@ -608,7 +656,7 @@ class Training:
     def _make_student_config(self, names: list[str]) -> SpikeBertConfig:
         """The student's configuration. Raises UserError for what cannot be made or taught."""
         options = self.recipe.student
-        room = self.teacher_config.max_position_embeddings
+        room = longest_text(self.teacher_config)
         if options.n_max > room:
             raise UserError(f"student.n_max is {options.n_max}, the teacher takes texts of {room} tokens at most")
         added = self.tokenizer.num_special_tokens_to_add()
@@ -682,7 +730,9 @@ class Training:
         one, on test."""
         results: dict = {"recipe": asdict(self.recipe), "accuracy": {}, "changed_predictions": {}}
         results["stages"] = self._stage_figures(STAGES)
-        results["teacher_licence"] = licence_of(self.recipe.teacher.model)
+        origin = origin_of(self.recipe.teacher.model)
+        results["teacher_licence"] = origin.licence
+        results["teacher_origin"] = {"model": origin.model, "texts": list(origin.texts)}
         results["integer_stage_sha256"] = hash_files(
             [str(self.out / "integer" / "stage.json")]
         )  # that of these figures
@@ -794,6 +844,21 @@ def errors_name_files(folder: Path) -> Iterator[None]:
         path = getattr(error, "filename", None) or folder
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}. Check the path, the rights and the space") from error
+
+
+def _no_lines(stage: str, paths: Sequence[str], longest_words: int) -> str:
+    """What is said of text files of which nothing is left."""
+    why = (
+        f"every line has more words than {stage}.longest_words, {longest_words}" if longest_words else "no line is left"
+    )
+    return f"{stage}: {', '.join(paths)}: {why}"
+
+
+def _changes(before: dict, now: dict) -> list[str]:
+    """What a stage was made from, beside what it would be made from now. Older runs did not note a teacher's files."""
+    if TEACHER not in before["sha256"]:
+        now = now | {"sha256": {name: value for name, value in now["sha256"].items() if name != TEACHER}}
+    return _differences(_spelled_out(before), _spelled_out(now))
 
 
 def _spelled_out(made_from: dict) -> dict:

@@ -29,7 +29,7 @@ from transformers import AutoModel, PretrainedConfig
 
 from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
-from spikebert.distillation import Alignment, layer_map, main_directions
+from spikebert.distillation import Alignment, main_directions
 from spikebert.layers import Block, Encoder, SpikingLinear
 from spikebert.least_squares import fit_alignment, fit_linear, set_norm, with_ones
 from spikebert.model import SpikeBertForSequenceClassification
@@ -145,7 +145,7 @@ def begin_as_teacher(
     was_training = student.training
     student.eval()
     layers, packings = teacher_layers(teacher), [Packing(mask) for _, mask in batches]
-    of_state = layer_map(len(student.blocks), len(layers))
+    of_state = alignment.teacher_state
     states = states_of(teacher, batches, packings, sorted(set(of_state)))
     width = student.config.hidden_size
     directions = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from safetensors.torch import save_file
 from spikebert.commands import UserError
 
 REGISTRY = "registry:"
+# Files of a folder that decide what a teacher says.
+DECISIVE = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def load_teacher(kind: Any, folder: str, **options: object) -> Any:
     """`from_pretrained` of a class of transformers, with an error a user can act on: UserError."""
     try:
         return kind.from_pretrained(folder, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"teacher.model: cannot load '{folder}': {reason}") from None
 
@@ -105,6 +109,73 @@ def licence_of(model: str) -> str:
     """Of a teacher of the registry; empty of any other, of which nothing is known here."""
     package = PACKAGES.get(model.removeprefix(REGISTRY)) if model.startswith(REGISTRY) else None
     return package.licence if package else ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a teacher comes from in the end.
+
+    model    whom the first run fine-tuned that made it: a folder, a hub name, or `registry:NAME`
+    licence  of its weights, where they are of the registry; else empty
+    texts    that it was fine-tuned on since, as recipes name them
+    """
+
+    model: str
+    licence: str
+    texts: tuple[str, ...]
+
+
+def origin_of(model: str) -> Origin:
+    """Of a teacher as recipes name it. The teacher folder of a run tells what it was made from."""
+    texts: list[str] = []
+    seen: set[str] = set()
+    while model not in seen and (record := _made_from(model)):
+        seen.add(model)
+        if record["teacher"]["epochs"]:
+            texts.append(record["data"]["folder"] or record["data"]["hub"])
+        model = record["teacher"]["model"]
+    return Origin(model, licence_of(model), tuple(texts))
+
+
+def _made_from(model: str) -> dict | None:
+    """Of a run's teacher folder, what it was made from; None of any other teacher."""
+    try:
+        made_from = json.loads((Path(model) / "stage.json").read_text(encoding="utf-8"))["made_from"]
+        known = isinstance(made_from["teacher"]["model"], str) and made_from["data"].keys() >= {"folder", "hub"}
+        return made_from if known and "student" not in made_from else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def decisive_files(model: str) -> list[str]:
+    """Of a teacher that is a folder, the files that decide what it says; of another, which a name tells, none."""
+    return sorted(str(path) for pattern in DECISIVE for path in Path(model).glob(pattern))
+
+
+def check_encoder(config: Any, folder: str) -> None:
+    """Raises UserError for a teacher that is more than an encoder, or is not known as one."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"teacher.model: '{folder}' ({config.model_type}) has a decoder: give an encoder alone, like BERT"
+        )
+    missing = [name for name in ("hidden_size", "num_hidden_layers") if not hasattr(config, name)]
+    if missing:
+        raise UserError(
+            f"teacher.model: '{folder}' ({config.model_type}) has no {' and no '.join(missing)} in its config.json: "
+            "give an encoder like BERT"
+        )
+
+
+def longest_text(config: Any) -> float:
+    """Tokens of the longest text that a teacher of this configuration takes; infinite where it has no such limit."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return math.inf if not isinstance(limit, int) or limit <= 0 else limit
+
+
+def classes_of(config: Any) -> int | None:
+    """How many classes a teacher tells apart as it comes; None where it has no head for that."""
+    heads = [name for name in config.architectures or () if name.endswith("ForSequenceClassification")]
+    return config.num_labels if heads else None
 
 
 def _fetch(package: Package, folder: Path) -> None:

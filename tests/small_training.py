@@ -109,7 +109,7 @@ def train(
         if isinstance(module, LoihiLIF):
             module.register_forward_hook(watch(name))
 
-    def loss_of(wrapped: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss_of(wrapped: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         if len(steps) == stop_at:
             (folder / f"stopped-{me}").touch()
             time.sleep(3600)
@@ -119,16 +119,17 @@ def train(
         logits, states = teacher(ids, mask)
         logits = F.dropout(logits, dropout)
         steps[-1]["dropped"] = (logits == 0).tolist()
-        loss = wrapped(batch, logits, states, weights)
+        losses = wrapped(batch, logits, states, weights)
         with open(folder / f"losses-{me}.txt", "a") as file:
-            file.write(f"{float(loss.detach())!r}\n")
-        return loss
+            file.write(f"{float(losses['loss'].detach())!r}\n")
+        return losses
 
-    def clip(parameters: object, limit: float, original=accelerator.clip_grad_norm_) -> None:
+    def clip(parameters: object, limit: float, original=accelerator.clip_grad_norm_) -> Tensor:
         gradients = {name: value.grad for name, value in pupil.named_parameters() if value.grad is not None}
         steps[-1]["gradients"] = {name: value.clone() for name, value in gradients.items()}
-        original(parameters, limit)
+        norm = original(parameters, limit)
         steps[-1]["clipped_norm"] = torch.stack([value.norm() for value in gradients.values()]).norm()
+        return norm
 
     accelerator.clip_grad_norm_ = clip
     schedule = Schedule(epochs, BATCH, learning_rate=1e-2)

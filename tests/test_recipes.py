@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from converters.bundle import read_bundle
 from converters.export_command import main as export_main
 from converters.graph import Norm, Source
 from sim.run_command import main as run_main
+from spikebert.recipe import Stage2
 from spikebert.train_command import main as train_main
 from spikebert.train_command import make_parser, parse
 
@@ -41,6 +44,22 @@ def test_the_papers_recipes_differ_in_language_alone() -> None:
             assert recipe[section].pop(field)
         recipe.pop("out")
     assert english == chinese
+
+
+@pytest.mark.parametrize("name", ["paper-en", "paper-zh"])
+def test_every_value_of_the_papers_recipes_says_where_it_is_from(name: str) -> None:
+    """And every one that decides the result is there: learning rates, batches, weights of losses, bits."""
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    values = [line for line in text.splitlines() if re.match("  [a-z]", line)]
+    unsaid = [line for line in values if not re.search(r"# \[(paper|predistill|distill|fine-tune|model|ours)\]", line)]
+    assert len(values) > 40 and unsaid == []
+    given = yaml.safe_load(text)
+    for stage in ("teacher", "stage1", "stage2"):
+        assert {"epochs", "batch_size", "learning_rate", "weight_decay"} <= given[stage].keys(), stage
+    assert {name for name in asdict(Stage2()) if name.endswith("_weight")} - given["stage2"].keys() == {
+        "operations_weight"
+    }
+    assert {"weight_bits", "token_bits", "epochs", "batch_size", "learning_rate"} <= given["quantise"].keys()
 
 
 @pytest.mark.parametrize("name", ["paper-en", pytest.param("paper-zh", marks=pytest.mark.slow)])

@@ -144,6 +144,11 @@ def test_the_model_card_says_the_licences() -> None:
         "and from the teacher": "registry:m3e-small (not for commerce)",
         "The recipe says of its own texts and teacher": "research only",
     }
+    recipe["teacher"]["model"] = "runs/other/teacher"
+    origin = {"model": "registry:m3e-small", "texts": ["data/chnsenti"]}
+    known = licences({"recipe": recipe, "teacher_licence": "not for commerce", "teacher_origin": origin})
+    assert known["and from the teacher"] == "registry:m3e-small (not for commerce)", "and not the folder it stood in"
+    assert known["Learnt from the texts"] == "waimai, wiki.txt.xz, hub:some/texts:zh, chnsenti"
     graph = random_graph(np.random.default_rng(0), blocks=1)
     card = model_card(graph, {"licences": known}, {}, None, "bundle")
     assert "## Licence\n\n- Learnt from the texts: waimai, wiki" in card and "teacher: research only\n" in card

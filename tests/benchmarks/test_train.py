@@ -50,7 +50,7 @@ def test_a_step_is_that_of_the_training_loop(tmp_path):
     for batch in batches:
         trainer.step(batch)
     schedule = Schedule(1, 8, LEARNING_RATE)
-    fit(Classifier(loops), lambda model, batch: model(batch), lambda epoch: texts, schedule, tmp_path,
+    fit(Classifier(loops), lambda model, batch: {"loss": model(batch)}, lambda epoch: texts, schedule, tmp_path,
         Accelerator(cpu=True), 0, 5)  # fmt: skip
     for name, value in loops.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name]), name

@@ -31,7 +31,7 @@ def bodies_of(texts: TokenisedTexts) -> list[list[int]]:
 )
 def test_what_always_holds(bodies: list[list[int]], copies: int, n_max: int, seed: int) -> None:
     texts = framed(bodies)
-    altered = alter(texts, copies, FRAME, n_max, (seed,))
+    altered = alter(texts, copies, FRAME, n_max, (seed,), Alteration())
     assert len(altered) == copies * sum(1 for body in bodies if body)
     assert (altered.labels == UNLABELLED).all()
     known = {word for body in bodies for word in body} | {103}
@@ -41,7 +41,7 @@ def test_what_always_holds(bodies: list[list[int]], copies: int, n_max: int, see
         assert whole[-1] == 102
         assert 1 <= len(body) <= n_max - 2
         assert set(body) <= known
-    again = alter(texts, copies, FRAME, n_max, (seed,))
+    again = alter(texts, copies, FRAME, n_max, (seed,), Alteration())
     assert np.array_equal(altered.ids, again.ids)
     assert bodies_of(texts) == bodies, "the texts themselves were changed"
 
@@ -53,7 +53,10 @@ def test_chances_of_0_copy() -> None:
 
 @pytest.mark.parametrize(
     ("chances", "expected"),
-    [(Alteration(join=0, run=0, mask=1, replace=0), [[103, 103, 103]]), (Alteration(1, 0, 0, 0), [[7, 7, 7, 7, 7, 7]])],
+    [
+        (Alteration(join=0, run=0, mask=1, replace=0), [[103, 103, 103]]),
+        (Alteration(join=1, run=0, mask=0, replace=0), [[7, 7, 7, 7, 7, 7]]),
+    ],
 )
 def test_each_alteration_alone(chances: Alteration, expected: list[list[int]]) -> None:
     assert bodies_of(alter(framed([[7, 7, 7]]), 1, FRAME, 64, (0,), chances)) == expected
@@ -61,21 +64,30 @@ def test_each_alteration_alone(chances: Alteration, expected: list[list[int]]) -
 
 def test_a_run_is_part_of_its_text() -> None:
     body = list(range(1, 30))
-    runs = bodies_of(alter(framed([body]), 50, FRAME, 64, (0,), Alteration(0, 1, 0, 0)))
+    runs = bodies_of(alter(framed([body]), 50, FRAME, 64, (0,), Alteration(join=0, run=1, mask=0, replace=0)))
     assert all(run == list(range(run[0], run[0] + len(run))) for run in runs)
     assert len({len(run) for run in runs}) > 10
 
 
+def test_a_run_may_be_held_short() -> None:
+    body = list(range(1, 30))
+    short = Alteration(join=0, run=1, longest_run=5, mask=0, replace=0)
+    runs = bodies_of(alter(framed([body, [1, 2]]), 50, FRAME, 64, (0,), short))
+    assert {len(run) for run in runs} == {1, 2, 3, 4, 5} and max(len(run) for run in runs[1::2]) == 2
+
+
 def test_another_seed_alters_otherwise() -> None:
     texts = framed([list(range(1, 30))])
-    assert not np.array_equal(alter(texts, 5, FRAME, 64, (1,)).ids, alter(texts, 5, FRAME, 64, (2,)).ids)
+    assert not np.array_equal(
+        alter(texts, 5, FRAME, 64, (1,), Alteration()).ids, alter(texts, 5, FRAME, 64, (2,), Alteration()).ids
+    )
 
 
 def test_a_tokenizer_without_a_mask() -> None:
     frame = SpecialTokens(before=(), after=(9,), mask=None)
-    altered = alter(TokenisedTexts([[1, 2, 9], [9]]), 3, frame, 8, (0,), Alteration(0, 0, 1, 0))
+    altered = alter(TokenisedTexts([[1, 2, 9], [9]]), 3, frame, 8, (0,), Alteration(join=0, run=0, mask=1, replace=0))
     assert [altered.body(i, frame).tolist() for i in range(3)] == [[1, 2]] * 3
 
 
 def test_only_empty_texts_give_no_copies() -> None:
-    assert len(alter(framed([[], []]), 3, FRAME, 8, (0,))) == 0
+    assert len(alter(framed([[], []]), 3, FRAME, 8, (0,), Alteration())) == 0

@@ -26,6 +26,7 @@ from spikebert.data import (
     shuffled_batches,
     tokenise,
     tokenise_on_disk,
+    word_count,
 )
 from spikebert.recipe import Data
 
@@ -97,6 +98,11 @@ def test_long_lines_are_left_out_and_do_not_count(tmp_path) -> None:
     path = write(tmp_path / "lines.txt", "a b c\na b\nc d e f\ng\nh\n")
     assert list(read_lines([str(path)], longest_words=2)) == ["a b", "g", "h"]
     assert list(read_lines([str(path)], limit=2, longest_words=2)) == ["a b", "g"]
+
+
+def test_a_chinese_character_is_a_word() -> None:
+    assert word_count("味道很好，送餐也快") == 9, "the comma stands with a word, as an English one does"
+    assert word_count("SpikeBERT 很好") == 3 and word_count("a gripping , funny film") == 5
 
 
 def test_a_file_of_no_text_is_refused(tmp_path) -> None:

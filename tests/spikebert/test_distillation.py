@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import load_model, save_file
 from torch.nn import functional as F
 
 from spikebert.data import UNLABELLED
@@ -12,17 +13,41 @@ from spikebert.distillation import (
     distillation_loss,
     embeddings_from_teacher,
     layer_map,
+    loss_parts,
+    older_layer_map,
     operations_loss,
     soft_cross_entropy,
 )
+from spikebert.pupil import aligned_states
 from spikebert.teacher_outputs import normalised
 
 
 def test_layers_are_spread_evenly_whatever_the_depths() -> None:
-    assert layer_map(4, 6) == [0, 2, 3, 4, 6]
+    assert layer_map(4, 6) == [0, 2, 3, 5, 6]
+    assert layer_map(12, 6) == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6], "each twice, and no block stands for none"
     assert layer_map(12, 12) == list(range(13))
     assert layer_map(6, 4) == [0, 1, 1, 2, 3, 3, 4]
     assert layer_map(1, 12) == [0, 12]
+
+
+def test_an_alignment_keeps_which_states_it_is_of(tmp_path) -> None:
+    """That of an older file, which does not tell, stays what it was taught."""
+    assert older_layer_map(4, 6) == [0, 2, 3, 4, 6]
+    alignment = Alignment(8, 4, 12, 6)
+    assert alignment.teacher_state == [0, 2, 3, 5, 6]
+    for older, expected in ((False, [0, 2, 3, 5, 6]), (True, [0, 2, 3, 4, 6])):
+        kept = {name: value for name, value in alignment.state_dict().items() if not (older and name == "aligned_with")}
+        assert len(kept) == 12 - older
+        save_file(kept, tmp_path / "alignment.safetensors")
+        again = Alignment(8, 4, 12, 6)
+        load_model(again, tmp_path / "alignment.safetensors")
+        assert again.teacher_state == again.aligned_with.tolist() == expected
+        assert again.wanted == sorted(set(expected))
+        assert aligned_states(str(tmp_path), 4, 6) == expected
+        twice = Alignment(8, 4, 12, 6)
+        twice.load_state_dict(again.state_dict())
+        assert twice.teacher_state == expected, "as from a checkpoint"
+    assert aligned_states(str(tmp_path / "none"), 4, 6) == [0, 2, 3, 5, 6]
 
 
 def test_soft_cross_entropy_is_the_kl_divergence() -> None:
@@ -44,9 +69,13 @@ def test_every_part_can_be_switched_off() -> None:
         "hidden": two,
     }
     for name, expected in parts.items():
-        loss = distillation_loss(LossWeights(**{name: 3.0}), student, teacher, labels, one, two)
-        torch.testing.assert_close(loss, 3 * expected)
-    assert distillation_loss(LossWeights(), student, teacher, labels, one, two) == 0
+        weights = LossWeights(**{name: 3.0})
+        told = loss_parts(weights, student, teacher, labels, one, two)
+        assert told.keys() == {name}
+        torch.testing.assert_close(told[name], expected)
+        torch.testing.assert_close(distillation_loss(weights, told, student.device), 3 * expected)
+    assert loss_parts(LossWeights(), student, teacher, labels, one, two) == {}
+    assert distillation_loss(LossWeights(), {}, student.device) == 0
 
 
 def test_operations_cost_by_how_far_they_are_from_what_is_free() -> None:
@@ -65,10 +94,10 @@ def test_operations_cost_by_how_far_they_are_from_what_is_free() -> None:
 def test_unlabelled_texts_take_no_part_in_the_label_loss() -> None:
     student = torch.tensor([[2.0, 0.0], [0.0, 9.0]])
     labels = torch.tensor([0, UNLABELLED])
-    loss = distillation_loss(LossWeights(label=1.0), student, None, labels, None, None)
+    loss = loss_parts(LossWeights(label=1.0), student, None, labels, None, None)["label"]
     torch.testing.assert_close(loss, F.cross_entropy(student[:1], labels[:1]))
     none = torch.full((2,), UNLABELLED)
-    assert distillation_loss(LossWeights(label=1.0), student, None, none, None, None) == 0
+    assert loss_parts(LossWeights(label=1.0), student, None, none, None, None)["label"] == 0
 
 
 def test_alignment_ignores_padding_and_is_zero_for_a_perfect_student() -> None:

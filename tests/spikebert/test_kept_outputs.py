@@ -110,9 +110,9 @@ def test_the_loss_differs_by_rounding_only(teacher: torch.nn.Module, tmp_path: P
     asked = asks(teacher)(batch["input_ids"], batch["attention_mask"])
     with kept:
         read = kept.read(np.arange(16), CPU)
-    expected, got = (pupil(batch, *outputs, weights).item() for outputs in (asked, read))
+    expected, got = (pupil(batch, *outputs, weights)["loss"].item() for outputs in (asked, read))
     assert 0 < abs(got - expected) < 1e-3 * expected
-    wrong = pupil(batch, read.logits, read.states.roll(1, 1), weights).item()
+    wrong = pupil(batch, read.logits, read.states.roll(1, 1), weights)["loss"].item()
     assert abs(wrong - expected) > 1e-3 * expected, "another token's states are told apart"
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from spikebert import loop
 from spikebert.commands import UserError
 from spikebert.data import TokenisedTexts, shuffled_batches
-from spikebert.loop import Schedule, Score, choose_precision, fit, learning_rate, parameter_groups
+from spikebert.loop import Losses, Schedule, Score, choose_precision, fit, learning_rate, parameter_groups
 
 TEXTS = TokenisedTexts([[i % 5, i % 3] for i in range(40)], [i % 2 for i in range(40)])
 
@@ -26,12 +30,13 @@ def train(folder, epochs: int = 3, kill_at: int | None = None, evaluate=None, pa
     model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 2))
     steps = 0
 
-    def loss_of(wrapped: nn.Module, batch: dict) -> torch.Tensor:
+    def loss_of(wrapped: nn.Module, batch: dict) -> Losses:
         nonlocal steps
         if steps == kill_at:
             raise Killed
         steps += 1
-        return nn.functional.cross_entropy(wrapped(batch["input_ids"]), batch["labels"])
+        loss = nn.functional.cross_entropy(wrapped(batch["input_ids"]), batch["labels"])
+        return {"loss": 2 * loss, "half": loss.detach()}
 
     schedule = Schedule(epochs, batch_size=8, learning_rate=0.05, patience=patience)
     device = Accelerator(cpu=True)
@@ -166,13 +171,76 @@ def test_the_start_competes_if_asked(tmp_path) -> None:
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path) -> None:
     model = nn.Linear(2, 2)
 
-    def loss_of(wrapped: nn.Module, batch: dict) -> torch.Tensor:
-        return wrapped(batch["input_ids"].float()).sum() * float("nan")
+    def loss_of(wrapped: nn.Module, batch: dict) -> Losses:
+        return {"loss": wrapped(batch["input_ids"].float()).sum() * float("nan")}
 
     first = ", ".join(map(str, shuffled_batches(40, 12, (1, 0))[0][:8]))
     said = rf"nan at step 0, in epoch 1, in a batch of 12 texts of 2 to 2 tokens \(numbers {first}, \.\.\. of .*lower"
     with pytest.raises(RuntimeError, match=said):
         fit(model, loss_of, lambda epoch: TEXTS, Schedule(1, 12, 0.1), tmp_path, Accelerator(cpu=True), 0, 1)
+
+
+@pytest.mark.parametrize("step", [1, 3], ids=["in the middle", "in the last step"])
+def test_a_gradient_that_is_no_number_stops_the_run_where_it_is(tmp_path, step: int) -> None:
+    """And not a step later, when the weights are spoilt and perhaps in the checkpoint."""
+    model, steps = nn.Linear(2, 2), 0
+
+    def loss_of(wrapped: nn.Module, batch: dict) -> Losses:
+        nonlocal steps
+        loss = wrapped(batch["input_ids"].float()).square().mean()
+        if steps == step:
+            loss = loss + (0 * wrapped(batch["input_ids"].float())).sum().sqrt()  # of 0: its slope is infinite
+        steps += 1
+        return {"loss": loss}
+
+    batch = ", ".join(map(str, shuffled_batches(40, 10, (1, 0))[step][:8]))
+    said = (
+        rf"the gradient of a loss of \d\S* is nan at step {step}, in epoch 1, .* \(numbers {batch}, \.\.\. of .*lower"
+    )
+    with pytest.raises(RuntimeError, match=said):
+        fit(
+            model, loss_of, lambda epoch: TEXTS, Schedule(1, 10, 0.1), tmp_path, Accelerator(cpu=True), 0, 1,
+            checkpoint_seconds=0,
+        )  # fmt: skip
+    assert steps == step + 1 and all(value.isfinite().all() for value in model.parameters())
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert kept["position"]["step"] == step and all(value.isfinite().all() for value in kept["model"].values())
+
+
+def entries(folder: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows of a run: name -> step -> value."""
+    shown = EventAccumulator(str(folder / "tensorboard"))
+    shown.Reload()
+    assert all(
+        len({e.step for e in shown.Scalars(name)}) == len(shown.Scalars(name)) for name in shown.Tags()["scalars"]
+    )
+    return {name: {e.step: e.value for e in shown.Scalars(name)} for name in shown.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_what_the_loss_is_made_of(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "LOGGED", 4)
+    train(tmp_path, evaluate=lambda: scored(0.5))
+    shown = entries(tmp_path)
+    steps = {1, 4, 8, 12, 15}
+    assert {"loss", "loss_half", "learning_rate", "sentences_per_second", "accuracy"} <= shown.keys()
+    assert shown["loss"].keys() == shown["loss_half"].keys() == steps and shown["accuracy"].keys() == {5, 10, 15}
+    assert all(shown["loss"][step] == pytest.approx(2 * shown["loss_half"][step]) for step in steps)
+
+
+def test_tensorboard_shows_each_step_once_of_a_run_that_was_killed(tmp_path, monkeypatch) -> None:
+    """What came after the checkpoint is done again."""
+    monkeypatch.setattr(loop, "LOGGED", 1)
+    train(tmp_path / "whole")
+    now = iter([0.0] * 5 + [100.0] * 2 + [0.0] * 99)  # the fifth step, or so, is kept, and no other
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(now), perf_counter=time.perf_counter))
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", kill_at=9, checkpoint_seconds=50)
+    kept = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["position"]["step"]
+    assert 0 < kept < 9
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "LOGGED", 1)
+    train(tmp_path / "killed")
+    assert entries(tmp_path / "killed")["loss"] == entries(tmp_path / "whole")["loss"]
 
 
 @pytest.mark.parametrize(
@@ -211,8 +279,8 @@ def test_some_parameters_learn_faster(tmp_path) -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 2))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
 
-    def loss_of(wrapped: nn.Module, batch: dict) -> torch.Tensor:
-        return nn.functional.cross_entropy(wrapped(batch["input_ids"]), batch["labels"])
+    def loss_of(wrapped: nn.Module, batch: dict) -> Losses:
+        return {"loss": nn.functional.cross_entropy(wrapped(batch["input_ids"]), batch["labels"])}
 
     schedule = Schedule(1, batch_size=40, learning_rate=0.01, weight_decay=0.0)
     fit(

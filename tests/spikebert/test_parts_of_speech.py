@@ -84,10 +84,10 @@ def test_texts_are_cut_as_everywhere(tokenizer) -> None:
 def test_what_always_holds(tokenizer, texts: list[list[str]], copies: int, n_max: int, seed: int) -> None:
     frame = SpecialTokens((2,), (3,), 1)
     words = words_of(tokenizer, [" ".join(text) for text in texts], 64, tag)
-    altered = alter_words(words, copies, frame, n_max, (seed,))
+    altered = alter_words(words, copies, frame, n_max, (seed,), Alteration())
     assert len(altered) == copies * sum(map(bool, texts)) and (altered.labels == UNLABELLED).all()
     assert (altered.lengths <= n_max).all() and (altered.lengths >= 3).all()
-    again = alter_words(words, copies, frame, n_max, (seed,))
+    again = alter_words(words, copies, frame, n_max, (seed,), Alteration())
     assert np.array_equal(altered.ids, again.ids)
     copied = alter_words(words, 1, frame, 64, (seed,), NOTHING)
     whole = [tokenizer(" ".join(text))["input_ids"] for text in texts if text]
@@ -101,7 +101,9 @@ def bodies(tokenizer, texts: TokenisedTexts) -> list[list[str]]:
 
 def test_a_word_is_replaced_by_one_of_its_part(tokenizer) -> None:
     words = words_of(tokenizer, ["the film was good", "a soup was sad"], 64, tag)
-    altered = alter_words(words, 40, SpecialTokens((2,), (3,), 1), 64, (0,), Alteration(0, 0, 0, 1))
+    altered = alter_words(
+        words, 40, SpecialTokens((2,), (3,), 1), 64, (0,), Alteration(join=0, run=0, mask=0, replace=1)
+    )
     for text in bodies(tokenizer, altered):
         assert len(text) == 4 and text[1] in NOUNS and text[3] in ("good", "sad")
         assert text[0] in ("the", "a", "was") and text[2] in ("the", "a", "was")
@@ -111,7 +113,7 @@ def test_a_word_is_replaced_by_one_of_its_part(tokenizer) -> None:
 def test_a_word_is_masked_with_all_its_tokens(tokenizer) -> None:
     words = words_of(tokenizer, ["a good-film"], 64, tag)
     frame = SpecialTokens((2,), (3,), 1)
-    masked = alter_words(words, 60, frame, 64, (0,), Alteration(0, 0, 0.5, 0))
+    masked = alter_words(words, 60, frame, 64, (0,), Alteration(join=0, run=0, mask=0.5, replace=0))
     seen = {tuple(masked.body(i, frame).tolist()) for i in range(len(masked))}
     first, *rest = tokenizer("a good-film", add_special_tokens=False)["input_ids"]
     assert seen == {(a, *b) for a in (first, 1) for b in (rest, [1, 1, 1])}

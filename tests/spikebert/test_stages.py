@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from small_teachers import recipe_arguments
+from transformers import AutoModelForSequenceClassification, T5Config
 
 from converters.from_torch import graph_from_model
 from spikebert import stages
@@ -96,6 +98,108 @@ def record(folder: Path, **made_from: object) -> Path:
     parts = {"data": {"folder": "data/films", "hub": ""}, "stage1": {"text": [], "reuse": ""}} | made_from
     (folder / "stage.json").write_text(json.dumps({"made_from": parts, "figures": figures}))
     return folder
+
+
+def lines_of(tmp_path: Path) -> Path:
+    text = tmp_path / "text.txt"
+    text.write_text("the film was good\n" * 20)
+    return text
+
+
+def test_a_stage_without_texts_is_refused(trained, tmp_path, capfd) -> None:
+    """And not finished, with a student that has learnt nothing."""
+    shutil.copytree(trained / "run" / "teacher", tmp_path / "run" / "teacher")
+    text = lines_of(tmp_path)
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}"]
+    assert main([*arguments, f"--stage1.text=[{text}]", "--stage1.longest_words=2"]) == 2
+    assert f"stage1: {text}: every line has more words than stage1.longest_words, 2" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "stage1").exists()
+    shutil.copytree(trained / "run" / "stage1", tmp_path / "run" / "stage1")
+    arguments += [f"--stage2.extra_text=[{text}]", "--stage2.extra_lines=4", "--stage2.longest_words=3"]
+    assert main(arguments) == 2
+    assert f"stage2: {text}: every line has more words than stage2.longest_words, 3" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "stage2").exists()
+
+
+def test_a_teacher_that_changed_in_its_folder_is_noticed(trained, tmp_path, capfd) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(trained / "teacher", teacher)
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", f"--teacher.model={teacher}"]
+    arguments += ["--teacher.epochs=1"]
+    assert main([*arguments, "--until=stage1"]) == 0
+    assert main([*arguments, "--until=stage1"]) == 0, "the same one is taken for the same"
+    weights = {name: value + 0.01 for name, value in load_file(teacher / "model.safetensors").items()}
+    save_file(weights, teacher / "model.safetensors", {"format": "pt"})
+    capfd.readouterr()
+    assert main([*arguments, "--until=stage1"]) == 2
+    assert "was made with another recipe (sha256.teacher.model" in capfd.readouterr().err
+    for stage in ("teacher", "stage1"):  # as earlier versions left them: they did not look
+        path = tmp_path / "run" / stage / "stage.json"
+        made = json.loads(path.read_text())
+        assert made["made_from"]["sha256"].pop("teacher.model")
+        path.write_text(json.dumps(made))
+    assert main([*arguments, "--until=stage1"]) == 0
+
+
+def classifier(trained: Path, folder: Path, classes: int) -> Path:
+    """A teacher with a head of so many classes."""
+    shutil.copytree(trained / "teacher", folder)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(folder, num_labels=classes).save_pretrained(folder)
+    return folder
+
+
+def test_a_teacher_of_other_classes_learns_these(trained, tmp_path, capfd) -> None:
+    teacher = classifier(trained, tmp_path / "teacher", 5)
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", f"--teacher.model={teacher}"]
+    assert main([*arguments, "--teacher.epochs=0"]) == 2
+    said = "tells 5 classes apart, the texts have 2, and teacher.epochs is 0: fine-tune it"
+    assert said in capfd.readouterr().err and not (tmp_path / "run").exists()
+    assert main([*arguments, "--teacher.epochs=1", "--until=teacher"]) == 0
+    assert "teacher: its head for 5 classes is left, a new one begins" in capfd.readouterr().err
+    taught = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "teacher")
+    assert taught.num_labels == len(taught.classifier.weight) == 2
+
+
+@pytest.mark.parametrize(("flag", "said"), [("--stage2.logits_weight=1", True), ("--stage2.logits_weight=0", False)])
+def test_logits_of_a_teacher_that_learnt_no_classes(trained, tmp_path, capfd, flag: str, said: bool) -> None:
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", "--teacher.epochs=0", "--until=teacher"]
+    assert main([*arguments, flag]) == 0
+    assert ("it has learnt no classes and teacher.epochs is 0" in capfd.readouterr().err) is said
+    fine_tuned = f"--teacher.model={classifier(trained, tmp_path / 'teacher', 2)}"
+    assert main([*arguments, flag, f"--out={tmp_path / 'other'}", fine_tuned]) == 0
+    assert "it has learnt no classes" not in capfd.readouterr().err
+
+
+def test_a_teacher_with_a_decoder_is_refused(trained, tmp_path, capfd) -> None:
+    shutil.copytree(trained / "teacher", tmp_path / "t5")
+    T5Config(vocab_size=16, d_model=8, num_layers=1, num_heads=1).save_pretrained(tmp_path / "t5")
+    assert main([*recipe_arguments(trained), f"--out={tmp_path / 'run'}", f"--teacher.model={tmp_path / 't5'}"]) == 2
+    assert "(t5) has a decoder: give an encoder alone" in capfd.readouterr().err
+
+
+def test_the_teacher_and_the_integer_stage_end_early_too(trained, tmp_path) -> None:
+    """Both learn nothing at this rate, so no epoch is better than the first."""
+    flags = ["--teacher.epochs=9", "--teacher.patience=2", "--teacher.learning_rate=1e-12", "--quantise.epochs=9"]
+    flags += ["--quantise.patience=1", "--quantise.learning_rate=1e-12", "--stage2.epochs=1"]
+    assert main([*recipe_arguments(trained), *flags, f"--out={tmp_path}"]) == 0
+    figures = {stage: stages.read_record(tmp_path / stage / "stage.json")["figures"] for stage in stages.STAGES}
+    sentences = {name: figures[name]["sentences_per_second"] * figures[name]["seconds"] for name in figures}
+    assert sentences["teacher"] == pytest.approx(3 * 200), "the best was the first of them"
+    assert sentences["integer"] == pytest.approx(1 * 200), "the best was the start"
+
+
+def test_models_of_stages_that_are_done_are_let_go(trained, tmp_path, monkeypatch) -> None:
+    held: list[int] = []
+    train = stages.Training._train_integer
+
+    def watched(self, work: Path):
+        held.append(len(self.accelerator._models) + len(self.accelerator._optimizers))
+        return train(self, work)
+
+    monkeypatch.setattr(stages.Training, "_train_integer", watched)
+    assert main([*recipe_arguments(trained), f"--out={tmp_path / 'run'}"]) == 0
+    assert held == [0]
 
 
 def test_what_a_reused_student_learnt_from_is_known(tmp_path: Path) -> None:

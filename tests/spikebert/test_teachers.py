@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import math
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_teachers import make_teacher
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig
 
 from spikebert import teachers
 from spikebert.commands import UserError
-from spikebert.teachers import PACKAGES, Package, licence_of, resolve
+from spikebert.teachers import (
+    PACKAGES,
+    Origin,
+    Package,
+    check_encoder,
+    classes_of,
+    licence_of,
+    longest_text,
+    origin_of,
+    resolve,
+)
 
 
 class Registry:
@@ -126,6 +139,46 @@ def test_what_goes_wrong_is_told_and_leaves_nothing(registry: Registry, tmp_path
 
 def test_other_names_are_left_as_they_are() -> None:
     assert resolve("bert-base-uncased") == "bert-base-uncased" and licence_of("bert-base-uncased") == ""
+
+
+def test_the_teacher_folder_of_a_run_tells_where_it_comes_from(tmp_path: Path) -> None:
+    """So a licence is not lost on the way, nor texts that are for research alone."""
+
+    def run(name: str, teacher: str, data: str, epochs: int = 2) -> str:
+        folder = tmp_path / name / "teacher"
+        folder.mkdir(parents=True)
+        made_from = {"data": {"folder": data, "hub": ""}, "teacher": {"model": teacher, "epochs": epochs}}
+        (folder / "stage.json").write_text(json.dumps({"made_from": made_from, "figures": {}}))
+        return str(folder)
+
+    first = run("first", "registry:m3e-small", "data/waimai")
+    second = run("second", first, "data/chnsenti")
+    taken = run("taken", second, "data/other", epochs=0)  # as it was
+    licence = PACKAGES["m3e-small"].licence
+    assert origin_of(first) == Origin("registry:m3e-small", licence, ("data/waimai",))
+    assert origin_of(taken) == Origin("registry:m3e-small", licence, ("data/chnsenti", "data/waimai"))
+    assert origin_of("bert-base-chinese") == Origin("bert-base-chinese", "", ())
+    assert origin_of(str(tmp_path)) == Origin(str(tmp_path), "", ())
+    own = run("own", str(tmp_path / "own" / "teacher"), "data/odd")
+    assert origin_of(own) == Origin(own, "", ("data/odd",)), "one that names itself has an end"
+    (Path(second) / "stage.json").write_text("[]")
+    assert origin_of(taken) == Origin(second, "", ())
+
+
+@pytest.mark.parametrize("spoilt", [{}, {"made_from": {"teacher": 3}}, {"made_from": {"teacher": {"model": 3}}}])
+def test_a_record_of_something_else_tells_nothing(tmp_path: Path, spoilt: dict) -> None:
+    (tmp_path / "stage.json").write_text(json.dumps(spoilt))
+    assert origin_of(str(tmp_path)) == Origin(str(tmp_path), "", ())
+
+
+def test_what_a_configuration_tells_of_a_teacher() -> None:
+    bert = BertConfig(architectures=["BertForSequenceClassification"], num_labels=3, max_position_embeddings=7)
+    assert (classes_of(bert), longest_text(bert)) == (3, 7)
+    assert classes_of(BertConfig(architectures=["BertModel"], num_labels=3)) is classes_of(BertConfig()) is None
+    assert longest_text(SimpleNamespace()) == longest_text(SimpleNamespace(max_position_embeddings=-1)) == math.inf
+    check_encoder(bert, "bert")
+    with pytest.raises(UserError, match=r"'odd' \(odd\) has no hidden_size and no num_hidden_layers in its config"):
+        check_encoder(SimpleNamespace(model_type="odd"), "odd")
 
 
 def test_licences() -> None:
