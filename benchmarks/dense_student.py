@@ -36,7 +36,7 @@ from spikebert.commands import UserError, output_kept_clean, run_command, write_
 from spikebert.data import TokenisedTexts, hash_files, sorted_batches
 from spikebert.distillation import Alignment, embeddings_from_teacher
 from spikebert.evaluation import Accuracy, accuracy
-from spikebert.pupil import Pupil, pupil_files, pupil_saver
+from spikebert.pupil import Pupil, aligned_states, pupil_files, pupil_saver
 from spikebert.recipe import Recipe
 from spikebert.stages import Training
 
@@ -76,11 +76,12 @@ class DenseStudent(nn.Module):
 class DenseTraining(Training):
     """The stages of a run up to the second, with a dense student; its teacher is that of the run.
 
+    stage1      folder of the run's stage 1: the dense student is aligned with the same states of the teacher
     taken_over  folder of another's stage 1 that is taken as it is, or None
     """
 
-    def __init__(self, recipe: Recipe, taken_over: Path | None = None) -> None:
-        self.taken_over = taken_over
+    def __init__(self, recipe: Recipe, stage1: Path, taken_over: Path | None = None) -> None:
+        self.stage1, self.taken_over = stage1, taken_over
         super().__init__(recipe)
 
     def run_stage1(self) -> Path:
@@ -131,7 +132,9 @@ class DenseTraining(Training):
     def _new_alignment(self, teacher: nn.Module) -> Alignment:
         """Whatever spikes the student of the run sends, the states here are numbers."""
         student, config = self.recipe.student, teacher.config
-        return Alignment(student.hidden_size, student.layers, config.hidden_size, config.num_hidden_layers)
+        alignment = Alignment(student.hidden_size, student.layers, config.hidden_size, config.num_hidden_layers)
+        alignment.align_with(aligned_states(str(self.stage1), student.layers, config.num_hidden_layers))
+        return alignment
 
     def _load_pupil(self, stage: str) -> Pupil:
         return self._read_pupil(self.out / stage)
@@ -188,7 +191,7 @@ def teach_stage1(reused: Path, out: Path, learning_rate: float) -> Path:
     if "stage2" in values or values["stage1"]["reuse"]:
         raise UserError(f"the run took over {reused}, which is no stage 1 from its start: give another run")
     recipe = dense_recipe(values, out, learning_rate)
-    return DenseTraining(with_teacher(recipe, reused.parent / "teacher")).run_stage1()
+    return DenseTraining(with_teacher(recipe, reused.parent / "teacher"), reused).run_stage1()
 
 
 def teach_beside(run: Path, out: Path, learning_rate: float, stage1: Path | None = None) -> dict:
@@ -208,7 +211,7 @@ def teach_beside(run: Path, out: Path, learning_rate: float, stage1: Path | None
         values = values | {"stage1": values["stage1"] | {"reuse": ""}}
     recipe = with_teacher(dense_recipe(values, out, learning_rate), run / "teacher")
     accuracies = {name: measured[name]["validation"] for name in ("teacher", "float student", "integer student")}
-    return accuracies | DenseTraining(recipe, taken_over).run()
+    return accuracies | DenseTraining(recipe, run / "stage1", taken_over).run()
 
 
 def _classes(classify: Classify, texts: TokenisedTexts, pad_id: int) -> np.ndarray:

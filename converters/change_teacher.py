@@ -33,10 +33,9 @@ from converters.float_student import (
 from spikebert.commands import UserError, note, run_command
 from spikebert.data import read_tsv
 from spikebert.model import SpikeBertForSequenceClassification
-from spikebert.stages import inherited, learnt_from, read_record
-from spikebert.teachers import load_teacher, longest_text, origin_of, resolve
+from spikebert.stages import handed_on
+from spikebert.teachers import load_teacher, longest_text, resolve
 
-EARLIER = "Teachers that it had before"  # in a model card
 ROLES = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 
 
@@ -114,21 +113,12 @@ def with_tokens_of(
 
 def record_of(folder: Path) -> dict:
     """A `stage.json`: what the student in `folder` had learnt from, and from whom."""
-    before = read_record(folder / "stage.json")["made_from"].get("teacher", {}).get("model", "")
-    figures = inherited(folder)
-    terms = dict(figures.get("licences", {}))
-    learnt = learnt_from(folder)
-    if before:
-        origin = origin_of(before)
-        earlier = [terms[EARLIER]] if EARLIER in terms else []
-        terms[EARLIER] = ", ".join([*earlier, f"{origin.model} ({origin.licence})" if origin.licence else origin.model])
-        learnt = list(dict.fromkeys([*learnt, *origin.texts]))
     made_from = {
         "student": str(folder),
         "data": {"folder": "", "hub": ""},
         "stage1": {"text": [], "reuse": str(folder)},
     }
-    return {"made_from": made_from, "figures": figures | {"learnt_from": learnt, "licences": terms}}
+    return {"made_from": made_from, "figures": handed_on(folder)}
 
 
 def make(folder: Path, teacher: str, texts: Sequence[str], count: int, seed: int, out: Path) -> None:

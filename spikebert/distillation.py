@@ -29,14 +29,22 @@ def older_layer_map(student_layers: int, teacher_layers: int) -> list[int]:
     return [round(i * teacher_layers / student_layers) for i in range(student_layers + 1)]
 
 
+def states_kept(kept: list[int] | None, student_layers: int, teacher_layers: int) -> list[int]:
+    """The teacher's states that a kept alignment is of, by what its file tells: nothing (None) in older ones, and no
+    more that counts where it had a teacher of another depth."""
+    if kept is None:
+        return older_layer_map(student_layers, teacher_layers)
+    return kept if kept[-1] == teacher_layers else layer_map(student_layers, teacher_layers)
+
+
 class Alignment(nn.Module):
     """One linear map from student to teacher width for the embedding and for each block.
 
     largest_spike  that the student adds up (`SpikeBertConfig.residual_cap`): its states are divided by it, for maps
                    from larger ones are learnt too fast. Kept with the maps; those of older files are from whole states
 
-    Which state of the teacher each is aligned with (`teacher_state`) is kept with the maps too. In older files halves
-    were rounded to the even state, and stay so.
+    Which state of the teacher each is aligned with (`teacher_state`) is kept with the maps too, and holds for teachers
+    of as many layers. In older files halves were rounded to the even state, and stay so.
     """
 
     def __init__(
@@ -45,18 +53,20 @@ class Alignment(nn.Module):
         super().__init__()
         self.register_buffer("largest_spike", torch.tensor(float(largest_spike)))
         self.teacher_layers = teacher_layers
-        self._align_with(layer_map(student_layers, teacher_layers))
+        self.align_with(layer_map(student_layers, teacher_layers))
         self.maps = nn.ModuleList(nn.Linear(student_width, teacher_width) for _ in self.teacher_state)
 
-    def _align_with(self, teacher_state: list[int]) -> None:
+    def align_with(self, teacher_state: list[int]) -> None:
+        """Of the student's states 0 .. L, the teacher's state that each is aligned with."""
         self.teacher_state = teacher_state
         self.wanted = sorted(set(teacher_state))  # a deep student has several states aligned with one
         self.register_buffer("aligned_with", torch.tensor(teacher_state))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         state_dict.setdefault(f"{prefix}largest_spike", torch.tensor(1.0))
-        older = torch.tensor(older_layer_map(len(self.maps) - 1, self.teacher_layers))
-        self._align_with(state_dict.setdefault(f"{prefix}aligned_with", older).tolist())
+        blocks, kept = len(self.maps) - 1, state_dict.get(f"{prefix}aligned_with")
+        self.align_with(states_kept(None if kept is None else kept.tolist(), blocks, self.teacher_layers))
+        state_dict[f"{prefix}aligned_with"] = self.aligned_with
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def forward(self, student: tuple[Tensor, ...], teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,6 +77,8 @@ class Alignment(nn.Module):
         `mean_over_processes`.
         """
         real = mask.flatten().nonzero().flatten()  # once for all states: a GPU is waited for here
+        if len(teacher) != len(self.wanted):
+            raise ValueError(f"{len(teacher)} states of the teacher were given, {len(self.wanted)} are wanted")
         losses = []
         for state, teacher_state, to_teacher in zip(student, self.teacher_state, self.maps):
             target = teacher[self.wanted.index(teacher_state)]

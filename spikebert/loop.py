@@ -181,7 +181,9 @@ def fit(
     steps = steps_an_epoch * schedule.epochs
     if texts is not None and not 0 <= state.step - state.epoch * steps_an_epoch <= steps_an_epoch:
         raise UserError(f"{checkpoint} is of other texts or another number of processes: delete it to start again")
-    writer = _writer(folder / "tensorboard", state.step) if accelerator.is_main_process else None
+    validates_again = evaluate is not None and 0 < state.step == (state.epoch + 1) * steps_an_epoch
+    done = state.step - validates_again  # what a killed run wrote of later steps is struck out
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1) if accelerator.is_main_process else None
     machine = MachineUse(accelerator.device)
     seconds_before, sentences_before = state.seconds, state.sentences  # of the runs before this one
     with Progress(title, steps, state.step, accelerator.is_main_process, machine.describe) as progress:
@@ -230,11 +232,6 @@ def fit(
     if accelerator.is_main_process:
         checkpoint.unlink(missing_ok=True)
     return _outcome(state, machine)
-
-
-def _writer(folder: Path, step: int) -> SummaryWriter:
-    """A run that goes on at a step strikes out what a killed one wrote of later ones."""
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
 def _log(writer: SummaryWriter | None, scalars: Mapping[str, float], step: int) -> None:
@@ -353,6 +350,12 @@ def _save(
             raise error.__context__ from None
         raise
     os.replace(partial, path)  # a kill while writing leaves the checkpoint before
+
+
+def checkpoint_names(folder: Path) -> set[str]:
+    """Of the checkpoint of a stage that was stopped, the names of what its model holds; none where there is none."""
+    path = folder / "checkpoint.pt"
+    return set(torch.load(path, mmap=True, weights_only=True)["model"]) if path.exists() else set()
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

@@ -20,8 +20,8 @@ from spikebert.distillation import (
     distillation_loss,
     layer_map,
     loss_parts,
-    older_layer_map,
     operations_loss,
+    states_kept,
 )
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.positions import LEARNED
@@ -103,9 +103,9 @@ def aligned_states(folder: str, student_layers: int, teacher_layers: int) -> lis
     if not path.exists():
         return layer_map(student_layers, teacher_layers)
     with safe_open(path, "pt") as alignment:
-        if "aligned_with" in alignment.keys():  # noqa: SIM118  # it is no dictionary
-            return alignment.get_tensor("aligned_with").tolist()
-    return older_layer_map(student_layers, teacher_layers)
+        told = "aligned_with" in alignment.keys()  # noqa: SIM118  # it is no dictionary
+        kept = alignment.get_tensor("aligned_with").tolist() if told else None
+    return states_kept(kept, student_layers, teacher_layers)
 
 
 def check_reuse(

@@ -56,10 +56,10 @@ from spikebert.data import (
     tokenise,
     tokenise_on_disk,
 )
-from spikebert.distillation import Alignment, LossWeights, embeddings_from_teacher
+from spikebert.distillation import Alignment, LossWeights, embeddings_from_teacher, older_layer_map
 from spikebert.evaluation import accuracy, mean_firing_rates, predict_together, validation
 from spikebert.kept_outputs import GB, drop_kept
-from spikebert.loop import Schedule, Score, choose_precision, fit
+from spikebert.loop import Schedule, Score, checkpoint_names, choose_precision, fit
 from spikebert.model import TOKEN_DEVIATION, SpikeBertForSequenceClassification
 from spikebert.parts_of_speech import tagger_for, words_of
 from spikebert.progress import counted, say
@@ -81,6 +81,7 @@ from spikebert.teachers import (
 from spikebert.teaching import Lesson, teaching
 from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
+EARLIER = "Teachers that it had before"  # in a model card
 TEXTS = "texts"  # the folder of stage 1's tokenised text, until it is finished
 CALIBRATION_BATCH = 64  # texts
 MUCH = 0.03  # of accuracy that rounding may cost before that is said
@@ -362,9 +363,11 @@ class Training:
         pupil = Pupil(student, self._new_alignment(teacher)).to(self.device)
         if options.reuse:
             reuse(pupil, Path(options.reuse), options.reuse_readout)
-            earlier = Path(options.reuse)
-            figures = {"reused": options.reuse} | inherited(earlier) | {"learnt_from": learnt_from(earlier)}
+            figures = {"reused": options.reuse} | handed_on(Path(options.reuse), self.recipe.teacher.model)
             return figures, pupil_saver(pupil)
+        begun_before = checkpoint_names(work)
+        if begun_before and "alignment.aligned_with" not in begun_before:
+            pupil.alignment.align_with(older_layer_map(self.recipe.student.layers, teacher.config.num_hidden_layers))
         texts = self._stage1_texts(work / TEXTS)
         begun = self._begin_as_teacher(pupil, teacher, texts) if self.recipe.student.blocks_from_teacher else {}
         weights = LossWeights(
@@ -629,10 +632,11 @@ class Training:
                 f"teacher.model: '{self.teacher_folder}' tells {own} classes apart, the texts have {wanted}, and "
                 "teacher.epochs is 0: fine-tune it (teacher.epochs 3), or give one of this task"
             )
-        if own is None and self.recipe.stage2.epochs and self.recipe.stage2.logits_weight:
+        epochs = self.recipe.stage2.epochs + self.recipe.quantise.epochs
+        if own is None and epochs and self.recipe.stage2.logits_weight:
             self.say(
-                "teacher: it has learnt no classes and teacher.epochs is 0: in stage 2 its logits say nothing "
-                "(stage2.logits_weight 0 leaves them out)"
+                "teacher: it has learnt no classes and teacher.epochs is 0: its logits say nothing, in stage 2 and the "
+                "integer stage (stage2.logits_weight 0 leaves them out)"
             )
 
     def _check_weights(self) -> None:
@@ -813,9 +817,25 @@ def inherited(stage: Path) -> dict:
     return {name: figures[name] for name in ("learnt_from", "licences") if name in figures}
 
 
+def handed_on(stage: Path, teacher: str | None = None) -> dict:
+    """Figures for whoever goes on from a finished stage 1 or 2: what the student there learnt from and from whom, for
+    the card of a bundle. Its teacher is left out where it is `teacher`, the one that it goes on with.
+
+    Raises UserError where its record is damaged.
+    """
+    figures = inherited(stage)
+    terms = dict(figures.get("licences", {}))
+    before = read_record(stage / "stage.json")["made_from"].get("teacher", {}).get("model")
+    if before and (teacher is None or origin_of(before).model != origin_of(teacher).model):
+        origin = origin_of(before)
+        earlier = [terms[EARLIER]] if EARLIER in terms else []
+        terms[EARLIER] = ", ".join([*earlier, f"{origin.model} ({origin.licence})" if origin.licence else origin.model])
+    return figures | {"learnt_from": learnt_from(stage)} | ({"licences": terms} if terms else {})
+
+
 def learnt_from(stage: Path) -> list[str]:
     """The texts, as recipes name them, that the student of a finished stage 1 or 2 learnt from, those of stages that it
-    went on from included. Raises UserError where its record is damaged."""
+    went on from included, and those of its teacher. Raises UserError where its record is damaged."""
     record = read_record(stage / "stage.json")
     made_from, earlier = record["made_from"], record["figures"].get("learnt_from", [])
     data, stage1, stage2 = made_from["data"], made_from["stage1"], made_from.get("stage2")
@@ -823,7 +843,8 @@ def learnt_from(stage: Path) -> list[str]:
     texts = [*earlier, *(stage1["text"] or ([] if stage1["reuse"] else task))]
     if stage2:
         texts += [*task, *(stage2["extra_text"] if stage2["extra_lines"] else [])]
-    return list(dict.fromkeys(texts))
+    teacher = made_from.get("teacher", {}).get("model")
+    return list(dict.fromkeys([*texts, *(origin_of(teacher).texts if teacher else ())]))
 
 
 def read_record(path: Path) -> dict:
@@ -856,7 +877,7 @@ def _no_lines(stage: str, paths: Sequence[str], longest_words: int) -> str:
 
 def _changes(before: dict, now: dict) -> list[str]:
     """What a stage was made from, beside what it would be made from now. Older runs did not note a teacher's files."""
-    if TEACHER not in before["sha256"]:
+    if TEACHER not in before.get("sha256", {}):
         now = now | {"sha256": {name: value for name, value in now["sha256"].items() if name != TEACHER}}
     return _differences(_spelled_out(before), _spelled_out(now))
 

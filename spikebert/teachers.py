@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from spikebert.commands import UserError
 
 REGISTRY = "registry:"
+# Encoders whose first token has the position behind that of padding, so a few of their positions are never used.
+BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "roberta-prelayernorm")
 # Files of a folder that decide what a teacher says.
 DECISIVE = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "*.safetensors", "*.bin")
 
@@ -169,7 +171,9 @@ def check_encoder(config: Any, folder: str) -> None:
 def longest_text(config: Any) -> float:
     """Tokens of the longest text that a teacher of this configuration takes; infinite where it has no such limit."""
     limit = getattr(config, "max_position_embeddings", None)
-    return math.inf if not isinstance(limit, int) or limit <= 0 else limit
+    if not isinstance(limit, int) or limit <= 0:
+        return math.inf
+    return limit - (config.pad_token_id + 1 if config.model_type in BEHIND_PADDING else 0)
 
 
 def classes_of(config: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from safetensors.torch import load_model, save_file
 from torch.nn import functional as F
@@ -48,6 +49,17 @@ def test_an_alignment_keeps_which_states_it_is_of(tmp_path) -> None:
         twice.load_state_dict(again.state_dict())
         assert twice.teacher_state == expected, "as from a checkpoint"
     assert aligned_states(str(tmp_path / "none"), 4, 6) == [0, 2, 3, 5, 6]
+
+
+@pytest.mark.parametrize(("before", "now"), [(6, 12), (12, 6), (4, 2)])
+def test_with_a_teacher_of_another_depth_states_are_spread_anew(tmp_path, before: int, now: int) -> None:
+    save_file(Alignment(8, 2, 12, before).state_dict(), tmp_path / "alignment.safetensors")
+    again = Alignment(8, 2, 12, now)
+    load_model(again, tmp_path / "alignment.safetensors")
+    assert again.teacher_state == again.aligned_with.tolist() == layer_map(2, now)
+    assert aligned_states(str(tmp_path), 2, now) == layer_map(2, now)
+    with pytest.raises(ValueError, match="4 states of the teacher were given, 3 are wanted"):
+        again((torch.zeros(1, 1, 8),) * 3, torch.zeros(4, 1, 12), torch.ones(1, 1))
 
 
 def test_soft_cross_entropy_is_the_kl_divergence() -> None:

@@ -243,6 +243,28 @@ def test_tensorboard_shows_each_step_once_of_a_run_that_was_killed(tmp_path, mon
     assert entries(tmp_path / "killed")["loss"] == entries(tmp_path / "whole")["loss"]
 
 
+def test_tensorboard_shows_each_step_once_of_a_run_that_had_kept_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "LOGGED", 1)
+    train(tmp_path / "whole", evaluate=lambda: scored(0.5))
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", kill_at=9, evaluate=lambda: scored(0.5))
+    assert not (tmp_path / "killed" / "checkpoint.pt").exists()
+    train(tmp_path / "killed", evaluate=lambda: scored(0.5))
+    shown, expected = entries(tmp_path / "killed"), entries(tmp_path / "whole")
+    assert shown["loss"] == expected["loss"] and shown["accuracy"] == expected["accuracy"]
+
+
+def test_tensorboard_shows_a_validation_once_that_is_done_again(tmp_path, monkeypatch) -> None:
+    """The last step of an epoch was kept, and the run was killed behind the validation."""
+    monkeypatch.setattr(loop, "LOGGED", 2)
+    with pytest.raises(Killed):
+        train(tmp_path, kill_at=5, evaluate=lambda: scored(0.5), checkpoint_seconds=0)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["position"]["step"] == 5
+    train(tmp_path, evaluate=lambda: scored(0.5))
+    shown = entries(tmp_path)
+    assert shown["accuracy"].keys() == {5, 10, 15} and shown["loss"].keys() == {1, 2, 4, 6, 8, 10, 12, 14, 15}
+
+
 @pytest.mark.parametrize(
     ("patience", "epochs"), [(0, 7), (1, 2), (2, 6), (3, 7)], ids=["none", "one", "two", "longer than it takes"]
 )

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_teachers import recipe_arguments
-from transformers import AutoModelForSequenceClassification, T5Config
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, T5Config
 
 from converters.from_torch import graph_from_model
-from spikebert import stages
+from spikebert import stages, teaching
 from spikebert.commands import UserError
 from spikebert.data import UNLABELLED, TokenisedTexts
+from spikebert.distillation import Alignment
 from spikebert.loop import Outcome
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.train_command import main
@@ -171,6 +172,67 @@ def test_logits_of_a_teacher_that_learnt_no_classes(trained, tmp_path, capfd, fl
     assert "it has learnt no classes" not in capfd.readouterr().err
 
 
+def test_logits_of_the_integer_stage_alone(trained, tmp_path, capfd) -> None:
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", "--teacher.epochs=0", "--until=teacher"]
+    assert main([*arguments, "--stage2.epochs=0", "--quantise.epochs=2"]) == 0
+    assert "it has learnt no classes" in capfd.readouterr().err
+    assert main([*arguments, f"--out={tmp_path / 'other'}", "--stage2.epochs=0", "--quantise.epochs=0"]) == 0
+    assert "it has learnt no classes" not in capfd.readouterr().err
+
+
+def test_a_stage_1_that_an_earlier_version_began_is_taught_on_as_it_was(trained, tmp_path, monkeypatch) -> None:
+    """Its checkpoint does not tell which states the maps are of."""
+    shutil.copytree(trained / "run" / "teacher", tmp_path / "teacher")
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path}", "--until=stage1", "--checkpoint_seconds=0"]
+    arguments += ["--student.layers=4", "--stage1.epochs=2"]  # of 2 layers: states 0, 1, 1, 2, 2 or once 0, 0, 1, 2, 2
+    forward, steps, taught = Alignment.forward, [], []
+
+    def stopped(self, *inputs):
+        steps.append(self.teacher_state)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(Alignment, "forward", stopped)
+    assert main(arguments) == 130
+    assert steps == [[0, 1, 1, 2, 2]] * 4
+    path = tmp_path / "stage1.unfinished" / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    del content["model"]["alignment.aligned_with"]
+    torch.save(content, path)
+
+    def watched(*inputs, **options):
+        taught.append(options["wanted"] if "wanted" in options else inputs[3])
+        return ask(*inputs, **options)
+
+    ask = teaching.ask_teacher
+    monkeypatch.setattr(teaching, "ask_teacher", watched)
+    steps.clear()
+    monkeypatch.setattr(
+        Alignment, "forward", lambda self, *inputs: steps.append(self.teacher_state) or forward(self, *inputs)
+    )
+    assert main([*arguments, "--teacher_cache_gb=0"]) == 0
+    assert steps and all(state == [0, 0, 1, 2, 2] for state in steps)
+    assert taught and all(wanted == [0, 1, 2] for wanted in taught)
+    assert load_file(tmp_path / "stage1" / "alignment.safetensors")["aligned_with"].tolist() == [0, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+def test_a_stage_1_goes_on_with_a_teacher_of_another_depth(trained, tmp_path, layers: int) -> None:
+    """Of the same width and tokens; the states that it is aligned with are spread over the new one's."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(trained / "teacher", teacher)
+    config = AutoConfig.from_pretrained(teacher, num_hidden_layers=layers)
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(teacher)
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", f"--teacher.model={teacher}"]
+    arguments += [f"--stage1.reuse={trained / 'run' / 'stage1'}", "--teacher.epochs=1"]
+    assert main(arguments) == 0
+    for stage in ("stage1", "stage2"):
+        maps = load_file(tmp_path / "run" / stage / "alignment.safetensors")
+        assert maps["aligned_with"].tolist() == [0, layers]
+
+
 def test_a_teacher_with_a_decoder_is_refused(trained, tmp_path, capfd) -> None:
     shutil.copytree(trained / "teacher", tmp_path / "t5")
     T5Config(vocab_size=16, d_model=8, num_layers=1, num_heads=1).save_pretrained(tmp_path / "t5")
@@ -212,6 +274,15 @@ def test_what_a_reused_student_learnt_from_is_known(tmp_path: Path) -> None:
     assert stages.learnt_from(record(tmp_path / "task", **task)) == ["a.txt", "data/films", "c.txt"]
     unread = task | {"stage2": {"extra_text": ["c.txt"], "extra_lines": 0}}
     assert stages.learnt_from(record(tmp_path / "unread", **unread)) == ["a.txt", "data/films"]
+    by = record(
+        tmp_path / "teacher", data={"folder": "data/secret", "hub": ""}, teacher={"model": "a-bert", "epochs": 2}
+    )
+    taught = {"teacher": {"model": str(by), "epochs": 0}, **task}
+    texts = ["a.txt", "data/films", "c.txt", "data/secret"]
+    assert stages.learnt_from(record(tmp_path / "taught", **taught)) == texts, "of its teacher too"
+    handed = {"learnt_from": texts, "licences": {stages.EARLIER: "a-bert"}}
+    assert stages.handed_on(tmp_path / "taught") == stages.handed_on(tmp_path / "taught", "another") == handed
+    assert stages.handed_on(tmp_path / "taught", "a-bert") == {"learnt_from": texts}, "the same one is told once"
     again = {"stage1": {"text": [], "reuse": "x"}, "figures": {"learnt_from": ["d.txt", "a.txt"]}}
     assert stages.learnt_from(record(tmp_path / "again", **again)) == ["d.txt", "a.txt"]
     with pytest.raises(UserError, match=r"stage.json is damaged"):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_teachers import make_teacher
-from transformers import AutoModel, BertConfig
+from transformers import AutoModel, BertConfig, MPNetConfig, RobertaConfig
 
 from spikebert import teachers
 from spikebert.commands import UserError
@@ -177,6 +177,22 @@ def test_what_a_configuration_tells_of_a_teacher() -> None:
     assert classes_of(BertConfig(architectures=["BertModel"], num_labels=3)) is classes_of(BertConfig()) is None
     assert longest_text(SimpleNamespace()) == longest_text(SimpleNamespace(max_position_embeddings=-1)) == math.inf
     check_encoder(bert, "bert")
+
+
+@pytest.mark.parametrize("kind", [MPNetConfig, RobertaConfig])
+def test_an_encoder_takes_as_many_tokens_as_it_says(kind: type) -> None:
+    config = kind(
+        vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4,
+        max_position_embeddings=12, pad_token_id=1,
+    )  # fmt: skip
+    encoder, longest = AutoModel.from_config(config).eval(), longest_text(config)
+    assert longest == 10
+    encoder(torch.full((1, longest), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        encoder(torch.full((1, longest + 1), 5))
+
+
+def test_a_configuration_without_layers_is_no_teachers() -> None:
     with pytest.raises(UserError, match=r"'odd' \(odd\) has no hidden_size and no num_hidden_layers in its config"):
         check_encoder(SimpleNamespace(model_type="odd"), "odd")
 
