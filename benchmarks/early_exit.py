@@ -1,6 +1,6 @@
 """Does an early exit pay? Sentences per second of the fast engine with and without, at several margins.
 
-    python -m benchmarks.early_exit recipes/bundles/reviews --file recipes/data/reviews/validation.tsv
+    python -m benchmarks.early_exit recipes/research/reviews_long.zip --file recipes/data/reviews/validation.tsv
 
 All rows take turns on the same batches: sorted by length, of 64 and one by one. What a row costs depends on how many
 sentences stop, and on how often they are asked: from one question to the next the engine shares no row of weights.

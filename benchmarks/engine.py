@@ -1,6 +1,6 @@
 """Sentences per second of every engine, of the PyTorch models it stands for, and of dense BERTs of the same size.
 
-    python -m benchmarks.engine recipes/bundles/reviews --file recipes/data/reviews/validation.tsv
+    python -m benchmarks.engine recipes/research/reviews_long.zip --file recipes/data/reviews/validation.tsv
     python -m benchmarks.engine BUNDLE --file FILE --run runs/reviews_long --rows torch-float bert-onnx-int8
 
 All rows run the same batches on the same cores, sorted by length and padded to the longest of a batch. A row that is

@@ -1,6 +1,6 @@
 """The floor: how long the synaptic operations of a file would take if a spike cost its additions and nothing else.
 
-    python -m benchmarks.engine_floor recipes/bundles/reviews --file recipes/data/reviews/validation.tsv
+    python -m benchmarks.engine_floor recipes/research/reviews_long.zip --file recipes/data/reviews/validation.tsv
 
 What is counted and what an add is stands in docs/benchmarks.md.
 """

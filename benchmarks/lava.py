@@ -2,7 +2,7 @@
 
     python -m benchmarks.lava
     python -m benchmarks.lava --networks 12x768 --rounds 1
-    python -m benchmarks.lava --bundle recipes/bundles/reviews --file recipes/data/reviews/validation.tsv
+    python -m benchmarks.lava --bundle recipes/research/reviews_long.zip --file recipes/data/reviews/validation.tsv
 
 Every *way* of running a network is started in a fresh process of its own, measured and ended; then comes the next. That
 is a round, and medians are taken over rounds (ratios: of the ratios of each round). Ways:

@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bundle", type=Path, default=Path("recipes/bundles/reviews"))
+    parser.add_argument("--bundle", type=Path, default=Path("recipes/research/reviews_long.zip"))
     parser.add_argument("--samples", type=int, default=64, help="in the batch of each run")
     arguments = parser.parse_args(argv)
     graph = read_bundle(arguments.bundle).graph

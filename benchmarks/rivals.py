@@ -1,6 +1,6 @@
 """A sentence on the chip that this is for, beside the dense models that people would use: energy and time.
 
-    python -m benchmarks.rivals recipes/bundles/reviews --file recipes/data/reviews/validation.tsv
+    python -m benchmarks.rivals recipes/research/reviews_long.zip --file recipes/data/reviews/validation.tsv
 
 Energy by the papers' method (`45nm`) for all of them: arithmetic alone, each dense product 4.6 pJ, each addition for a
 spike 0.9 pJ. Time is this computer's, one sentence after the other: our network in the engine `fast`, the dense ones,

@@ -104,7 +104,7 @@ def test_research_bundles_say_so():
         bundle = read_bundle(path)
         card = (bundle.folder / "README.md").read_text(encoding="utf-8")
         assert "- Learnt from the texts: " in card and "- and from the teacher: " in card
-        assert ("research only" in card) == (path.parent.name == "research"), name
+        assert ("research" in card) == (path.parent.name == "research"), name
         assert path.suffix != ".zip" or path.with_suffix(".md").read_text(encoding="utf-8") == card
 
 
