@@ -281,6 +281,10 @@ class TokenisedTexts:
         """The ids of one text without its frame."""
         return self.ids[self.offsets[index] + len(special.before) : self.offsets[index + 1] - len(special.after)]
 
+    def first(self, count: int) -> TokenisedTexts:
+        """The first so many of the texts; nothing is copied."""
+        return TokenisedTexts.of(self.ids, self.offsets[: count + 1], self.labels[:count])
+
     def select(self, indices: np.ndarray) -> TokenisedTexts:
         """Some of the texts, in the order of `indices`."""
         pieces = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in indices]

@@ -14,7 +14,9 @@ from spikebert.data import TokenisedTexts, sorted_batches
 from spikebert.distillation import LossWeights
 from spikebert.loop import Score
 from spikebert.model import SpikeBertForSequenceClassification
-from spikebert.processes import process_count, process_index, summed
+from spikebert.processes import each_alone, process_count, process_index, summed
+from spikebert.pupil import Pupil
+from spikebert.teaching import Teaching
 
 ABOUT = 0.1  # of a budget of operations: epochs of one training lie some per cent above or below it
 
@@ -94,6 +96,30 @@ def validation(
         excess = weights.operations * max(0.0, operations / weights.operations_per_token - 1 - ABOUT)
         figures["operations_per_token"] = operations
         return Score(right - excess, figures, f"{text}, {operations:,.0f} synaptic operations a token")
+
+    return measure
+
+
+def held_out(
+    pupil: Pupil, taught: Teaching, texts: TokenisedTexts, learnt: int, pad_id: int, device: torch.device,
+    weights: LossWeights,
+) -> Callable[[], Score]:  # fmt: skip
+    """A function without arguments that says how far a pupil is from its teacher, by the loss of its states, on those
+    of `texts` that it does not learn from: all behind the first `learnt`. Every process runs them all."""
+    states = LossWeights(hidden=weights.hidden, embedding=weights.embedding)  # what spikes cost is no distance
+
+    @torch.no_grad()
+    def measure() -> Score:
+        was_training, total, tokens = pupil.training, 0.0, 0
+        pupil.eval()
+        with each_alone():
+            for part in sorted_batches(texts.lengths[learnt:], 64):
+                batch = {name: value.to(device) for name, value in texts.batch(part + learnt, pad_id).items()}
+                real = int(batch["attention_mask"].sum())
+                total += float(pupil(batch, *taught(batch), states)["loss"]) * real
+                tokens += real
+        pupil.train(was_training)
+        return Score(-total / tokens, {"held_out_loss": total / tokens}, f"{total / tokens:.4f} on texts held out")
 
     return measure
 

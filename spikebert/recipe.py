@@ -146,6 +146,11 @@ class Stage1:
     operations_per_token: float = 0.0
     """as in stage 2: a student that is to fire seldom may learn so from the start. 0: all are free"""
     operations_weight: float = 1.0
+    held_out: int = 0
+    """so many texts, the last that are read, are not learnt from: after each epoch the loss on them is told, and the
+    epoch is kept where it is least. 0: none, and the last epoch is kept"""
+    patience: int = 0
+    """stop after so many epochs in which that loss was not less than in one before; 0: all epochs are trained"""
 
 
 @dataclass
@@ -245,6 +250,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "quantise.calibration_texts",
         "checkpoint_seconds", "teacher_cache_gb", "stage1.operations_per_token", "stage1.operations_weight",
         "stage2.operations_per_token", "stage2.operations_weight", "teacher.patience", "quantise.patience",
+        "stage1.held_out", "stage1.patience",
         "teacher.weight_decay", "stage1.weight_decay", "stage2.weight_decay", "quantise.weight_decay",
         "stage2.alteration.longest_run",
     )),
@@ -285,6 +291,8 @@ def check_recipe(recipe: Recipe) -> None:
         wrong.append(f"data.labels names '{twice[0]}' twice")
     if recipe.stage2.norm_texts and recipe.student.norm != "batch":
         wrong.append(f"stage2.norm_texts is {recipe.stage2.norm_texts}, for student.norm 'batch' alone: give 0")
+    if recipe.stage1.patience and not recipe.stage1.held_out:
+        wrong.append(f"stage1.patience is {recipe.stage1.patience} and stage1.held_out 0: give texts to tell by")
     if recipe.stage1.reuse_readout and not recipe.stage1.reuse:
         wrong.append("stage1.reuse_readout is true and stage1.reuse is empty: there is no readout to take")
     if not recipe.out:

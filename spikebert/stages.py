@@ -57,7 +57,7 @@ from spikebert.data import (
     tokenise_on_disk,
 )
 from spikebert.distillation import Alignment, LossWeights, embeddings_from_teacher, older_layer_map
-from spikebert.evaluation import accuracy, mean_firing_rates, predict_together, validation
+from spikebert.evaluation import accuracy, held_out, mean_firing_rates, predict_together, validation
 from spikebert.kept_outputs import GB, drop_kept
 from spikebert.loop import Schedule, Score, checkpoint_names, choose_precision, fit
 from spikebert.model import TOKEN_DEVIATION, SpikeBertForSequenceClassification
@@ -65,7 +65,7 @@ from spikebert.parts_of_speech import tagger_for, words_of
 from spikebert.progress import counted, say
 from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
 from spikebert.quantisation import folded, least_room, quantise, require_short_rows
-from spikebert.recipe import STAGES, Quantise, Recipe, Stage2, check_recipe
+from spikebert.recipe import STAGES, Quantise, Recipe, Stage1, Stage2, Teacher, check_recipe
 from spikebert.settled_norms import settle_norms
 from spikebert.teacher_blocks import FIT_TEXTS, FIT_TOKENS, begin_as_teacher, check_blocks, fit_readout
 from spikebert.teacher_outputs import texts_at_once
@@ -118,7 +118,14 @@ ADDED = {
         "blocks_from_teacher": False,
     },
     "data": {"vocabulary": 0},
-    "stage1": {"reuse_readout": False, "operations_per_token": 0.0, "operations_weight": 1.0, "weight_decay": 0.01},
+    "stage1": {
+        "reuse_readout": False,
+        "operations_per_token": 0.0,
+        "operations_weight": 1.0,
+        "weight_decay": 0.01,
+        "held_out": 0,
+        "patience": 0,
+    },
     "stage2": {
         "operations_per_token": 0.0,
         "operations_weight": 1.0,
@@ -349,7 +356,7 @@ class Training:
             Classifier(teacher, texts_at_once(self.device, trained=True)),
             lambda model, batch: {"loss": model(batch)},
             lambda epoch: self.task.train,
-            Schedule(options.epochs, options.batch_size, options.learning_rate, options.weight_decay, options.patience),
+            self._schedule(options),
             evaluate=validation(teacher, self.task.validation, self.pad_id, self.device),
             title="teacher",
             **self._common(work),
@@ -368,7 +375,12 @@ class Training:
         begun_before = checkpoint_names(work)
         if begun_before and "alignment.aligned_with" not in begun_before:
             pupil.alignment.align_with(older_layer_map(self.recipe.student.layers, teacher.config.num_hidden_layers))
-        texts = self._stage1_texts(work / TEXTS)
+        read = self._stage1_texts(work / TEXTS)
+        if options.held_out >= len(read):
+            raise UserError(
+                f"stage1.held_out is {options.held_out}, and there are {len(read)} texts: leave some to learn from"
+            )
+        texts = read.first(len(read) - options.held_out)
         begun = self._begin_as_teacher(pupil, teacher, texts) if self.recipe.student.blocks_from_teacher else {}
         weights = LossWeights(
             hidden=options.hidden_weight,
@@ -383,12 +395,15 @@ class Training:
                 pupil,
                 lambda model, batch: model(batch, *taught(batch), weights),
                 lambda epoch: texts,
-                Schedule(options.epochs, options.batch_size, options.learning_rate, options.weight_decay),
+                self._schedule(options),
+                evaluate=held_out(pupil, taught, read, len(texts), self.pad_id, self.device, weights)
+                if options.held_out
+                else None,
                 rates=student.learning_rates(options.token_rate),
                 title="stage 1",
                 **self._common(work),
             )
-        figures = begun | {"texts": len(texts), "epochs": options.epochs} | outcome.figures()
+        figures = begun | {"texts": len(texts), "epochs": options.epochs} | outcome.best | outcome.figures()
         return figures, pupil_saver(pupil)
 
     def _train_stage2(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
@@ -435,7 +450,7 @@ class Training:
 
     # Pieces
 
-    def _schedule(self, options: Stage2 | Quantise) -> Schedule:
+    def _schedule(self, options: Teacher | Stage1 | Stage2 | Quantise) -> Schedule:
         return Schedule(
             options.epochs, options.batch_size, options.learning_rate, options.weight_decay, options.patience
         )

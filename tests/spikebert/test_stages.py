@@ -251,6 +251,64 @@ def test_the_teacher_and_the_integer_stage_end_early_too(trained, tmp_path) -> N
     assert sentences["integer"] == pytest.approx(1 * 200), "the best was the start"
 
 
+def test_stage_1_keeps_the_epoch_that_is_nearest_to_the_teacher_on_texts_held_out(
+    trained, tmp_path, capfd, monkeypatch
+) -> None:
+    """They are not learnt from; what is kept of the teacher's outputs is of the others alone."""
+    shutil.copytree(trained / "run" / "teacher", tmp_path / "teacher")
+    seen: list[list[int]] = []
+    batch = TokenisedTexts.batch
+
+    def watched(self, indices: np.ndarray, pad_id: int):
+        seen.append(indices.tolist())
+        return batch(self, indices, pad_id)
+
+    monkeypatch.setattr(TokenisedTexts, "batch", watched)
+    fit, scores = stages.fit, []
+
+    def scored(*rest, evaluate, **options):
+        def measure():
+            scores.append((evaluate(), {name: value.clone() for name, value in rest[0].state_dict().items()}))
+            return scores[-1][0]
+
+        seen.clear()
+        outcome = fit(*rest, evaluate=measure, **options)
+        learnt = {index for batch in seen for index in batch if max(batch) < 140}
+        told = {index for batch in seen for index in batch if max(batch) >= 140}
+        assert learnt == set(range(140)) and told == set(range(140, 200))
+        return outcome
+
+    monkeypatch.setattr(stages, "fit", scored)
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path}", "--until=stage1", "--stage1.held_out=60"]
+    arguments += ["--stage1.epochs=3", "--stage1.batch_size=20", "--stage1.learning_rate=0.03"]
+    assert main(arguments) == 0
+    losses = [score.figures["held_out_loss"] for score, _ in scores]
+    assert (
+        len(losses) == 3
+        and len(set(losses)) == 3
+        and all(score.value == -loss for (score, _), loss in zip(scores, losses))
+    )
+    figures = stages.read_record(tmp_path / "stage1" / "stage.json")["figures"]
+    assert figures["texts"] == 140 and figures["held_out_loss"] == min(losses)
+    best = scores[losses.index(min(losses))][1]
+    kept = load_file(tmp_path / "stage1" / "alignment.safetensors")
+    assert torch.equal(kept["maps.1.weight"], best["alignment.maps.1.weight"])
+    assert f"{losses[0]:.4f} on texts held out" in capfd.readouterr().err
+
+
+def test_what_is_held_out_leaves_texts_and_is_there_for_patience(trained, tmp_path, capfd) -> None:
+    shutil.copytree(trained / "run" / "teacher", tmp_path / "teacher")
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path}", "--until=stage1"]
+    assert main([*arguments, "--stage1.held_out=200"]) == 2
+    assert "stage1.held_out is 200, and there are 200 texts: leave some" in capfd.readouterr().err
+    assert main([*arguments, "--stage1.patience=1"]) == 2
+    assert "stage1.patience is 1 and stage1.held_out 0" in capfd.readouterr().err
+    flags = ["--stage1.held_out=20", "--stage1.patience=1", "--stage1.epochs=9", "--stage1.learning_rate=1e-12"]
+    assert main([*arguments, *flags]) == 0
+    figures = stages.read_record(tmp_path / "stage1" / "stage.json")["figures"]
+    assert figures["sentences_per_second"] * figures["seconds"] <= 180 * 8, "it was no better at some time"
+
+
 def test_models_of_stages_that_are_done_are_let_go(trained, tmp_path, monkeypatch) -> None:
     held: list[int] = []
     train = stages.Training._train_integer
