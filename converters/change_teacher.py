@@ -33,7 +33,7 @@ from converters.float_student import (
 from spikebert.commands import UserError, note, run_command
 from spikebert.data import read_tsv
 from spikebert.model import SpikeBertForSequenceClassification
-from spikebert.stages import handed_on
+from spikebert.stage_record import handed_on
 from spikebert.teachers import load_teacher, longest_text, resolve
 
 ROLES = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")

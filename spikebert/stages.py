@@ -40,7 +40,7 @@ from transformers import (
 
 from spikebert.augmentation import alter, alter_words
 from spikebert.commands import UserError
-from spikebert.config import SpikeBertConfig, attention_threshold_for
+from spikebert.config import SpikeBertConfig
 from spikebert.data import (
     OFFSETS,
     SPLITS,
@@ -67,6 +67,7 @@ from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_s
 from spikebert.quantisation import folded, least_room, quantise, require_short_rows
 from spikebert.recipe import STAGES, Quantise, Recipe, Stage1, Stage2, Teacher, check_recipe
 from spikebert.settled_norms import settle_norms
+from spikebert.stage_record import FILES_OF, SECTIONS, TEACHER, changes, handed_on, inherited, read_record
 from spikebert.teacher_blocks import FIT_TEXTS, FIT_TOKENS, begin_as_teacher, check_blocks, fit_readout
 from spikebert.teacher_outputs import texts_at_once
 from spikebert.teachers import (
@@ -81,7 +82,6 @@ from spikebert.teachers import (
 from spikebert.teaching import Lesson, teaching
 from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
-EARLIER = "Teachers that it had before"  # in a model card
 TEXTS = "texts"  # the folder of stage 1's tokenised text, until it is finished
 CALIBRATION_BATCH = 64  # texts
 MUCH = 0.03  # of accuracy that rounding may cost before that is said
@@ -92,59 +92,6 @@ PLAIN_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedTyp
 MEASURED = ("teacher", "float student", "folded student", "quantised student", "integer student")
 # What a recipe and what SpikeBertConfig call the same thing.
 STUDENT_NAMES = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "n_max": "max_position_embeddings"}
-# The parts of a recipe that decide what a stage's result is.
-SECTIONS = {
-    "teacher": ("seed", "precision", "data", "teacher"),
-    "stage1": ("seed", "precision", "data", "teacher", "student", "stage1"),
-    "stage2": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2"),
-    "integer": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2", "quantise"),
-}
-# Fields that recipes of older runs did not have, with what they meant: so those runs can go on.
-ADDED = {
-    "teacher": {"weight_decay": 0.01, "patience": 0},
-    "student": {
-        "norm": "batch",
-        "scalar_thresholds": False,
-        "attention_similarity": "and",
-        "attention_position": "none",
-        "position_spikes": 0,
-        "readout": "sum",
-        "reset": "zero",
-        "spike": "binary",
-        "spike_cap": 1,
-        "encoder_cap": 1,
-        "value_cap": 1,
-        "graded_gain": 1.0,
-        "blocks_from_teacher": False,
-    },
-    "data": {"vocabulary": 0},
-    "stage1": {
-        "reuse_readout": False,
-        "operations_per_token": 0.0,
-        "operations_weight": 1.0,
-        "weight_decay": 0.01,
-        "held_out": 0,
-        "patience": 0,
-    },
-    "stage2": {
-        "operations_per_token": 0.0,
-        "operations_weight": 1.0,
-        "patience": 0,
-        "parts_of_speech": "",
-        "norm_texts": 0,
-        "weight_decay": 0.01,
-        "alteration": {"join": 0.3, "run": 0.3, "longest_run": 0, "mask": 0.1, "replace": 0.1},
-    },
-    "quantise": {"calibration_texts": 0, "token_bits": 8, "weight_decay": 0.0, "patience": 0},
-}
-TEACHER = "teacher.model"  # the files of a teacher that is a folder; older runs did not note them
-# The files that do, known by their sha256.
-FILES_OF = {
-    "teacher": ("data", TEACHER),
-    "stage1": ("data", TEACHER, "stage1.text", "stage1.reuse"),
-    "stage2": ("data", TEACHER, "stage1.text", "stage1.reuse", "stage2.extra_text"),
-    "integer": ("data", TEACHER, "stage1.text", "stage1.reuse", "stage2.extra_text"),
-}
 
 
 @dataclass(frozen=True)
@@ -289,7 +236,7 @@ class Training:
         """Raises UserError, before anything is run, where a finished stage was made by another recipe."""
         for stage in filter(self._finished, STAGES):
             before = read_record(self.out / stage / "stage.json")["made_from"]
-            if changed := _changes(before, self._made_from(stage)):
+            if changed := changes(before, self._made_from(stage)):
                 raise UserError(
                     f"{self.out / stage} was made with another recipe ({'; '.join(changed)}): "
                     f"choose another --out, or delete that folder and the later stages to train them again"
@@ -333,7 +280,7 @@ class Training:
         if self.accelerator.is_main_process:
             note, now = unfinished / "made_from.json", self._made_from(stage)
             before = json.loads(note.read_text()) if note.exists() else None
-            if before is not None and (changed := _changes(before, now)):
+            if before is not None and (changed := changes(before, now)):
                 self.say(f"{stage}: begun before with another recipe ({'; '.join(changed)}): starting again")
                 shutil.rmtree(unfinished)
             unfinished.mkdir(parents=True, exist_ok=True)
@@ -822,55 +769,6 @@ def check_processes(recipe: Recipe, accelerator: Accelerator, environment: Mappi
         )
 
 
-def inherited(stage: Path) -> dict:
-    """Of the figures of a finished stage those that hold for whoever goes on from it: the texts that an earlier student
-    learnt from, and what the card of a bundle that it was made of said of licences.
-
-    Raises UserError where its record is damaged.
-    """
-    figures = read_record(stage / "stage.json")["figures"]
-    return {name: figures[name] for name in ("learnt_from", "licences") if name in figures}
-
-
-def handed_on(stage: Path, teacher: str | None = None) -> dict:
-    """Figures for whoever goes on from a finished stage 1 or 2: what the student there learnt from and from whom, for
-    the card of a bundle. Its teacher is left out where it is `teacher`, the one that it goes on with.
-
-    Raises UserError where its record is damaged.
-    """
-    figures = inherited(stage)
-    terms = dict(figures.get("licences", {}))
-    before = read_record(stage / "stage.json")["made_from"].get("teacher", {}).get("model")
-    if before and (teacher is None or origin_of(before).model != origin_of(teacher).model):
-        origin = origin_of(before)
-        earlier = [terms[EARLIER]] if EARLIER in terms else []
-        terms[EARLIER] = ", ".join([*earlier, f"{origin.model} ({origin.licence})" if origin.licence else origin.model])
-    return figures | {"learnt_from": learnt_from(stage)} | ({"licences": terms} if terms else {})
-
-
-def learnt_from(stage: Path) -> list[str]:
-    """The texts, as recipes name them, that the student of a finished stage 1 or 2 learnt from, those of stages that it
-    went on from included, and those of its teacher. Raises UserError where its record is damaged."""
-    record = read_record(stage / "stage.json")
-    made_from, earlier = record["made_from"], record["figures"].get("learnt_from", [])
-    data, stage1, stage2 = made_from["data"], made_from["stage1"], made_from.get("stage2")
-    task = [data["folder"] or data["hub"]]
-    texts = [*earlier, *(stage1["text"] or ([] if stage1["reuse"] else task))]
-    if stage2:
-        texts += [*task, *(stage2["extra_text"] if stage2["extra_lines"] else [])]
-    teacher = made_from.get("teacher", {}).get("model")
-    return list(dict.fromkeys([*texts, *(origin_of(teacher).texts if teacher else ())]))
-
-
-def read_record(path: Path) -> dict:
-    """A `stage.json`. Raises UserError where it is damaged."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {"made_from": record["made_from"], "figures": record["figures"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged: delete the folder and the later stages to train them again") from None
-
-
 @contextmanager
 def errors_name_files(folder: Path) -> Iterator[None]:
     """While the run in `folder` is read and written: what the file system refuses becomes a UserError that names it."""
@@ -888,35 +786,3 @@ def _no_lines(stage: str, paths: Sequence[str], longest_words: int) -> str:
         f"every line has more words than {stage}.longest_words, {longest_words}" if longest_words else "no line is left"
     )
     return f"{stage}: {', '.join(paths)}: {why}"
-
-
-def _changes(before: dict, now: dict) -> list[str]:
-    """What a stage was made from, beside what it would be made from now. Older runs did not note a teacher's files."""
-    if TEACHER not in before.get("sha256", {}):
-        now = now | {"sha256": {name: value for name, value in now["sha256"].items() if name != TEACHER}}
-    return _differences(_spelled_out(before), _spelled_out(now))
-
-
-def _spelled_out(made_from: dict) -> dict:
-    """What a stage is made from, with what older versions did not say, and with the threshold that null stands for."""
-    full = made_from | {section: added | made_from[section] for section, added in ADDED.items() if section in made_from}
-    student = full.get("student")
-    if student and student["attention_threshold"] is None:
-        size = student["hidden_size"] // student["heads"]
-        threshold = attention_threshold_for(
-            student["attention_similarity"], size, student["attention_position"], student["n_max"]
-        )
-        full |= {"student": student | {"attention_threshold": threshold}}
-    return full
-
-
-def _differences(before: dict, now: dict, path: str = "") -> list[str]:
-    """`stage1.epochs 1 -> 2` for every value that differs."""
-    found: list[str] = []
-    for key in sorted(before.keys() | now.keys()):
-        old, new, place = before.get(key), now.get(key), f"{path}{key}"
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{place}.")
-        elif old != new:
-            found.append(f"{place} {old} -> {new}")
-    return found

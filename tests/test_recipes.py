@@ -16,7 +16,7 @@ from converters.export_command import main as export_main
 from converters.graph import Norm, Source
 from sim.run_command import main as run_main
 from spikebert.recipe import Stage2
-from spikebert.stages import _differences, _spelled_out
+from spikebert.stage_record import differences, spelled_out
 from spikebert.train_command import main as train_main
 from spikebert.train_command import make_parser, parse
 
@@ -55,7 +55,7 @@ def test_a_release_model_was_made_by_a_recipe_of_ours(name: str) -> None:
     made_by = read_bundle(RECIPES / "research" / f"{name}.zip").manifest["provenance"]["recipe"]
     recipe = LAST_RECIPE.get(name, name)
     given = parse(make_parser(), ["--recipe", recipe]).as_dict()
-    differing = _differences(_spelled_out(made_by), _spelled_out({part: given[part] for part in made_by}))
+    differing = differences(spelled_out(made_by), spelled_out({part: given[part] for part in made_by}))
     places = (*GIVEN, "teacher.model") if recipe != name else GIVEN
     assert [line for line in differing if line.split(" ")[0] not in places] == []
 

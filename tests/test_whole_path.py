@@ -25,7 +25,7 @@ from sim.reference import ReferenceEngine
 from sim.run_command import main as run_main
 from spikebert.commands import UserError
 from spikebert.recipe import Recipe
-from spikebert.stages import ADDED
+from spikebert.stage_record import ADDED
 from spikebert.train_command import main as train_main
 
 

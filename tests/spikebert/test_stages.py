@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from small_teachers import recipe_arguments
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, T5Config
 
 from converters.from_torch import graph_from_model
 from spikebert import stages, teaching
-from spikebert.commands import UserError
 from spikebert.data import UNLABELLED, TokenisedTexts
 from spikebert.distillation import Alignment
 from spikebert.loop import Outcome
 from spikebert.model import SpikeBertForSequenceClassification
+from spikebert.stage_record import read_record
 from spikebert.train_command import main
 
 
@@ -93,14 +93,6 @@ def test_text_that_was_read_is_not_asked_for_again(trained, tmp_path, monkeypatc
     assert asked[2:] == [[]], "of stage 2 alone"
 
 
-def record(folder: Path, **made_from: object) -> Path:
-    figures = made_from.pop("figures", {})
-    folder.mkdir()
-    parts = {"data": {"folder": "data/films", "hub": ""}, "stage1": {"text": [], "reuse": ""}} | made_from
-    (folder / "stage.json").write_text(json.dumps({"made_from": parts, "figures": figures}))
-    return folder
-
-
 def lines_of(tmp_path: Path) -> Path:
     text = tmp_path / "text.txt"
     text.write_text("the film was good\n" * 20)
@@ -120,26 +112,6 @@ def test_a_stage_without_texts_is_refused(trained, tmp_path, capfd) -> None:
     assert main(arguments) == 2
     assert f"stage2: {text}: every line has more words than stage2.longest_words, 3" in capfd.readouterr().err
     assert not (tmp_path / "run" / "stage2").exists()
-
-
-def test_a_teacher_that_changed_in_its_folder_is_noticed(trained, tmp_path, capfd) -> None:
-    teacher = tmp_path / "teacher"
-    shutil.copytree(trained / "teacher", teacher)
-    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", f"--teacher.model={teacher}"]
-    arguments += ["--teacher.epochs=1"]
-    assert main([*arguments, "--until=stage1"]) == 0
-    assert main([*arguments, "--until=stage1"]) == 0, "the same one is taken for the same"
-    weights = {name: value + 0.01 for name, value in load_file(teacher / "model.safetensors").items()}
-    save_file(weights, teacher / "model.safetensors", {"format": "pt"})
-    capfd.readouterr()
-    assert main([*arguments, "--until=stage1"]) == 2
-    assert "was made with another recipe (sha256.teacher.model" in capfd.readouterr().err
-    for stage in ("teacher", "stage1"):  # as earlier versions left them: they did not look
-        path = tmp_path / "run" / stage / "stage.json"
-        made = json.loads(path.read_text())
-        assert made["made_from"]["sha256"].pop("teacher.model")
-        path.write_text(json.dumps(made))
-    assert main([*arguments, "--until=stage1"]) == 0
 
 
 def classifier(trained: Path, folder: Path, classes: int) -> Path:
@@ -245,7 +217,7 @@ def test_the_teacher_and_the_integer_stage_end_early_too(trained, tmp_path) -> N
     flags = ["--teacher.epochs=9", "--teacher.patience=2", "--teacher.learning_rate=1e-12", "--quantise.epochs=9"]
     flags += ["--quantise.patience=1", "--quantise.learning_rate=1e-12", "--stage2.epochs=1"]
     assert main([*recipe_arguments(trained), *flags, f"--out={tmp_path}"]) == 0
-    figures = {stage: stages.read_record(tmp_path / stage / "stage.json")["figures"] for stage in stages.STAGES}
+    figures = {stage: read_record(tmp_path / stage / "stage.json")["figures"] for stage in stages.STAGES}
     sentences = {name: figures[name]["sentences_per_second"] * figures[name]["seconds"] for name in figures}
     assert sentences["teacher"] == pytest.approx(3 * 200), "the best was the first of them"
     assert sentences["integer"] == pytest.approx(1 * 200), "the best was the start"
@@ -288,7 +260,7 @@ def test_stage_1_keeps_the_epoch_that_is_nearest_to_the_teacher_on_texts_held_ou
         and len(set(losses)) == 3
         and all(score.value == -loss for (score, _), loss in zip(scores, losses))
     )
-    figures = stages.read_record(tmp_path / "stage1" / "stage.json")["figures"]
+    figures = read_record(tmp_path / "stage1" / "stage.json")["figures"]
     assert figures["texts"] == 140 and figures["held_out_loss"] == min(losses)
     best = scores[losses.index(min(losses))][1]
     kept = load_file(tmp_path / "stage1" / "alignment.safetensors")
@@ -305,7 +277,7 @@ def test_what_is_held_out_leaves_texts_and_is_there_for_patience(trained, tmp_pa
     assert "stage1.patience is 1 and stage1.held_out 0" in capfd.readouterr().err
     flags = ["--stage1.held_out=20", "--stage1.patience=1", "--stage1.epochs=9", "--stage1.learning_rate=1e-12"]
     assert main([*arguments, *flags]) == 0
-    figures = stages.read_record(tmp_path / "stage1" / "stage.json")["figures"]
+    figures = read_record(tmp_path / "stage1" / "stage.json")["figures"]
     assert figures["sentences_per_second"] * figures["seconds"] <= 180 * 8, "it was no better at some time"
 
 
@@ -320,31 +292,6 @@ def test_models_of_stages_that_are_done_are_let_go(trained, tmp_path, monkeypatc
     monkeypatch.setattr(stages.Training, "_train_integer", watched)
     assert main([*recipe_arguments(trained), f"--out={tmp_path / 'run'}"]) == 0
     assert held == [0]
-
-
-def test_what_a_reused_student_learnt_from_is_known(tmp_path: Path) -> None:
-    """A model card names these, so a text that is for research alone is not lost on the way."""
-    own = record(tmp_path / "own")
-    assert stages.learnt_from(own) == ["data/films"], "stage 1 of no text of its own reads the task's"
-    read = record(tmp_path / "read", stage1={"text": ["a.txt", "b.txt"], "reuse": ""})
-    assert stages.learnt_from(read) == ["a.txt", "b.txt"]
-    task = {"stage1": {"text": ["a.txt"], "reuse": ""}, "stage2": {"extra_text": ["c.txt"], "extra_lines": 5}}
-    assert stages.learnt_from(record(tmp_path / "task", **task)) == ["a.txt", "data/films", "c.txt"]
-    unread = task | {"stage2": {"extra_text": ["c.txt"], "extra_lines": 0}}
-    assert stages.learnt_from(record(tmp_path / "unread", **unread)) == ["a.txt", "data/films"]
-    by = record(
-        tmp_path / "teacher", data={"folder": "data/secret", "hub": ""}, teacher={"model": "a-bert", "epochs": 2}
-    )
-    taught = {"teacher": {"model": str(by), "epochs": 0}, **task}
-    texts = ["a.txt", "data/films", "c.txt", "data/secret"]
-    assert stages.learnt_from(record(tmp_path / "taught", **taught)) == texts, "of its teacher too"
-    handed = {"learnt_from": texts, "licences": {stages.EARLIER: "a-bert"}}
-    assert stages.handed_on(tmp_path / "taught") == stages.handed_on(tmp_path / "taught", "another") == handed
-    assert stages.handed_on(tmp_path / "taught", "a-bert") == {"learnt_from": texts}, "the same one is told once"
-    again = {"stage1": {"text": [], "reuse": "x"}, "figures": {"learnt_from": ["d.txt", "a.txt"]}}
-    assert stages.learnt_from(record(tmp_path / "again", **again)) == ["d.txt", "a.txt"]
-    with pytest.raises(UserError, match=r"stage.json is damaged"):
-        stages.learnt_from(tmp_path)
 
 
 def test_rounding_with_texts_is_part_of_the_recipe(trained, tmp_path) -> None:
@@ -372,16 +319,6 @@ def test_a_token_table_of_few_bits_is_part_of_the_recipe(trained, tmp_path) -> N
     assert main([*recipe_arguments(trained), f"--out={out}", "--quantise.token_bits=4"]) == 0
     graph = graph_from_model(SpikeBertForSequenceClassification.from_pretrained(out / "integer"))
     assert graph.source.table.any() and not (graph.source.table % 16).any()
-
-
-def test_a_run_of_before_goes_on_without_calibration(trained, tmp_path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(trained / "run", out)
-    path = out / "integer" / "stage.json"
-    made = json.loads(path.read_text())
-    del made["made_from"]["quantise"]["calibration_texts"], made["made_from"]["quantise"]["token_bits"]
-    path.write_text(json.dumps(made))
-    assert main([*recipe_arguments(trained), f"--out={out}"]) == 0
 
 
 @pytest.mark.parametrize(("caps", "said"), [(15, False), (255, True)])
