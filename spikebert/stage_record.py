@@ -22,7 +22,7 @@ SECTIONS = {
     "integer": ("seed", "precision", "data", "teacher", "student", "stage1", "stage2", "quantise"),
 }
 # Fields that recipes of older runs did not have, with what they meant: so those runs can go on.
-ADDED = {
+ADDED: dict[str, dict[str, object]] = {
     "teacher": {"weight_decay": 0.01, "patience": 0},
     "student": {
         "norm": "batch",
