@@ -79,6 +79,8 @@ OPTIONS = {
     "temperature-4": "--stage2.temperature 4",
     "altered": "--stage2.altered_copies 1",
     "altered-words": "--stage2.altered_copies 1 --stage2.parts_of_speech en",
+    "altered-tang": "--stage2.altered_copies 1 --stage2.parts_of_speech en --stage2.alteration.join 0 "  # theirs
+    "--stage2.alteration.run 0.25 --stage2.alteration.longest_run 5",
     "direct": "--stage1.epochs 0 --stage2.logits_weight 0 --stage2.hidden_weight 0 --stage2.embedding_weight 0 "
     "--student.embeddings_from_teacher false",  # no teacher at all
 }
