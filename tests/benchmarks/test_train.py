@@ -164,7 +164,7 @@ def test_batches_are_drawn_as_in_training_and_of_one_length():
 
 def test_the_shipped_reviews_are_read():
     sentences = read_sentences(REVIEWS, TOKENIZER, 64)
-    assert (len(sentences.texts), sentences.classes, sentences.vocabulary) == (2383, 2, 12000)
+    assert (len(sentences.texts), sentences.classes, sentences.vocabulary) == (2383, 2, 4856)
     assert 10 < sentences.texts.lengths.mean() < 30
 
 
