@@ -97,8 +97,8 @@ def handed_on(stage: Path, teacher: str | None = None) -> dict:
     figures = inherited(stage)
     terms = dict(figures.get("licences", {}))
     before = read_record(stage / "stage.json")["made_from"].get("teacher", {}).get("model")
-    if before and (teacher is None or origin_of(before).model != origin_of(teacher).model):
-        origin = origin_of(before)
+    origin = origin_of(before) if before else None
+    if origin and (teacher is None or origin.model != origin_of(teacher).model):
         earlier = [terms[EARLIER]] if EARLIER in terms else []
         terms[EARLIER] = ", ".join([*earlier, f"{origin.model} ({origin.licence})" if origin.licence else origin.model])
     return figures | {"learnt_from": learnt_from(stage)} | ({"licences": terms} if terms else {})
