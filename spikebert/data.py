@@ -319,13 +319,22 @@ def tokenise(
     return TokenisedTexts.of(np.concatenate(ids), offsets_of(np.concatenate(lengths)), labels)
 
 
+class TooManyTokens(Exception):
+    """More tokens than may be kept on disk; `texts` of them had room."""
+
+    def __init__(self, texts: int) -> None:
+        super().__init__(f"only {texts:,} texts have room")
+        self.texts = texts
+
+
 def tokenise_on_disk(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], n_max: int, folder: Path
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], n_max: int, folder: Path, most_bytes: int | None = None
 ) -> TokenisedTexts:
     """As `tokenise`, unlabelled, for more texts than memory holds: their ids stay in a file in `folder`.
 
     In memory are 16 bytes a text, and 8 more while an epoch shuffles them. What is there already is taken as it is, and
-    `texts` is not read; a file that was not finished is written again. Raises OSError where there is no room.
+    `texts` is not read; a file that was not finished is written again. Raises OSError where there is no room, and
+    `TooManyTokens` where ids, 4 bytes each, would take more than `most_bytes`: what was written is removed.
     """
     ids, offsets = folder / "ids.int32", folder / OFFSETS
     if not offsets.exists():
@@ -333,6 +342,9 @@ def tokenise_on_disk(
         lengths = [np.zeros(0, np.int64)]
         with ids.open("wb") as file:
             for some, their_lengths in _tokenised(tokenizer, texts, n_max):
+                if most_bytes is not None and file.tell() + some.nbytes > most_bytes:
+                    ids.unlink()
+                    raise TooManyTokens(sum(map(len, lengths)))
                 file.write(some.tobytes())
                 lengths.append(their_lengths)
         partial = folder / "offsets.partial.npy"

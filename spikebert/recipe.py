@@ -232,6 +232,9 @@ class Recipe:
     """of the float stages: "bf16", "float32", or "auto": bf16 where the processor has it; integers are always exact"""
     checkpoint_seconds: int = 120
     """how often a running stage saves what it needs to go on after being killed"""
+    text_cache_gb: float = 16.0
+    """the tokens of `stage1.text` may take so much of the disk, below `out`, until stage 1 is done (4 bytes each, a
+    sentence has about 100 bytes); more text is refused"""
     teacher_cache_gb: float = 4.0
     """the teacher's outputs of texts that are trained on in more than one epoch may take so much of the disk, below
     `out`, until the stage is done; where they would take more, or with 0, the teacher is asked in each step"""
@@ -248,7 +251,8 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "stage2.hidden_weight", "stage2.embedding_weight", "stage2.extra_lines", "stage2.altered_copies",
         "stage1.longest_words", "stage2.longest_words", "stage2.patience", "stage2.norm_texts", "quantise.epochs",
         "quantise.calibration_texts",
-        "checkpoint_seconds", "teacher_cache_gb", "stage1.operations_per_token", "stage1.operations_weight",
+        "checkpoint_seconds", "text_cache_gb", "teacher_cache_gb",
+        "stage1.operations_per_token", "stage1.operations_weight",
         "stage2.operations_per_token", "stage2.operations_weight", "teacher.patience", "quantise.patience",
         "stage1.held_out", "stage1.patience",
         "teacher.weight_decay", "stage1.weight_decay", "stage2.weight_decay", "quantise.weight_decay",

@@ -47,6 +47,7 @@ from spikebert.data import (
     LabelledTexts,
     SpecialTokens,
     TokenisedTexts,
+    TooManyTokens,
     check_text_files,
     describe_unusual,
     hash_files,
@@ -506,7 +507,14 @@ class Training:
             return tokenise(self.tokenizer, self.task.train_texts, n_max)
         lines = read_lines(options.text, options.lines, options.longest_words)
         if self.accelerator.is_main_process:
-            tokenise_on_disk(self.tokenizer, counted(lines, "stage 1: tokenising"), n_max, folder)
+            limit = self.recipe.text_cache_gb
+            try:
+                tokenise_on_disk(self.tokenizer, counted(lines, "stage 1: tokenising"), n_max, folder, int(limit * GB))
+            except TooManyTokens as error:
+                raise UserError(
+                    f"stage1.text: its tokens take more than {limit:g} GB of the disk, {error.texts:,} lines have "
+                    "room: read fewer (stage1.lines), or allow more (text_cache_gb)"
+                ) from None
         self.accelerator.wait_for_everyone()
         texts = tokenise_on_disk(self.tokenizer, (), n_max, folder)
         if not len(texts):

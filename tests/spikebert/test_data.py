@@ -18,6 +18,7 @@ from spikebert.data import (
     UNLABELLED,
     SpecialTokens,
     TokenisedTexts,
+    TooManyTokens,
     check_text_files,
     hash_files,
     read_lines,
@@ -157,6 +158,16 @@ def test_what_was_not_finished_is_tokenised_again(tokenizer, tmp_path, monkeypat
     assert (
         tokenise_on_disk(tokenizer, ["bad"], 6, tmp_path).ids.tolist() == tokenise(tokenizer, ["bad"], 6).ids.tolist()
     )
+
+
+def test_more_tokens_than_may_be_on_disk_are_refused(tokenizer, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(data, "TEXTS_AT_ONCE", 2)
+    lines = ["good film", "bad film", "sad film"]  # 4 ids of 4 bytes each
+    assert len(tokenise_on_disk(tokenizer, lines, 6, tmp_path / "all", 48)) == 3
+    with pytest.raises(TooManyTokens) as refused:
+        tokenise_on_disk(tokenizer, lines, 6, tmp_path / "fewer", 47)
+    assert refused.value.texts == 2
+    assert not list((tmp_path / "fewer").iterdir())
 
 
 def test_texts_are_read_as_they_are_needed(tokenizer, tmp_path, monkeypatch) -> None:

@@ -107,6 +107,9 @@ def test_a_stage_without_texts_is_refused(trained, tmp_path, capfd) -> None:
     assert main([*arguments, f"--stage1.text=[{text}]", "--stage1.longest_words=2"]) == 2
     assert f"stage1: {text}: every line has more words than stage1.longest_words, 2" in capfd.readouterr().err
     assert not (tmp_path / "run" / "stage1").exists()
+    assert main([*arguments, f"--stage1.text=[{text}]", "--text_cache_gb=1e-7"]) == 2
+    assert "its tokens take more than 1e-07 GB of the disk, 0 lines have room: read" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "stage1").exists()
     shutil.copytree(trained / "run" / "stage1", tmp_path / "run" / "stage1")
     arguments += [f"--stage2.extra_text=[{text}]", "--stage2.extra_lines=4", "--stage2.longest_words=3"]
     assert main(arguments) == 2
