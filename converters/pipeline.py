@@ -497,6 +497,7 @@ def licences(results: Mapping[str, Any]) -> dict[str, str]:
         "Learnt from the texts": ", ".join(names),
         "and from the teacher": f"{teacher} ({terms})" if terms else teacher,
         "The recipe says of its own texts and teacher": recipe.get("licence", ""),
+        "and those that fine-tuned its teacher": "; ".join(origin.get("terms", ())),
         **taken_over.get("licences", {}),  # of a bundle that it went on from
     }
     return {what: said for what, said in known.items() if said}

@@ -283,7 +283,7 @@ class TokenisedTexts:
 
     def first(self, count: int) -> TokenisedTexts:
         """The first so many of the texts; nothing is copied."""
-        return TokenisedTexts.of(self.ids, self.offsets[: count + 1], self.labels[:count])
+        return TokenisedTexts.of(self.ids[: self.offsets[count]], self.offsets[: count + 1], self.labels[:count])
 
     def select(self, indices: np.ndarray) -> TokenisedTexts:
         """Some of the texts, in the order of `indices`."""

@@ -19,6 +19,7 @@ from spikebert.pupil import Pupil
 from spikebert.teaching import Teaching
 
 ABOUT = 0.1  # of a budget of operations: epochs of one training lie some per cent above or below it
+OPERATION_TEXTS = 256  # on which operations are counted, at most
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,22 @@ def validation(
     def measure() -> Score:
         right = accuracy(predict_together(model, texts, pad_id, device), texts).value
         figures, text = {"validation_accuracy": right}, f"validation accuracy {right:.2%}"
-        if weights is None or not weights.limits_operations:
-            return Score(right, figures, text)
-        operations = operations_per_token(model, texts, pad_id, device)
-        excess = weights.operations * max(0.0, operations / weights.operations_per_token - 1 - ABOUT)
-        figures["operations_per_token"] = operations
-        return Score(right - excess, figures, f"{text}, {operations:,.0f} synaptic operations a token")
+        return _with_operations(Score(right, figures, text), model, texts, pad_id, device, weights)
 
     return measure
+
+
+def _with_operations(
+    score: Score, model: nn.Module, texts: TokenisedTexts, pad_id: int, device: torch.device,
+    weights: LossWeights | None,
+) -> Score:  # fmt: skip
+    """Less what operations beyond the budget cost, where `weights` have one."""
+    if weights is None or not weights.limits_operations:
+        return score
+    operations = operations_per_token(model, texts, pad_id, device)
+    excess = weights.operations * max(0.0, operations / weights.operations_per_token - 1 - ABOUT)
+    figures = score.figures | {"operations_per_token": operations}
+    return Score(score.value - excess, figures, f"{score.text}, {operations:,.0f} synaptic operations a token")
 
 
 def held_out(
@@ -105,8 +114,12 @@ def held_out(
     weights: LossWeights,
 ) -> Callable[[], Score]:  # fmt: skip
     """A function without arguments that says how far a pupil is from its teacher, by the loss of its states, on those
-    of `texts` that it does not learn from: all behind the first `learnt`. Every process runs them all."""
+    of `texts` that it does not learn from: all behind the first `learnt`. Every process runs them all.
+
+    As in `validation`, synaptic operations beyond the budget and a tenth of it count against it as in the loss.
+    """
     states = LossWeights(hidden=weights.hidden, embedding=weights.embedding)  # what spikes cost is no distance
+    held_back = texts.select(np.arange(learnt, len(texts))[:OPERATION_TEXTS])
 
     @torch.no_grad()
     def measure() -> Score:
@@ -116,17 +129,20 @@ def held_out(
             for part in sorted_batches(texts.lengths[learnt:], 64):
                 batch = {name: value.to(device) for name, value in texts.batch(part + learnt, pad_id).items()}
                 real = int(batch["attention_mask"].sum())
-                total += float(pupil(batch, *taught(batch), states)["loss"]) * real
+                losses = Pupil.forward(pupil, batch, *taught(batch), states)  # not prepared for mixed precision
+                total += float(losses["loss"]) * real
                 tokens += real
         pupil.train(was_training)
-        return Score(-total / tokens, {"held_out_loss": total / tokens}, f"{total / tokens:.4f} on texts held out")
+        loss = total / tokens
+        distance = Score(-loss, {"held_out_loss": loss}, f"{loss:.4f} on texts held out")
+        return _with_operations(distance, pupil.student, held_back, pad_id, device, weights)
 
     return measure
 
 
 @torch.no_grad()
 def operations_per_token(
-    model: nn.Module, texts: TokenisedTexts, pad_id: int, device: torch.device, limit: int = 256
+    model: nn.Module, texts: TokenisedTexts, pad_id: int, device: torch.device, limit: int = OPERATION_TEXTS
 ) -> float:
     """Synaptic operations of linear layers and readout, over all timesteps, of at most `limit` texts."""
     was_training, operations, tokens = model.training, 0.0, 0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from types import MappingProxyType
 
 import numpy as np
@@ -109,6 +110,8 @@ class Outcome:
     """How a stage went.
 
     best               the figures of the best `Score`; empty where there was none
+    best_epoch         whose it is: 1 for the first, 0 for the model as it came; None where there was none
+    epochs             that were trained, perhaps fewer than the schedule has
     seconds            spent on steps, over all runs that a stopped stage took; validation and checkpoints left out
     sentences          that these steps were made of, those of all processes together
     peak_memory_bytes  of each process, the most main memory it has ever held
@@ -116,6 +119,8 @@ class Outcome:
     """
 
     best: dict[str, float]
+    best_epoch: int | None
+    epochs: int
     seconds: float
     sentences: int
     peak_memory_bytes: list[int]
@@ -124,7 +129,15 @@ class Outcome:
     def figures(self) -> dict:
         """For `stage.json`."""
         speed = self.sentences / self.seconds if self.seconds else None
-        figures = {"seconds": self.seconds, "sentences_per_second": speed, "peak_memory_bytes": self.peak_memory_bytes}
+        figures: dict = dict(self.best)
+        if self.best_epoch is not None:
+            figures["best_epoch"] = self.best_epoch
+        figures |= {
+            "epochs": self.epochs,
+            "seconds": self.seconds,
+            "sentences_per_second": speed,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
         return figures if self.gpu_peak_bytes is None else figures | {"gpu_peak_memory_bytes": self.gpu_peak_bytes}
 
 
@@ -158,12 +171,14 @@ def fit(
     loss_of         the (possibly distributed) model and this process's texts of a batch -> its part of the mean losses
                     (`mean_over_processes`); they are computed by the model's own forward pass
     texts_of_epoch  the texts of an epoch; their number must be the same in every epoch
-    evaluate        called by all processes at once
+    evaluate        called by all processes at once; the main one's score counts
     keep_start      the model as it came competes with the epochs for the best
     folder          where `checkpoint.pt` and TensorBoard's files go, one folder for all processes; a checkpoint there
-                    is resumed from, whatever the number of processes that wrote it
+                    is resumed from, whatever the number of processes that wrote it, and stays until what was trained is
+                    kept: the caller removes it
     rates           parameters that learn faster, and how many times; see `parameter_groups`
-    Raises RuntimeError where the loss or its gradient is no number, UserError where the checkpoint is of other texts.
+    Raises RuntimeError where the loss, its gradient or a score is no number, UserError where the checkpoint is damaged
+    or of other texts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(parameter_groups(model, rates, schedule), lr=schedule.learning_rate, fused=True)
@@ -175,7 +190,7 @@ def fit(
     else:
         _seed_process(accelerator.process_index, seed)
         if evaluate is not None and keep_start:
-            _compete(state, evaluate(), model)
+            _compete(state, _score(evaluate, title, state), model)
     texts = texts_of_epoch(state.epoch) if state.epoch < schedule.epochs else None
     steps_an_epoch = -(-len(texts) // schedule.batch_size) if texts else 0
     steps = steps_an_epoch * schedule.epochs
@@ -219,7 +234,8 @@ def fit(
                     _save(checkpoint, model, optimiser, state, accelerator)
                     saved_at = time.monotonic()
             state.epoch += 1
-            _end_of_epoch(model, state, evaluate, writer, progress)
+            score = None if evaluate is None else _score(evaluate, title, state)
+            _end_of_epoch(model, state, score, writer, progress)
             if state.given_up(schedule.patience) and state.epoch < schedule.epochs:
                 progress.say(f"no better for {schedule.patience} epochs: ended, the best epoch is kept")
             elif state.epoch < schedule.epochs:
@@ -229,8 +245,6 @@ def fit(
     if state.best_weights is not None:
         model.load_state_dict(state.best_weights)
     accelerator.wait_for_everyone()  # all have read the checkpoint
-    if accelerator.is_main_process:
-        checkpoint.unlink(missing_ok=True)
     return _outcome(state, machine)
 
 
@@ -258,7 +272,26 @@ def _own_batch(texts: TokenisedTexts, batch: np.ndarray, pad_id: int, accelerato
 def _outcome(state: _Position, machine: MachineUse) -> Outcome:
     memory = gather_object([machine.peak_memory_bytes()])
     gpu = gather_object([machine.gpu_peak_bytes()])
-    return Outcome(state.best_figures, state.seconds, state.sentences, memory, None if None in gpu else gpu)
+    return Outcome(
+        best=state.best_figures,
+        best_epoch=None if state.best is None else state.best_epoch,
+        epochs=state.epoch,
+        seconds=state.seconds,
+        sentences=state.sentences,
+        peak_memory_bytes=memory,
+        gpu_peak_bytes=None if None in gpu else gpu,
+    )
+
+
+def _score(evaluate: Callable[[], Score], title: str, state: _Position) -> Score:
+    """How good the model is, by the main process: others may round otherwise, and all must agree on what is best.
+
+    Raises RuntimeError where that is no number: weights are spoilt, or so large that they might as well be.
+    """
+    score: Score = gather_object([evaluate()])[0]
+    if not math.isfinite(score.value):
+        raise RuntimeError(f"{title}: {score.text}, after epoch {state.epoch}: lower learning_rate")
+    return score
 
 
 def _agree(loss: Tensor, save_is_due: bool) -> tuple[float, bool]:
@@ -310,13 +343,11 @@ def _no_number(
 
 
 def _end_of_epoch(
-    model: nn.Module, state: _Position, evaluate: Callable[[], Score] | None, writer: SummaryWriter | None,
-    progress: Progress,
-) -> None:  # fmt: skip
+    model: nn.Module, state: _Position, score: Score | None, writer: SummaryWriter | None, progress: Progress
+) -> None:
     message = f"epoch {state.epoch}: loss {state.loss_sum / max(1, state.loss_count):.4f}"
     state.loss_sum, state.loss_count = 0.0, 0
-    if evaluate is not None:
-        score = evaluate()
+    if score is not None:
         message += f", {score.text}"
         _log(writer, score.figures, state.step)
         _compete(state, score, model)
@@ -343,6 +374,8 @@ def _save(
     try:
         with open(partial, "wb") as file:
             torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())  # else a machine that stops might leave the name without the content
     except RuntimeError as error:  # torch hides what the file system said, and that the user wants to stop
         if isinstance(error.__context__, OSError):
             raise OSError(error.__context__.errno, error.__context__.strerror, str(partial)) from error
@@ -355,7 +388,17 @@ def _save(
 def checkpoint_names(folder: Path) -> set[str]:
     """Of the checkpoint of a stage that was stopped, the names of what its model holds; none where there is none."""
     path = folder / "checkpoint.pt"
-    return set(torch.load(path, mmap=True, weights_only=True)["model"]) if path.exists() else set()
+    return set(_read_checkpoint(path, mmap=True)["model"]) if path.exists() else set()
+
+
+def _read_checkpoint(path: Path, mmap: bool = False) -> dict:
+    """Raises UserError where it is damaged."""
+    try:
+        content: dict = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+        return content
+    except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is damaged ({why}): delete it to start again") from None
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
@@ -366,7 +409,7 @@ def _random_state(device: torch.device) -> list[Tensor]:
 def _resume(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, accelerator: Accelerator, seed: int
 ) -> _Position:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = _read_checkpoint(path)
     model.load_state_dict(content["model"])
     if len(content["optimiser"]["param_groups"]) != len(optimiser.param_groups):
         raise UserError(

@@ -274,6 +274,16 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
+def _losses(recipe: Recipe) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
+    """Of each stage that has losses: its epochs, and the weights of which one must be above 0. (The integer stage has
+    the losses of stage 2.)"""
+    task = ("label_weight", "logits_weight", "hidden_weight", "embedding_weight")
+    return (
+        ("stage1", 0 if recipe.stage1.reuse else recipe.stage1.epochs, ("hidden_weight", "embedding_weight")),
+        ("stage2", recipe.stage2.epochs + recipe.quantise.epochs, task),
+    )
+
+
 def check_recipe(recipe: Recipe) -> None:
     """Raises UserError that names every value outside its range."""
     wrong = []
@@ -297,6 +307,12 @@ def check_recipe(recipe: Recipe) -> None:
         wrong.append(f"stage2.norm_texts is {recipe.stage2.norm_texts}, for student.norm 'batch' alone: give 0")
     if recipe.stage1.patience and not recipe.stage1.held_out:
         wrong.append(f"stage1.patience is {recipe.stage1.patience} and stage1.held_out 0: give texts to tell by")
+    nothing = [
+        f"{name} has {epochs} epochs and nothing to learn from: {', '.join(weights)} are all 0"
+        for name, epochs, weights in _losses(recipe)
+        if epochs and not any(getattr(getattr(recipe, name), weight) for weight in weights)
+    ]
+    wrong += nothing
     if recipe.stage1.reuse_readout and not recipe.stage1.reuse:
         wrong.append("stage1.reuse_readout is true and stage1.reuse is empty: there is no readout to take")
     if not recipe.out:

@@ -7,13 +7,15 @@ these name, known by their sha256.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from spikebert.commands import UserError
 from spikebert.config import attention_threshold_for
-from spikebert.teachers import origin_of
+from spikebert.teachers import Origin, origin_of, told_origin
 
 EARLIER = "Teachers that it had before"  # in a model card
+EARLIER_TERMS = "Recipes that it had before say of their texts and teachers"  # there too
 # The parts of a recipe that decide what a stage's result is.
 SECTIONS = {
     "teacher": ("seed", "precision", "data", "teacher"),
@@ -60,6 +62,7 @@ ADDED: dict[str, dict[str, object]] = {
     "quantise": {"calibration_texts": 0, "token_bits": 8, "weight_decay": 0.0, "patience": 0},
 }
 TEACHER = "teacher.model"  # the files of a teacher that is a folder; older runs did not note them
+N_MAX = "student.n_max"  # to which texts are cut, the teacher's too; older runs did not note it there
 # The files that do, known by their sha256.
 FILES_OF = {
     "teacher": ("data", TEACHER),
@@ -78,6 +81,29 @@ def read_record(path: Path) -> dict:
         raise UserError(f"{path} is damaged: delete the folder and the later stages to train them again") from None
 
 
+def write_note(path: Path, content: dict) -> None:
+    """As a file that is whole or as it was before."""
+    partial = path.with_suffix(".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_note(path: Path) -> dict | None:
+    """What `write_note` wrote there; None where it did not. Raises UserError where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: delete {path.parent} to begin that stage again")
+    return content
+
+
 def inherited(stage: Path) -> dict:
     """Of the figures of a finished stage those that hold for whoever goes on from it: the texts that an earlier student
     learnt from, and what the card of a bundle that it was made of said of licences.
@@ -88,19 +114,23 @@ def inherited(stage: Path) -> dict:
     return {name: figures[name] for name in ("learnt_from", "licences") if name in figures}
 
 
-def handed_on(stage: Path, teacher: str | None = None) -> dict:
-    """Figures for whoever goes on from a finished stage 1 or 2: what the student there learnt from and from whom, for
-    the card of a bundle. Its teacher is left out where it is `teacher`, the one that it goes on with.
+def handed_on(stage: Path, teacher: str | None = None, licence: str = "") -> dict:
+    """Figures for whoever goes on from a finished stage 1 or 2: what the student there learnt from and from whom, and
+    what its recipe says of licences, for the card of a bundle. Its teacher is left out where it is `teacher`, the one
+    that it goes on with, and what is said where the recipe that it goes on with says the same, `licence`.
 
     Raises UserError where its record is damaged.
     """
-    figures = inherited(stage)
+    figures, record = inherited(stage), read_record(stage / "stage.json")
     terms = dict(figures.get("licences", {}))
-    before = read_record(stage / "stage.json")["made_from"].get("teacher", {}).get("model")
-    origin = origin_of(before) if before else None
+    origin = _teacher_of(record)
     if origin and (teacher is None or origin.model != origin_of(teacher).model):
         earlier = [terms[EARLIER]] if EARLIER in terms else []
         terms[EARLIER] = ", ".join([*earlier, f"{origin.model} ({origin.licence})" if origin.licence else origin.model])
+    said = [record["figures"].get("licence", ""), *(origin.terms if origin else ())]
+    said = [words for words in dict.fromkeys(said) if words and words != licence]
+    if said:
+        terms[EARLIER_TERMS] = "; ".join([*([terms[EARLIER_TERMS]] if EARLIER_TERMS in terms else []), *said])
     return figures | {"learnt_from": learnt_from(stage)} | ({"licences": terms} if terms else {})
 
 
@@ -114,12 +144,24 @@ def learnt_from(stage: Path) -> list[str]:
     texts = [*earlier, *(stage1["text"] or ([] if stage1["reuse"] else task))]
     if stage2:
         texts += [*task, *(stage2["extra_text"] if stage2["extra_lines"] else [])]
-    teacher = made_from.get("teacher", {}).get("model")
-    return list(dict.fromkeys([*texts, *(origin_of(teacher).texts if teacher else ())]))
+    teacher = _teacher_of(record)
+    return list(dict.fromkeys([*texts, *(teacher.texts if teacher else ())]))
+
+
+def _teacher_of(record: dict) -> Origin | None:
+    """Where the teacher of a finished stage comes from, by what that told, or, of an earlier version, by what is there
+    now. None where it had none: it is a converter's."""
+    if told := told_origin(record):
+        return told
+    model = record["made_from"].get("teacher", {}).get("model")
+    return origin_of(model) if model else None
 
 
 def changes(before: dict, now: dict) -> list[str]:
-    """What a stage was made from, beside what it would be made from now. Older runs did not note a teacher's files."""
+    """What a stage was made from, beside what it would be made from now. Older runs did not note a teacher's files, nor
+    to which length its texts were cut."""
+    if N_MAX not in before:
+        now = {name: value for name, value in now.items() if name != N_MAX}
     if TEACHER not in before.get("sha256", {}):
         now = now | {"sha256": {name: value for name, value in now["sha256"].items() if name != TEACHER}}
     return differences(spelled_out(before), spelled_out(now))

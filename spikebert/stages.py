@@ -42,6 +42,7 @@ from spikebert.augmentation import alter, alter_words
 from spikebert.commands import UserError
 from spikebert.config import SpikeBertConfig
 from spikebert.data import (
+    HUB,
     OFFSETS,
     SPLITS,
     LabelledTexts,
@@ -68,10 +69,23 @@ from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_s
 from spikebert.quantisation import folded, least_room, quantise, require_short_rows
 from spikebert.recipe import STAGES, Quantise, Recipe, Stage1, Stage2, Teacher, check_recipe
 from spikebert.settled_norms import settle_norms
-from spikebert.stage_record import FILES_OF, SECTIONS, TEACHER, changes, handed_on, inherited, read_record
+from spikebert.stage_record import (
+    FILES_OF,
+    N_MAX,
+    SECTIONS,
+    TEACHER,
+    changes,
+    handed_on,
+    inherited,
+    read_note,
+    read_record,
+    write_note,
+)
 from spikebert.teacher_blocks import FIT_TEXTS, FIT_TOKENS, begin_as_teacher, check_blocks, fit_readout
 from spikebert.teacher_outputs import texts_at_once
 from spikebert.teachers import (
+    ORIGIN,
+    Origin,
     check_encoder,
     classes_of,
     decisive_files,
@@ -79,10 +93,12 @@ from spikebert.teachers import (
     longest_text,
     origin_of,
     resolve,
+    told_origin,
 )
 from spikebert.teaching import Lesson, teaching
 from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
+BEGUN = "made_from.json"  # what an unfinished stage is made from
 TEXTS = "texts"  # the folder of stage 1's tokenised text, until it is finished
 CALIBRATION_BATCH = 64  # texts
 MUCH = 0.03  # of accuracy that rounding may cost before that is said
@@ -139,11 +155,12 @@ class Training:
         self._check_weights()
         if recipe.student.blocks_from_teacher and not recipe.stage1.reuse:
             check_blocks(self.student_config, self.teacher_config)
-        if recipe.stage1.reuse:
+        if recipe.stage1.reuse and not self._finished("stage1"):
             reused = Path(recipe.stage1.reuse)
             check_reuse(self.student_config, self.teacher_config, self.tokenizer, reused, recipe.stage1.reuse_readout)
         self.vocabulary = self._choose_vocabulary(splits["train"])
         self.task = self._read_task(splits)
+        self._check_held_out()
         self.texts_sha256 = {
             name: split.sha256() for name, split in splits.items() if split is not None and name != "train"
         }
@@ -174,7 +191,7 @@ class Training:
         Where `until` is a stage before the last, that one ends it: nothing is measured or written after it, and only
         "stages" is returned, the figures of those that are finished.
         """
-        self._check_finished_stages()
+        self._check_stages()
         with errors_name_files(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.out).close()  # may we write there?
@@ -197,7 +214,8 @@ class Training:
         full = asdict(self.recipe)
         sections = {section: full[section] for section in SECTIONS[stage]}
         files = {name: self.fingerprints[name] for name in FILES_OF[stage] if name in self.fingerprints}
-        return sections | {"sha256": files}
+        cut = {N_MAX: self.recipe.student.n_max} if stage == "teacher" else {}  # the others have all of the student
+        return sections | cut | {"sha256": files}
 
     def _fingerprints(self, splits: dict[str, LabelledTexts | None]) -> dict[str, str]:
         """sha256 of the labelled texts (train and validation), of a teacher that is a folder, of the text files of
@@ -205,14 +223,28 @@ class Training:
         labelled = json.dumps([asdict(split) for name, split in splits.items() if split and name != "test"])
         fingerprints = {
             "data": hashlib.sha256(labelled.encode()).hexdigest(),
-            "stage1.text": hash_files(self.recipe.stage1.text),
-            "stage2.extra_text": hash_files(self.recipe.stage2.extra_text),
+            "stage1.text": self._hash_of("stage1", "stage1.text", self.recipe.stage1.text),
+            "stage2.extra_text": self._hash_of("stage2", "stage2.extra_text", self.recipe.stage2.extra_text),
         }
         if teacher := decisive_files(self.recipe.teacher.model):
             fingerprints[TEACHER] = hash_files(teacher)
         if self.recipe.stage1.reuse:
-            fingerprints["stage1.reuse"] = hash_files(pupil_files(self.recipe.stage1.reuse))
+            fingerprints["stage1.reuse"] = self._hash_of(
+                "stage1", "stage1.reuse", pupil_files(self.recipe.stage1.reuse)
+            )
         return fingerprints
+
+    def _hash_of(self, stage: str, name: str, paths: list[str]) -> str:
+        """sha256 of files that are named in the recipe. Once a finished stage has read them they may go: what that
+        noted of them stands for them. Raises UserError where they are missing otherwise."""
+        missing = [path for path in paths if not (path.startswith(HUB) or Path(path).exists())]
+        if missing and self._finished(stage):
+            noted = read_record(self.out / stage / "stage.json")["made_from"].get("sha256", {}).get(name)
+            if noted:
+                return str(noted)
+        if missing:
+            raise UserError(f"{name}: {', '.join(missing)}: no such file")
+        return hash_files(paths)
 
     def _check_out(self) -> None:
         """Raises UserError where writing a stage would delete something that is none of ours."""
@@ -233,22 +265,34 @@ class Training:
     def _finished(self, stage: str) -> bool:
         return (self.out / stage / "stage.json").exists()
 
-    def _check_finished_stages(self) -> None:
-        """Raises UserError, before anything is run, where a finished stage was made by another recipe."""
-        for stage in filter(self._finished, STAGES):
-            before = read_record(self.out / stage / "stage.json")["made_from"]
+    def _check_stages(self) -> None:
+        """Raises UserError, before anything is run, where another recipe finished a stage, or trained a part of it."""
+        for stage in STAGES:
+            unfinished = self._unfinished(stage)
+            if self._finished(stage):
+                before = read_record(self.out / stage / "stage.json")["made_from"]
+                was = f"{self.out / stage} was made"
+                mend = "choose another --out, or delete that folder and the later stages to train them again"
+            elif (unfinished / "checkpoint.pt").exists() and (begun := read_note(unfinished / BEGUN)):
+                before, was = begun, f"{unfinished} was begun"
+                mend = "give that one to go on, choose another --out, or delete that folder to begin the stage again"
+            else:
+                continue
             if changed := changes(before, self._made_from(stage)):
-                raise UserError(
-                    f"{self.out / stage} was made with another recipe ({'; '.join(changed)}): "
-                    f"choose another --out, or delete that folder and the later stages to train them again"
-                )
+                raise UserError(f"{was} with another recipe ({'; '.join(changed)}): {mend}")
+
+    def _unfinished(self, stage: str) -> Path:
+        return self.out / f"{stage}.unfinished"
 
     def _stage(self, stage: str, work: Callable[[Path], tuple[dict, Callable[[Path], None]]]) -> None:
+        unfinished = self._unfinished(stage)
         if self._finished(stage):
             self.say(f"{stage}: finished before, in {self.out / stage}")
+            if self.accelerator.is_main_process:  # of a run that was killed behind the last step
+                shutil.rmtree(unfinished, ignore_errors=True)
+                shutil.rmtree(self.out / f"{stage}.saving", ignore_errors=True)
             return
         set_seed(self.recipe.seed)
-        unfinished = self.out / f"{stage}.unfinished"
         with errors_name_files(self.out):
             self._drop_if_other_recipe(stage, unfinished)
             figures, save = work(unfinished)
@@ -265,7 +309,8 @@ class Training:
             partial.mkdir()
             save(partial)
             (self.tokenizer if stage == "stage1" else self.task_tokenizer).save_pretrained(partial)
-            record = {"made_from": self._made_from(stage), "figures": figures}
+            told = {ORIGIN: asdict(self._teacher_origin()), "licence": self.recipe.licence}
+            record = {"made_from": self._made_from(stage), "figures": figures | told}
             (partial / "stage.json").write_text(json.dumps(record, indent=1) + "\n")
             logs = unfinished / "tensorboard"
             if logs.exists():
@@ -277,15 +322,16 @@ class Training:
         shutil.rmtree(unfinished, ignore_errors=True)
 
     def _drop_if_other_recipe(self, stage: str, unfinished: Path) -> None:
-        """A checkpoint of another recipe is no start for this one: it is removed, and that is said."""
+        """What another recipe left before its first checkpoint is no start for this one: it is removed, and that is
+        said."""
         if self.accelerator.is_main_process:
-            note, now = unfinished / "made_from.json", self._made_from(stage)
-            before = json.loads(note.read_text()) if note.exists() else None
+            note, now = unfinished / BEGUN, self._made_from(stage)
+            before = read_note(note)
             if before is not None and (changed := changes(before, now)):
                 self.say(f"{stage}: begun before with another recipe ({'; '.join(changed)}): starting again")
                 shutil.rmtree(unfinished)
             unfinished.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(now))
+            write_note(note, now)
         self.accelerator.wait_for_everyone()
 
     # The stages
@@ -309,7 +355,7 @@ class Training:
             title="teacher",
             **self._common(work),
         )
-        return outcome.best | outcome.figures(), teacher.save_pretrained
+        return outcome.figures(), teacher.save_pretrained
 
     def _train_stage1(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.stage1
@@ -318,16 +364,15 @@ class Training:
         pupil = Pupil(student, self._new_alignment(teacher)).to(self.device)
         if options.reuse:
             reuse(pupil, Path(options.reuse), options.reuse_readout)
-            figures = {"reused": options.reuse} | handed_on(Path(options.reuse), self.recipe.teacher.model)
+            earlier = handed_on(Path(options.reuse), self.recipe.teacher.model, self.recipe.licence)
+            figures = {"reused": options.reuse} | earlier
             return figures, pupil_saver(pupil)
         begun_before = checkpoint_names(work)
         if begun_before and "alignment.aligned_with" not in begun_before:
             pupil.alignment.align_with(older_layer_map(self.recipe.student.layers, teacher.config.num_hidden_layers))
         read = self._stage1_texts(work / TEXTS)
         if options.held_out >= len(read):
-            raise UserError(
-                f"stage1.held_out is {options.held_out}, and there are {len(read)} texts: leave some to learn from"
-            )
+            raise UserError(_all_held_out(options.held_out, len(read)))
         texts = read.first(len(read) - options.held_out)
         begun = self._begin_as_teacher(pupil, teacher, texts) if self.recipe.student.blocks_from_teacher else {}
         weights = LossWeights(
@@ -351,7 +396,7 @@ class Training:
                 title="stage 1",
                 **self._common(work),
             )
-        figures = begun | {"texts": len(texts), "epochs": options.epochs} | outcome.best | outcome.figures()
+        figures = begun | {"texts": len(texts)} | outcome.figures()
         return figures, pupil_saver(pupil)
 
     def _train_stage2(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
@@ -488,7 +533,7 @@ class Training:
                 title=title,
                 **self._common(work),
             )
-        return outcome.best | outcome.figures()
+        return outcome.figures()
 
     def _begin_as_teacher(self, pupil: Pupil, teacher: nn.Module, texts: TokenisedTexts) -> dict:
         """Fit the student to its teacher with some of the texts, always the same."""
@@ -587,6 +632,19 @@ class Training:
             train = LabelledTexts(train.texts[:limit], train.labels[:limit])
         test = None if splits["test"] is None else tokens("test", splits["test"])
         return Task(tokens("train", train), tokens("validation", held_back), test, train.texts)
+
+    def _teacher_origin(self) -> Origin:
+        """As it was when the first stage was finished."""
+        path = self.out / "teacher" / "stage.json"
+        told = told_origin(read_record(path)) if path.exists() else None
+        return told or origin_of(self.recipe.teacher.model)
+
+    def _check_held_out(self) -> None:
+        """Raises UserError where it is known before reading that stage 1 would have nothing to learn from."""
+        options = self.recipe.stage1
+        most = options.lines if options.text else len(self.task.train)
+        if most and options.held_out >= most and not (options.reuse or self._finished("stage1")):
+            raise UserError(_all_held_out(options.held_out, most))
 
     def _classifier(self, folder: str, **options: object) -> PreTrainedModel:
         classes = self.student_config.num_labels
@@ -704,9 +762,9 @@ class Training:
         one, on test."""
         results: dict = {"recipe": asdict(self.recipe), "accuracy": {}, "changed_predictions": {}}
         results["stages"] = self._stage_figures(STAGES)
-        origin = origin_of(self.recipe.teacher.model)
-        results["teacher_licence"] = origin.licence
-        results["teacher_origin"] = {"model": origin.model, "texts": list(origin.texts)}
+        origin = asdict(self._teacher_origin())
+        results["teacher_licence"] = origin.pop("licence")
+        results["teacher_origin"] = origin
         results["integer_stage_sha256"] = hash_files(
             [str(self.out / "integer" / "stage.json")]
         )  # that of these figures
@@ -786,6 +844,10 @@ def errors_name_files(folder: Path) -> Iterator[None]:
         path = getattr(error, "filename", None) or folder
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}. Check the path, the rights and the space") from error
+
+
+def _all_held_out(held_out: int, texts: int) -> str:
+    return f"stage1.held_out is {held_out}, and there are {texts} texts: leave some to learn from"
 
 
 def _no_lines(stage: str, paths: Sequence[str], longest_words: int) -> str:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from spikebert.commands import UserError
 
 REGISTRY = "registry:"
+ORIGIN = "teacher_origin"  # what a finished stage tells of its teacher
 # Encoders whose first token has the position behind that of padding, so a few of their positions are never used.
 BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "roberta-prelayernorm")
 # Files of a folder that decide what a teacher says.
@@ -120,31 +121,47 @@ class Origin:
     model    whom the first run fine-tuned that made it: a folder, a hub name, or `registry:NAME`
     licence  of its weights, where they are of the registry; else empty
     texts    that it was fine-tuned on since, as recipes name them
+    terms    what the recipes of these runs say of licences
     """
 
     model: str
     licence: str
     texts: tuple[str, ...]
+    terms: tuple[str, ...] = ()
 
 
 def origin_of(model: str) -> Origin:
     """Of a teacher as recipes name it. The teacher folder of a run tells what it was made from."""
     texts: list[str] = []
+    terms: list[str] = []
     seen: set[str] = set()
-    while model not in seen and (record := _made_from(model)):
+    while model not in seen and (record := _record(model)):
         seen.add(model)
-        if record["teacher"]["epochs"]:
-            texts.append(record["data"]["folder"] or record["data"]["hub"])
-        model = record["teacher"]["model"]
-    return Origin(model, licence_of(model), tuple(texts))
+        made_from = record["made_from"]
+        if made_from["teacher"]["epochs"]:
+            texts.append(made_from["data"]["folder"] or made_from["data"]["hub"])
+            terms += filter(None, [record.get("figures", {}).get("licence")])
+        if before := told_origin(record):
+            return Origin(before.model, before.licence, (*texts, *before.texts), (*terms, *before.terms))
+        model = made_from["teacher"]["model"]
+    return Origin(model, licence_of(model), tuple(texts), tuple(terms))
 
 
-def _made_from(model: str) -> dict | None:
-    """Of a run's teacher folder, what it was made from; None of any other teacher."""
+def told_origin(record: dict) -> Origin | None:
+    """Of the teacher in the recipe of a finished stage, as it was when that was finished: its folder may be gone since,
+    or another be where it was. None where the record is of an earlier version, which did not tell it."""
+    told = record.get("figures", {}).get(ORIGIN)
+    return Origin(told["model"], told["licence"], tuple(told["texts"]), tuple(told["terms"])) if told else None
+
+
+def _record(model: str) -> dict | None:
+    """The `stage.json` of a run's teacher folder; None of any other teacher."""
     try:
-        made_from = json.loads((Path(model) / "stage.json").read_text(encoding="utf-8"))["made_from"]
+        record: dict = json.loads((Path(model) / "stage.json").read_text(encoding="utf-8"))
+        made_from = record["made_from"]
         known = isinstance(made_from["teacher"]["model"], str) and made_from["data"].keys() >= {"folder", "hub"}
-        return made_from if known and "student" not in made_from else None
+        told_origin(record)
+        return record if known and "student" not in made_from else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

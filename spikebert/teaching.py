@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from spikebert.commands import progress
 from spikebert.data import TokenisedTexts
 from spikebert.kept_outputs import GB, Ask, KeptOutputs, drop_kept, fingerprint
 from spikebert.progress import say
+from spikebert.stage_record import read_note, write_note
 from spikebert.teacher_outputs import TeacherOutputs, ask_teacher
 
 Teaching = Callable[[dict[str, Tensor]], TeacherOutputs]  # of a batch
@@ -91,14 +91,14 @@ def _may_be_kept(lesson: Lesson, work: Path, title: str, accelerator: Accelerato
     kept = KeptOutputs(lesson.place / name, lesson.texts, lesson.classes, len(lesson.wanted), width)
     note = work / "teacher_outputs.json"
     if accelerator.is_main_process:
-        decided = json.loads(note.read_text()) if note.exists() else {}
+        decided = read_note(note) or {}
         if decided.get("limit") != lesson.limit:
             obstacle = kept.obstacle(lesson.limit)
             if obstacle:
                 say(f"{title}: the teacher is asked in each step: its outputs would take {obstacle}")
-            note.write_text(json.dumps({"limit": lesson.limit, "kept": obstacle is None}))
+            write_note(note, {"limit": lesson.limit, "kept": obstacle is None})
     accelerator.wait_for_everyone()
-    return kept if json.loads(note.read_text())["kept"] else None
+    return kept if (read_note(note) or {}).get("kept") else None
 
 
 def _fill(kept: KeptOutputs, ask: Ask, title: str, pad_id: int, accelerator: Accelerator) -> None:

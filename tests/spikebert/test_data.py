@@ -130,6 +130,12 @@ def test_tokenising_keeps_special_tokens_and_cuts(tokenizer) -> None:
     assert batch["labels"].tolist() == [1, 0]
 
 
+def test_the_first_of_some_texts_are_texts_of_their_own() -> None:
+    first = TokenisedTexts([[1, 2], [3], [4, 5, 6]]).first(2)
+    joined = first + TokenisedTexts([[7, 8]])
+    assert joined.select(np.arange(3)).ids.tolist() == joined.ids.tolist() == [1, 2, 3, 7, 8]
+
+
 def test_tokenising_on_disk_gives_the_same(tokenizer, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(data, "TEXTS_AT_ONCE", 3)
     lines = ["good film", "", "the " * 50, "bad", "a very warm soup", "it was", "sad"]

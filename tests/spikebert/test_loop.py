@@ -156,14 +156,41 @@ def test_the_best_epoch_is_kept(tmp_path) -> None:
 
     _, outcome, _ = train(tmp_path, evaluate=evaluate)
     assert outcome.best == {"accuracy": 0.9} and len(seen) == 3
-    assert not (tmp_path / "checkpoint.pt").exists()
+    figures = outcome.figures()
+    assert (figures["accuracy"], figures["best_epoch"], figures["epochs"]) == (0.9, 2, 3)
+
+
+def test_a_checkpoint_stays_until_what_was_trained_is_kept(tmp_path) -> None:
+    """Keeping it may fail, or be killed: the same command again goes on from the last checkpoint."""
+    trained, _, _ = train(tmp_path, checkpoint_seconds=0)
+    again, outcome, steps = train(tmp_path, checkpoint_seconds=0)
+    assert steps == 0 and outcome.epochs == 3 and outcome.sentences == 15 * 8
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"PK\x03\x04 cut off"], ids=["empty", "zeros", "cut"])
+def test_a_damaged_checkpoint_is_named(tmp_path, content: bytes) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged \(.*\): delete it to start again"):
+        train(tmp_path)
+    with pytest.raises(UserError, match="is damaged"):
+        loop.checkpoint_names(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_score_that_is_no_number_stops_the_run(tmp_path, value: float) -> None:
+    """Of the last step's weights nothing else tells that they are spoilt; and nothing is better than nan."""
+    scores = iter([0.5, value])
+    with pytest.raises(RuntimeError, match=r"training: accuracy (nan|-inf), after epoch 2: lower learning_rate"):
+        train(tmp_path, evaluate=lambda: scored(next(scores)))
 
 
 def test_the_start_competes_if_asked(tmp_path) -> None:
     torch.manual_seed(0)
     values = iter([0.95, 0.2, 0.9, 0.5])
     model, outcome, _ = train(tmp_path, evaluate=lambda: scored(next(values)), keep_start=True)
-    assert outcome.best == {"accuracy": 0.95}
+    assert outcome.best == {"accuracy": 0.95} and outcome.best_epoch == 0
     fresh, _, _ = train(tmp_path / "fresh", epochs=0)
     assert torch.equal(model[3].weight, fresh[3].weight)
 
@@ -278,7 +305,7 @@ def test_training_ends_where_validation_gets_no_better(tmp_path, patience: int, 
 
     _, outcome, steps = train(tmp_path, epochs=7, evaluate=evaluate, patience=patience)
     assert len(seen) == epochs and steps == 5 * epochs
-    assert outcome.best == {"accuracy": max(scores[:epochs])}
+    assert outcome.best == {"accuracy": max(scores[:epochs])} and outcome.epochs == epochs
 
 
 def test_a_run_that_goes_on_remembers_how_long_it_got_no_better(tmp_path) -> None:

@@ -11,7 +11,17 @@ from safetensors.torch import load_file, save_file
 from small_teachers import recipe_arguments
 
 from spikebert.commands import UserError
-from spikebert.stage_record import ADDED, EARLIER, changes, handed_on, learnt_from
+from spikebert.stage_record import (
+    ADDED,
+    EARLIER,
+    EARLIER_TERMS,
+    N_MAX,
+    changes,
+    handed_on,
+    learnt_from,
+    read_note,
+    write_note,
+)
 from spikebert.train_command import main
 
 
@@ -42,6 +52,17 @@ def test_what_a_reused_student_learnt_from_is_known(tmp_path: Path) -> None:
     handed = {"learnt_from": texts, "licences": {EARLIER: "a-bert"}}
     assert handed_on(tmp_path / "taught") == handed_on(tmp_path / "taught", "another") == handed
     assert handed_on(tmp_path / "taught", "a-bert") == {"learnt_from": texts}, "the same one is told once"
+    shutil.rmtree(by)
+    assert handed_on(tmp_path / "taught")["licences"] == {EARLIER: str(by)}, "a run of old does not know it any more"
+    origin = {"model": "a-bert", "licence": "free", "texts": ["data/secret"], "terms": ["for research"]}
+    told = record(tmp_path / "told", **taught, figures={"teacher_origin": origin, "licence": "of films"})
+    terms = {EARLIER: "a-bert (free)", EARLIER_TERMS: "of films; for research"}
+    assert handed_on(told) == {"learnt_from": texts, "licences": terms}
+    assert handed_on(told, "a-bert", "of films") == {
+        "learnt_from": texts, "licences": {EARLIER_TERMS: "for research"},
+    }  # fmt: skip
+    later = record(tmp_path / "later", **task, figures={"licences": terms, "licence": "of food"})
+    assert handed_on(later)["licences"] == {EARLIER: "a-bert (free)", EARLIER_TERMS: "of films; for research; of food"}
     again = {"stage1": {"text": [], "reuse": "x"}, "figures": {"learnt_from": ["d.txt", "a.txt"]}}
     assert learnt_from(record(tmp_path / "again", **again)) == ["d.txt", "a.txt"]
     with pytest.raises(UserError, match=r"stage.json is damaged"):
@@ -57,6 +78,9 @@ def test_what_differs_is_named_and_what_older_runs_did_not_note_is_not() -> None
     assert changes(older, other) == ["stage2.alteration.join 0.3 -> 0.0"]
     assert changes(now, now | {"sha256": {"data": "a", "teacher.model": "c"}}) == ["sha256.teacher.model b -> c"]
     assert changes(older, now | {"seed": 43}) == ["seed 42 -> 43"]
+    of_a_teacher = {"seed": 42, "sha256": {}, N_MAX: 64}
+    assert changes(of_a_teacher, of_a_teacher | {N_MAX: 32}) == ["student.n_max 64 -> 32"]
+    assert changes({"seed": 42, "sha256": {}}, of_a_teacher) == [], "none was noted of old"
     made_of_a_student = {"student": "runs/other/stage2", "data": {"folder": "", "hub": ""}}
     assert "student runs/other/stage2 -> None" in changes(made_of_a_student, now), "a program's, not a training's"
 
@@ -79,6 +103,18 @@ def test_a_teacher_that_changed_in_its_folder_is_noticed(trained, tmp_path, capf
         assert made["made_from"]["sha256"].pop("teacher.model")
         path.write_text(json.dumps(made))
     assert main([*arguments, "--until=stage1"]) == 0
+
+
+def test_a_note_is_whole_or_named(tmp_path: Path) -> None:
+    path = tmp_path / "note.json"
+    assert read_note(path) is None
+    write_note(path, {"a": [1]})
+    write_note(path, {"a": [2]})
+    assert read_note(path) == {"a": [2]} and [file.name for file in tmp_path.iterdir()] == ["note.json"]
+    for spoilt in ("", "[1]", '{"a": '):
+        path.write_text(spoilt)
+        with pytest.raises(UserError, match=r"note\.json is damaged: delete .* to begin that stage again"):
+            read_note(path)
 
 
 def test_a_run_of_before_goes_on_without_calibration(trained, tmp_path) -> None:
