@@ -493,11 +493,14 @@ def licences(results: Mapping[str, Any]) -> dict[str, str]:
     texts = [data["folder"] or data["hub"], *stage1["text"], *extra, *earlier, *origin.get("texts", ())]
     names = dict.fromkeys(text if ":" in text else Path(text).name for text in texts)
     teacher, terms = origin.get("model") or recipe["teacher"]["model"], results.get("teacher_licence")
+    own = recipe.get("licence", "")
     known = {
         "Learnt from the texts": ", ".join(names),
         "and from the teacher": f"{teacher} ({terms})" if terms else teacher,
-        "The recipe says of its own texts and teacher": recipe.get("licence", ""),
-        "and those that fine-tuned its teacher": "; ".join(origin.get("terms", ())),
+        "The recipe says of its own texts and teacher": own,
+        "and those that fine-tuned its teacher": "; ".join(
+            said for said in dict.fromkeys(origin.get("terms", ())) if said != own
+        ),
         **taken_over.get("licences", {}),  # of a bundle that it went on from
     }
     return {what: said for what, said in known.items() if said}

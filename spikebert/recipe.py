@@ -307,12 +307,11 @@ def check_recipe(recipe: Recipe) -> None:
         wrong.append(f"stage2.norm_texts is {recipe.stage2.norm_texts}, for student.norm 'batch' alone: give 0")
     if recipe.stage1.patience and not recipe.stage1.held_out:
         wrong.append(f"stage1.patience is {recipe.stage1.patience} and stage1.held_out 0: give texts to tell by")
-    nothing = [
+    wrong += [
         f"{name} has {epochs} epochs and nothing to learn from: {', '.join(weights)} are all 0"
         for name, epochs, weights in _losses(recipe)
         if epochs and not any(getattr(getattr(recipe, name), weight) for weight in weights)
     ]
-    wrong += nothing
     if recipe.stage1.reuse_readout and not recipe.stage1.reuse:
         wrong.append("stage1.reuse_readout is true and stage1.reuse is empty: there is no readout to take")
     if not recipe.out:

@@ -149,6 +149,10 @@ def test_the_model_card_says_the_licences() -> None:
     known = licences({"recipe": recipe, "teacher_licence": "not for commerce", "teacher_origin": origin})
     assert known["and from the teacher"] == "registry:m3e-small (not for commerce)", "and not the folder it stood in"
     assert known["Learnt from the texts"] == "waimai, wiki.txt.xz, hub:some/texts:zh, chnsenti"
+    assert "and those that fine-tuned its teacher" not in known
+    terms = {"terms": ["research only", "of hotels", "of hotels"]}
+    known = licences({"recipe": recipe, "teacher_origin": origin | terms})
+    assert known["and those that fine-tuned its teacher"] == "of hotels", "what its own recipe says is said"
     graph = random_graph(np.random.default_rng(0), blocks=1)
     card = model_card(graph, {"licences": known}, {}, None, "bundle")
     assert "## Licence\n\n- Learnt from the texts: waimai, wiki" in card and "teacher: research only\n" in card
