@@ -125,11 +125,11 @@ def _open_parquet(path: Path, class_names: Sequence[str]) -> Rows:
 
 
 def _first_line(path: Path) -> bytes:
-    """The first line of a text file. Raises UserError where a zero byte says that the file is binary."""
+    """The first line of a text file. Raises UserError where a zero byte says that the file is binary: one in its first
+    two lines. Further on it is a bad row among others."""
     with open(path, "rb") as file:
         start = file.read(PEEK_BYTES)
-        if b"\0" in start:
-            line = start[: start.index(b"\0")].count(b"\n") + 1
+        if b"\0" in start and (line := start[: start.index(b"\0")].count(b"\n") + 1) <= 2:
             raise UserError(f"{path}, line {line}: a zero byte, so this is a binary file. Give {FORMATS}")
         file.seek(0)
         return file.readline(LINE_BYTES)
@@ -154,6 +154,8 @@ def _lines(path: Path, row: Callable[[int, str], Row], header: bool) -> Iterator
                 yield BadRow(number, f"not UTF-8 ({error.reason})")
             except json.JSONDecodeError as error:
                 yield BadRow(number, f"not JSON ({error})")
+            except RecursionError:
+                yield BadRow(number, "not JSON (nested too deeply)")
             except ValueError as error:
                 yield BadRow(number, str(error))
             number += 1
@@ -171,7 +173,7 @@ def _skip_line(file: BinaryIO) -> None:
 def _has_label(line: bytes) -> bool:
     try:
         first = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(first, dict) and "label" in first
 

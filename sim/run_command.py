@@ -154,12 +154,15 @@ def _body(argv: Sequence[str]) -> int:
 
 
 def _check_names_differ(arguments: argparse.Namespace) -> None:
-    """Raises UserError where two flags name one file to write."""
+    """Raises UserError where two flags name one file to write, or one the file that is read."""
     flags = ("predictions", "record", "report")
     written = [(f"--{flag}", getattr(arguments, flag)) for flag in flags if getattr(arguments, flag)]
+    read = arguments.file
     for place, (flag, path) in enumerate(written):
+        if read and path.resolve() == read.resolve():
+            raise UserError(f"{flag} and --file both name {path}: the texts would be lost. Give two files")
         for other, another in written[place + 1 :]:
-            if path == another:
+            if path.resolve() == another.resolve():
                 raise UserError(f"{flag} and {other} both name {path}. Give two files")
 
 

@@ -15,6 +15,8 @@ def check_path(flag: str, path: Path, overwrite: bool) -> None:
     """Raises UserError where no file can be put at `path`."""
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder. Name a file")
+    if path.exists() and not path.is_file():  # a device or a pipe: to replace it would take it away from all
+        raise UserError(f"{flag} {path} is no regular file. Name one")
     if path.exists() and not overwrite:
         raise UserError(f"{flag} {path} exists. Give --overwrite to replace it, or another name")
     if not path.parent.is_dir():
@@ -23,10 +25,12 @@ def check_path(flag: str, path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def whole_file(flag: str, path: Path) -> Iterator[BinaryIO]:
-    """A file to write to. It appears at `path` when the block ends well; until then it has another name, under which
-    nothing is left behind. Raises UserError where it cannot be opened, ended or put in place.
+    """A file to write to. It appears at `path`, or where a link there leads, when the block ends well; until then it
+    has another name, under which nothing is left behind. Raises UserError where it cannot be opened, ended or put in
+    place.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    place = path.resolve()
+    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
         with ExitStack() as opened:
             with errors_name(flag, path):
@@ -36,7 +40,7 @@ def whole_file(flag: str, path: Path) -> Iterator[BinaryIO]:
             with errors_name(flag, path):
                 file.flush()
         with errors_name(flag, path):
-            os.replace(partial, path)
+            os.replace(partial, place)
     finally:
         with suppress(OSError):
             partial.unlink()

@@ -11,13 +11,14 @@ recipe again passes over it. Models are chosen on validation; test is measured o
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -195,6 +196,10 @@ class Training:
         with errors_name_files(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.out).close()  # may we write there?
+        with alone_in(self.out) if self.accelerator.is_main_process else nullcontext():
+            return self._run(until)
+
+    def _run(self, until: str) -> dict:
         work = dict(
             zip(STAGES, (self._train_teacher, self._train_stage1, self._train_stage2, self._train_integer), strict=True)
         )
@@ -597,11 +602,22 @@ class Training:
         }
 
     def _class_names(self, splits: dict[str, LabelledTexts | None]) -> list[str]:
-        """`data.labels`, or numbers. Raises UserError where the texts have more classes, or there is one only."""
+        """`data.labels`, or numbers. Raises UserError where the texts have more classes, where there is one only, and
+        where classes that nobody named have no training text."""
+        train = splits["train"]
+        assert train is not None  # read_split raises
+        if len(set(train.labels)) < 2:
+            raise UserError(f"train: all texts have label {train.labels[0]}: there is nothing to tell apart")
         classes = max(max(split.labels) for split in splits.values() if split is not None) + 1
         names = self.recipe.data.labels or [str(i) for i in range(classes)]
         if classes > len(names) or len(names) < 2:
             raise UserError(f"data.labels names {len(names)} classes, the texts have labels 0 .. {classes - 1}")
+        missing = classes - len(set(train.labels))
+        if missing > 0 and not self.recipe.data.labels:
+            raise UserError(
+                f"labels are 0 .. {classes - 1}, and {missing} of these have no training text: name all classes in "
+                "data.labels if that is meant"
+            )
         return names
 
     def _choose_vocabulary(self, train: LabelledTexts | None) -> Vocabulary | None:
@@ -844,6 +860,23 @@ def errors_name_files(folder: Path) -> Iterator[None]:
         path = getattr(error, "filename", None) or folder
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}. Check the path, the rights and the space") from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While no other training writes to `folder`. Raises UserError where one does. (Where the file system has no locks
+    nobody can tell.)"""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another training writes there: wait for it, or choose another --out") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(place)
 
 
 def _all_held_out(held_out: int, texts: int) -> str:

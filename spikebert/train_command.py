@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +53,14 @@ def check_yaml(path: Path) -> None:
         raise UserError(f"--recipe {path}: not YAML: {_one_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"--recipe {path}: holds no fields; a recipe has lines such as 'out: runs/reviews'")
+    from spikebert.recipe import Recipe
+
+    sections = [field.name for field in fields(Recipe) if is_dataclass(field.default_factory)]
+    for name in sections:
+        if name in content and not isinstance(content[name], dict):
+            raise UserError(
+                f"--recipe {path}: {name} is {content[name]!r}, it is a section: fields below it, a space further in"
+            )
 
 
 def _one_line(error: Exception) -> str:

@@ -73,6 +73,10 @@ def test_a_zero_byte_far_into_a_file_is_one_bad_row(read):
     assert rows[20_000] == BadRow(20_002, "a zero byte") and rows[20_001] == Row(20_003, "last")
 
 
+def test_a_zero_byte_in_a_row_is_one_bad_row(read):
+    assert read(b"text\nfine\na\0b\nlast") == [Row(2, "fine"), BadRow(3, "a zero byte"), Row(4, "last")]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -120,6 +124,8 @@ def test_json_lines(read):
         ('{"text": "a"}', "label None is no class"),
         ('{"text": "\\ud800", "label": 1}', "half a character"),
         ("", "not JSON"),
+        ("[" * 100_000, "not JSON (nested too deeply)"),
+        ('{"text": ' * 100_000, "not JSON (nested too deeply)"),
     ],
 )
 def test_a_bad_json_line(read, line, reason):

@@ -224,6 +224,24 @@ def is_one_error(captured, message: str) -> bool:
 BUNDLE_FILES = ["graph.json", "weights.safetensors", "encoder.safetensors", "golden.safetensors", "README.md"]
 
 
+@pytest.mark.parametrize("flag", ["--predictions", "--record", "--report"])
+def test_what_is_written_takes_nothing_away(bundle, tmp_path, capsys, flag):
+    """No pipe, no device, and not the texts; a link stays one."""
+    texts, pipe, link, far = (tmp_path / name for name in ("texts.npz", "pipe.npz", "link.npz", "far.npz"))
+    texts.write_text("text\na good film\n")
+    os.mkfifo(pipe)
+    (tmp_path / "other").mkdir()
+    link.symlink_to(far)
+    run = [str(bundle.folder), "--file", str(texts), "--overwrite", flag]
+    assert main([*run, str(pipe)]) == 2
+    assert is_one_error(capsys.readouterr(), f"{flag} {pipe} is no regular file")
+    assert main([*run, str(tmp_path / "other" / ".." / "texts.npz")]) == 2
+    assert is_one_error(capsys.readouterr(), "the texts would be lost. Give two files")
+    assert texts.read_text() == "text\na good film\n" and pipe.is_fifo()
+    assert main([*run, str(link)]) == 0
+    assert link.is_symlink() and far.stat().st_size > 0
+
+
 @pytest.mark.parametrize("name", [*BUNDLE_FILES, "tokenizer/tokenizer.json"])
 def test_a_bundle_with_a_flipped_bit_is_refused(tmp_path, capsys, name):
     bundle = small_bundle(tmp_path / "bundle")

@@ -514,3 +514,30 @@ def test_a_stage_without_a_loss_is_refused(trained, tmp_path, capfd, flags: tupl
     assert main([*recipe_arguments(trained), f"--out={tmp_path / 'run'}", *flags]) == 2
     assert said in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_two_trainings_do_not_share_a_folder(trained, tmp_path, capfd) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(trained / "run" / "teacher", out / "teacher")
+    arguments = [*recipe_arguments(trained), f"--out={out}", "--until=teacher"]
+    with stages.alone_in(out):
+        assert main(arguments) == 2
+        assert f"{out}: another training writes there: wait for it, or choose" in capfd.readouterr().err
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([1, 1, 1, 1], "train: all texts have label 1: there is nothing to tell apart"),
+        ([0, 2, 0, 2], "labels are 0 .. 2, and 1 of these have no training text: name all classes in data.labels"),
+        ([0, 1, 0, 999], "labels are 0 .. 999, and 997 of these have no training text"),
+    ],
+)
+def test_classes_without_texts_are_noticed(trained, tmp_path, capfd, labels: list[int], said: str) -> None:
+    content = "text\tlabel\n" + "".join(f"good film\t{label}\n" for label in labels)
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.tsv").write_text(content)
+    arguments = [*recipe_arguments(trained), f"--data.folder={tmp_path}", "--data.labels=[]", f"--out={tmp_path / 'r'}"]
+    assert main(arguments) == 2
+    assert said in capfd.readouterr().err

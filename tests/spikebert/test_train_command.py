@@ -68,6 +68,9 @@ def test_a_decay_is_one_number_or_a_list(flag: str, decay: int | list[int]) -> N
         (b"out: x\nstage1:\n  epoch: 3\n", "'stage1' does not accept option 'epoch'"),
         (b"out: x\nstage1:\n  epochs: many\n", "\"stage1.epochs\": Expected a <class 'int'>. Got value: many"),
         (b"data:\n  folder: x\n", "required: out"),
+        (b"out: x\nstage2: 3\n", "stage2 is 3, it is a section: fields below it"),
+        (b"out: x\nstage2:\n", "stage2 is None, it is a section"),
+        (b"out: x\nstudent: [1]\n", "student is [1], it is a section"),
     ],
 )
 def test_a_bad_recipe_is_named(tmp_path: Path, capfd, content: bytes, message: str) -> None:
@@ -266,7 +269,9 @@ def test_another_student_in_the_same_place_is_noticed(
     assert main(arguments) == 2
     assert "sha256.stage1.reuse" in one_error(capfd)
     (earlier / "model.safetensors").unlink()
-    assert main(arguments) == 2
+    assert main(arguments) == 0, "stage 1 has taken it over: it is not needed any more"
+    capfd.readouterr()
+    assert main([*arguments, f"--out={tmp_path / 'new'}"]) == 2
     assert "is no finished stage (no model.safetensors)" in one_error(capfd)
 
 
