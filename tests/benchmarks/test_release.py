@@ -60,10 +60,11 @@ def test_tasks_are_trained_together(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert rows[2:] == ["subj", "waimai"]
     runs = tmp_path / "runs"
     records = {name: json.loads((runs / name / "stage1" / "stage.json").read_text()) for name in ("subj", "waimai")}
-    assert records["subj"]["figures"] == {
-        "reused": str(runs / SHARED["subj"] / "stage1"),
-        "learnt_from": [str(tmp_path / "corpus" / "en_imdb_unsup.txt.xz")],
-    }  # fmt: skip
+    figures = records["subj"]["figures"]
+    assert figures["reused"] == str(runs / SHARED["subj"] / "stage1")
+    assert figures["learnt_from"] == [str(tmp_path / "corpus" / "en_imdb_unsup.txt.xz")]
+    (said,) = figures["licences"].values()  # of the recipe that the students share
+    assert said.startswith("research only: unlabelled text of IMDb")
     assert records["waimai"]["figures"]["texts"] == 80
     assert {path.name for path in (runs / SHARED["subj"]).iterdir()} == {"teacher", "stage1"}
     results = {path: path.stat().st_mtime_ns for path in runs.glob("*/stage2/stage.json")}

@@ -181,11 +181,12 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("owner", "name", "call"), [("os", "fsync", 1), ("KeptOutputs", "read", 20)])
+@pytest.mark.parametrize(("owner", "name", "call"), [("os", "fsync", 3), ("KeptOutputs", "read", 20)])
 def test_a_run_that_was_killed_goes_on_to_the_bit(
     trained: Path, tmp_path: Path, written: list[Path], owner: str, name: str, call: int
 ) -> None:
-    """Killed as the outputs are written, and as they are read in the second epoch."""
+    """Killed as the outputs are written, two notes and the logits before them, and as they are read in the second
+    epoch."""
     run = tmp_path / "run"
     arguments = taught(trained, run, "--checkpoint_seconds=0")
     program = KILLED.format(module="kept_outputs", owner=owner, name=name, call=call)
