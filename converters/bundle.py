@@ -46,6 +46,7 @@ TOKENIZER_FILES = (  # tokenizer.json must be there, the rest is for AutoTokeniz
     "vocab.json",
     "merges.txt",
 )
+UNASKED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what systems write into a folder that somebody looks into
 PAD_TOKENS = ("[PAD]", "<pad>")
 MANIFEST_FIELDS = {"schema", "files", "target", "config", "provenance", "digest"}
 
@@ -311,8 +312,26 @@ def check_destination(folder: Path, overwrite: bool) -> None:
         raise BundleError(f"{folder} exists and is not a folder. Choose another place")
     if not overwrite:
         raise BundleError(f"{folder} exists. Choose another place, or overwrite it (--overwrite)")
-    if any(folder.iterdir()) and not (folder / "manifest.json").is_file():
-        raise BundleError(f"{folder} is not a bundle, so it is not overwritten. Choose another place")
+    if any(folder.iterdir()):
+        _check_own_files_only(folder)
+
+
+def _check_own_files_only(folder: Path) -> None:
+    """Raises BundleError where to replace `folder` would take away what no bundle was written with."""
+    try:
+        listed = set(json.loads((folder / "manifest.json").read_bytes())["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise BundleError(
+            f"{folder} is not a bundle, or a damaged one, so it is not overwritten. Choose another place, or remove it"
+        ) from None
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    own = {"manifest.json", *listed}
+    others = sorted(name for name in found if name not in own and Path(name).name not in UNASKED)
+    if others:
+        more = f", and {len(others) - 1:,} more," if len(others) > 1 else ""
+        raise BundleError(
+            f"{folder / others[0]}{more} would be lost: the bundle's manifest does not list it. Move it out of the bundle"
+        )
 
 
 def check_beside(folder: Path, out: Path) -> None:

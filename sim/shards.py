@@ -224,10 +224,11 @@ class _Work:
             values = execution.values[name]
             if self.differences is not None:
                 node, expected = next(self.expected)
-                self.differences.add(node.name, expected if stops is None else cut_values(expected, stops), values)
+                cut = expected if stops is None else cut_values(expected, stops)
+                self.differences.add(node.name, cut, values, stops)
                 if name == self.graph.output:
                     self._compare_logits(self.differences, expected, execution)
-                del expected
+                del expected, cut
             if name in self.job.probe:
                 self.probes[name] = summarise(values, self.batch.mask, stops)
             if name == self.graph.output and self.job.over_time:

@@ -74,9 +74,12 @@ class Differences:
         self._compared = self._mismatches = 0
         self._firsts: list[Mismatch] = []  # of each node that differs
 
-    def add(self, name: str, expected: np.ndarray, got: np.ndarray) -> None:
+    def add(self, name: str, expected: np.ndarray, got: np.ndarray, stops: np.ndarray | None = None) -> None:
         """The values [T, B, N, D] of a node; nodes come in graph order, and after them `TIMESTEPS`, [B, 1], where
         samples may stop, and `LOGITS`, [B, classes].
+
+        stops int64 [B], after how many timesteps each sample stopped. What comes after was not computed: it must be 0
+              in both, but does not count as compared
 
         Raises ValueError where `got` has another shape, or holds no integers.
         """
@@ -87,7 +90,8 @@ class Differences:
         if got.dtype.kind not in "biu":
             raise ValueError(f"'{name}': the engine gave {got.dtype}, expected integers")
         differs = expected != got
-        self._compared += differs.size
+        timesteps_spared = 0 if stops is None else int((expected.shape[1] - stops).sum())
+        self._compared += differs.size - timesteps_spared * math.prod(expected.shape[2:])
         self._mismatches += int(np.count_nonzero(differs))
         if differs.any():
             self._firsts.append(_first(name, expected, got, differs, self.first_sample))
@@ -109,7 +113,7 @@ def compare(graph: Graph, expected: Execution, got: Execution, first_sample: int
     for name in (node.name for node in graph if node.name in expected.values):
         if name not in got.values:
             raise ValueError(f"the engine gave no values of node '{name}'")
-        differences.add(name, expected.values[name], got.values[name])
+        differences.add(name, expected.values[name], got.values[name], expected.timesteps)
     if expected.timesteps is not None:
         if got.timesteps is None:
             raise ValueError("the engine does not say after how many timesteps samples stopped")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -317,6 +318,29 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
     with pytest.raises(BundleError, match="not a bundle"):
         small_bundle(tmp_path / "bundle", overwrite=True)
     assert (tmp_path / "bundle" / "precious.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "lava/mine.npz", ".git/HEAD"])
+def test_what_somebody_put_into_a_bundle_is_not_replaced_with_it(tmp_path, name):
+    bundle = small_bundle(tmp_path / "bundle", config={"name": "first"})
+    (bundle.folder / name).parent.mkdir(exist_ok=True)
+    (bundle.folder / name).write_text("days of work")
+    with pytest.raises(BundleError, match=f"{re.escape(name)} would be lost"):
+        small_bundle(bundle.folder, overwrite=True)
+    assert (bundle.folder / name).read_text() == "days of work"
+    (bundle.folder / name).rename(tmp_path / "moved")
+    (bundle.folder / ".DS_Store").write_text("a system's own")
+    small_bundle(bundle.folder, overwrite=True, config={"name": "second"})
+    assert read_bundle(bundle.folder).config == {"name": "second"}
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", "{}", '{"name": "an extension of a browser"}', "[" * 100_000])
+def test_another_folder_with_a_manifest_is_never_replaced(tmp_path, manifest):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text(manifest)
+    with pytest.raises(BundleError, match="not a bundle, or a damaged one, so it is not overwritten"):
+        small_bundle(tmp_path / "bundle", overwrite=True)
+    assert (tmp_path / "bundle" / "manifest.json").read_text() == manifest
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError])

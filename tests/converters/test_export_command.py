@@ -87,7 +87,7 @@ def test_what_is_not_a_bundle_is_never_overwritten(model: Path, out: Path, capfd
     out.mkdir(parents=True)
     (out / "thesis.tex").write_text("years of work")
     assert main(["--model", str(model), "--out", str(out), "--overwrite"]) == 2
-    assert "is not a bundle, so it is not overwritten" in one_error(capfd)
+    assert "is not a bundle, or a damaged one, so it is not overwritten" in one_error(capfd)
     assert (out / "thesis.tex").read_text() == "years of work"
 
 

@@ -222,8 +222,22 @@ def test_verify_compares_what_was_run(bundle, capsys, engine) -> None:
     arguments = (bundle.folder, *texts, "--exit-margin", lead_of(bundle), "--verify", "--engine", engine)
     code, told = run_json(capsys, *arguments)
     assert (code, told["verify"]["mismatches"]) == (0, 0)
-    values = sum(bundle.graph.features.values()) * bundle.graph.timesteps * bundle.graph.n_max
-    assert told["verify"]["values_compared"] == len(TEXTS) * (values + len(bundle.labels) + 1)
+    in_a_timestep = sum(bundle.graph.features.values()) * bundle.graph.n_max
+    assert sum(told["timesteps"]) < len(TEXTS) * bundle.graph.timesteps
+    compared = sum(told["timesteps"]) * in_a_timestep + len(TEXTS) * (len(bundle.labels) + 1)
+    assert told["verify"]["values_compared"] == compared, "what was not computed does not count"
+
+
+def test_what_comes_after_a_stop_must_be_silent(bundle) -> None:
+    batch, _ = bundle.encode(TEXTS)
+    early_exit, nodes = EarlyExit.of_logits(bundle.graph, float(lead_of(bundle))), tuple(bundle.graph.features)
+    right = ReferenceEngine(bundle.graph, early_exit).run(batch, nodes)
+    sample = int(right.timesteps.argmin())
+    wrong = {name: value.copy() for name, value in right.values.items()}
+    wrong[bundle.graph.output][-1, sample, 0, 0] = 1
+    compared = compare(bundle.graph, right, Execution(right.logits, wrong, timesteps=right.timesteps))
+    assert compared.mismatches == 1 and compared.first_mismatch.sample == sample
+    assert compared.values_compared == compare(bundle.graph, right, right).values_compared
 
 
 class StopsLate(ReferenceEngine):
