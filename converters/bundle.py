@@ -324,13 +324,16 @@ def _check_own_files_only(folder: Path) -> None:
         raise BundleError(
             f"{folder} is not a bundle, or a damaged one, so it is not overwritten. Choose another place, or remove it"
         ) from None
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    found = (
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
+    )
     own = {"manifest.json", *listed}
     others = sorted(name for name in found if name not in own and Path(name).name not in UNASKED)
     if others:
         more = f", and {len(others) - 1:,} more," if len(others) > 1 else ""
         raise BundleError(
-            f"{folder / others[0]}{more} would be lost: the bundle's manifest does not list it. Move it out of the bundle"
+            f"{folder / others[0]}{more} would be lost: the bundle's manifest does not list it. "
+            "Move it out of the bundle"
         )
 
 

@@ -6,6 +6,7 @@ under which the model's own trace gives their values.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from converters.graph import LIF, Add, Attention, Graph, GraphError, Node, Norm,
 from converters.report.contents import Rounding
 from spikebert.clipping import count_cut, scaled_weights
 from spikebert.commands import UserError
+from spikebert.config import SpikeBertConfig
 from spikebert.layers import Encoder, SpikingAttention, SpikingLinear
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.neurons import LoihiLIF
@@ -34,6 +36,12 @@ def load_integer_model(folder: Path) -> SpikeBertForSequenceClassification:
     home = run if (run / "config.json").is_file() else folder
     if not (home / "config.json").is_file():
         raise UserError(f"{folder}: no model there (no config.json, no integer/config.json): train one first")
+    try:
+        kind = json.loads((home / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{home / 'config.json'}: cannot be read: {error}") from None
+    if kind != SpikeBertConfig.model_type:
+        raise UserError(f"{home}: its config.json is that of a '{kind}', no SpikeBERT: give a run of spikebert-train")
     try:
         model, loading = SpikeBertForSequenceClassification.from_pretrained(home, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -15,6 +15,7 @@ from spikebert.commands import UserError, extra_of, missing_extra
 
 GROUP = "spikebert.engines"
 LAVA_ENGINES = ("lava", "lava-inline")  # the engines that EngineOptions.attention and stock_models are for
+MODEL_ENGINES = ("torch",)  # those that EngineOptions.model is for
 EXIT_ENGINES = ("fast", "reference", "torch")  # those that EngineOptions.early_exit is for
 
 
@@ -43,12 +44,12 @@ def require_engine(name: str) -> None:
 def open_engine(name: str, graph: Graph, options: EngineOptions | None = None) -> Engine:
     """Load and open an engine; whoever opens it closes it.
 
-    Raises UserError for a name that is not registered, for options of Lava's given to another engine, and for an early
-    exit that the engine or the graph cannot do; MissingExtra where its library is not installed.
+    Raises UserError for a name that is not registered, for options of Lava's or a model given to another engine, and
+    for an early exit that the engine or the graph cannot do; MissingExtra where its library is not installed.
     """
     options = options or EngineOptions()
     require_engine(name)
-    _require_lava_options_fit(name, options)
+    _require_options_fit(name, options)
     _require_exit_fits(name, graph, options)
     try:
         factory: EngineFactory = _registered()[name].load()
@@ -59,7 +60,12 @@ def open_engine(name: str, graph: Graph, options: EngineOptions | None = None) -
         raise missing_extra(error.name or "") from error
 
 
-def _require_lava_options_fit(name: str, options: EngineOptions) -> None:
+def _require_options_fit(name: str, options: EngineOptions) -> None:
+    if options.model is not None and name not in MODEL_ENGINES:
+        raise UserError(
+            f"--model: engine '{name}' runs the bundle, no model. Leave it out, or take --engine "
+            f"{' or '.join(MODEL_ENGINES)}"
+        )
     flags = ["--attention stock"] if options.attention != "process" else []
     flags += ["--stock-models"] if options.stock_models else []
     if flags and name not in LAVA_ENGINES:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -169,10 +170,23 @@ def check_reuse(
 def reuse(pupil: Pupil, folder: Path, readout: bool = False) -> None:
     """Take student body and alignment from a finished stage 1 or 2 (see `check_reuse`). Without `readout` that stays
     new: stage 1 never trained it, and stage 2 may have trained it on another task."""
-    weights = SpikeBertForSequenceClassification.from_pretrained(folder).state_dict()
+    with weights_of(folder):
+        weights = SpikeBertForSequenceClassification.from_pretrained(folder).state_dict()
+        alignment = load_file(folder / "alignment.safetensors")
     body = {name: value for name, value in weights.items() if not name.startswith(("head.", "readout."))}
     pupil.student.load_state_dict(weights if readout else body, strict=False)  # a bias of attention may be new
-    load_model(pupil.alignment, str(folder / "alignment.safetensors"))
+    pupil.alignment.load_state_dict(alignment)
+
+
+@contextmanager
+def weights_of(folder: Path) -> Iterator[None]:
+    """While the weights of a finished stage are read: damaged ones become a UserError that names the stage."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(
+            f"{folder}: its weights are damaged ({error}). Remove that folder, and its stage is trained again"
+        ) from error
 
 
 def pupil_saver(pupil: Pupil) -> Callable[[Path], None]:

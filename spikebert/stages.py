@@ -66,7 +66,7 @@ from spikebert.loop import Schedule, Score, checkpoint_names, choose_precision, 
 from spikebert.model import TOKEN_DEVIATION, SpikeBertForSequenceClassification
 from spikebert.parts_of_speech import tagger_for, words_of
 from spikebert.progress import counted, say
-from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse
+from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse, weights_of
 from spikebert.quantisation import folded, least_room, quantise, require_short_rows
 from spikebert.recipe import STAGES, Quantise, Recipe, Stage1, Stage2, Teacher, check_recipe
 from spikebert.settled_norms import settle_norms
@@ -765,10 +765,11 @@ class Training:
         return Alignment(student.hidden_size, student.layers, config.hidden_size, config.num_hidden_layers, largest)
 
     def _load_pupil(self, stage: str) -> Pupil:
-        student = SpikeBertForSequenceClassification.from_pretrained(self.out / stage)
         teacher = AutoModel.from_config(AutoConfig.from_pretrained(self.out / "teacher"))
         alignment = self._new_alignment(teacher)
-        load_model(alignment, str(self.out / stage / "alignment.safetensors"))
+        with weights_of(self.out / stage):
+            student = SpikeBertForSequenceClassification.from_pretrained(self.out / stage)
+            load_model(alignment, str(self.out / stage / "alignment.safetensors"))
         return Pupil(student, alignment).to(self.device)
 
     # The end
@@ -821,7 +822,8 @@ class Training:
     def _trained(self, stage: str) -> nn.Module:
         if stage == "teacher":
             return self._classifier(str(self.out / stage)).to(self.device).eval()
-        return SpikeBertForSequenceClassification.from_pretrained(self.out / stage).to(self.device).eval()
+        with weights_of(self.out / stage):
+            return SpikeBertForSequenceClassification.from_pretrained(self.out / stage).to(self.device).eval()
 
 
 def several_started(environment: Mapping[str, str]) -> bool:

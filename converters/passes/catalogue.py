@@ -68,7 +68,7 @@ DEFAULT_PASSES = ("prove-ranges",)
 def choose_passes(named: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Passes as a person names them, `NAME` or `NAME:option=value,option=value`: name -> options.
 
-    Of a name given twice the later counts. Raises UserError for a name that is none, and for a wrong option.
+    Of a name given twice the later counts. Raises UserError for a name that is none, and for a wrong option or value.
     """
     chosen: dict[str, dict[str, Any]] = {}
     for text in named:
@@ -76,6 +76,11 @@ def choose_passes(named: Sequence[str]) -> dict[str, dict[str, Any]]:
         if name not in PASSES:
             raise UserError(f"there is no pass '{name}'. Passes: {', '.join(PASSES)}")
         chosen[name] = _options(name, options)
+        if name not in FROM_CONTEXT:
+            try:
+                PASSES[name](**chosen[name])
+            except ValueError as error:
+                raise UserError(f"pass '{name}': {error}") from error
     return chosen
 
 

@@ -25,10 +25,11 @@ class SplitWideLayers:
     most_features: int = 8192
     name: str = "split-wide-layers"
 
-    def rewrite(self, graph: Graph) -> Rewrite:
-        """Raises GraphError where `most_features` is below 1."""
+    def __post_init__(self) -> None:
         if self.most_features < 1:
             raise GraphError(f"most_features is {self.most_features}, a layer has 1 or more")
+
+    def rewrite(self, graph: Graph) -> Rewrite:
         readers = readers_of(graph)
         instead: dict[str, Sequence[Node]] = {}
         for node in graph:

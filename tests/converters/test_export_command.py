@@ -103,7 +103,9 @@ def truncate(path: Path) -> None:
     [
         ("model.safetensors", truncate, "cannot be loaded as a SpikeBERT"),
         ("model.safetensors", Path.unlink, "cannot be loaded as a SpikeBERT"),
-        ("config.json", lambda path: path.write_bytes(b"\x80\xff\x00"), "cannot be loaded as a SpikeBERT"),
+        ("config.json", lambda path: path.write_bytes(b"\x80\xff\x00"), "config.json: cannot be read"),
+        ("config.json", lambda path: path.write_text("[]"), "config.json: cannot be read"),
+        ("config.json", lambda path: path.write_text('{"model_type": "bert"}'), "that of a 'bert', no SpikeBERT: give"),
         ("config.json", Path.unlink, "no model there"),
         ("tokenizer.json", truncate, "the tokenizer cannot be loaded"),
         ("tokenizer.json", Path.unlink, "no tokenizer.json"),
@@ -112,7 +114,7 @@ def truncate(path: Path) -> None:
 def test_a_damaged_model_is_named(model: Path, out: Path, capfd, file: str, spoil, message: str) -> None:
     spoil(model / file)
     assert main(["--model", str(model), "--out", str(out)]) == 2
-    assert f"{model}: " in (line := one_error(capfd)) and message in line
+    assert str(model) in (line := one_error(capfd)) and message in line
     assert nothing_written(out)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from small_bundles import small_bundle
 
 import sim.engines
 from converters.execution import EngineOptions
-from sim.engines import LAVA_ENGINES, engine_names, open_engine
+from sim.engines import LAVA_ENGINES, MODEL_ENGINES, engine_names, open_engine
 from sim.record import read_record
 from sim.reference import ReferenceEngine
 from sim.run_command import main
@@ -41,6 +42,12 @@ def test_another_engine_refuses_them_by_name_before_it_is_loaded(name, options, 
     message = f"^{flag}engine '{name}' does not run on Lava. Leave it out, or take --engine lava or lava-inline$"
     with pytest.raises(UserError, match=message):
         open_engine(name, random_graph(np.random.default_rng(0), blocks=1), options)
+
+
+@pytest.mark.parametrize("name", sorted(set(engine_names()) - set(MODEL_ENGINES)))
+def test_an_engine_that_runs_no_model_refuses_one(name):
+    with pytest.raises(UserError, match=f"^--model: engine '{name}' runs the bundle, no model. Leave it out"):
+        open_engine(name, random_graph(np.random.default_rng(0), blocks=1), EngineOptions(model=Path("runs/mr")))
 
 
 @pytest.mark.parametrize("workers", [[], ["--workers", "2"]])

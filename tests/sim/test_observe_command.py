@@ -103,7 +103,8 @@ def test_torch_records_the_same(trained, tmp_path, capsys):
     records = []
     for engine in ("torch", "fast"):
         out = tmp_path / f"{engine}.npz"
-        arguments = ["--engine", engine, "--model", str(trained / "run" / "integer"), "--probe", "*"]
+        model = ["--model", str(trained / "run" / "integer")] if engine == "torch" else []
+        arguments = ["--engine", engine, *model, "--probe", "*"]
         assert main([str(folder), "--file", str(data), "--record", str(out), *arguments]) == 0
         records.append(read_record(out))
     assert records[0].nodes == records[1].nodes and len(records[0].nodes) > 10

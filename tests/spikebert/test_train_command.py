@@ -282,6 +282,21 @@ def test_a_damaged_stage_is_named(arguments: list[str], tmp_path: Path, capfd) -
     assert "stage.json is damaged: delete the folder" in one_error(capfd)
 
 
+@pytest.mark.parametrize(("stage", "file"), [("stage1", "alignment"), ("stage2", "model"), ("integer", "model")])
+def test_damaged_weights_of_a_finished_stage_are_named(
+    arguments: list[str], trained: Path, tmp_path: Path, capfd, stage: str, file: str
+) -> None:
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    weights = run / stage / f"{file}.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    if stage == "stage1":  # it is read where the next one is not finished
+        shutil.rmtree(run / "stage2")
+    assert main(arguments) == 2
+    error = capfd.readouterr().err
+    assert f"{run / stage}: its weights are damaged" in error and "Remove that folder" in error
+    assert weights.exists(), "nothing was taken away"
+
+
 def test_unusual_texts_are_counted_and_trained_on(arguments: list[str], trained: Path, tmp_path: Path, capfd) -> None:
     data = Path(shutil.copytree(trained / "data", tmp_path / "data"))
     with open(data / "train.tsv", "a", encoding="utf-8") as file:

@@ -198,6 +198,7 @@ def test_passes_for_a_target(model: Path, plain: Path, texts: Path, tmp_path: Pa
         ("fuse", "there is no pass 'fuse'. Passes: prove-ranges, "),
         ("split-wide-layers:width=3", "pass 'split-wide-layers' has no option 'width'; its options: most_features"),
         ("split-wide-layers:most_features=x", "pass 'split-wide-layers': most_features is a whole number, not 'x'"),
+        ("split-wide-layers:most_features=0", "pass 'split-wide-layers': most_features is 0, a layer has 1 or more"),
         ("merge-query-key-value:scalar_thresholds", "scalar_thresholds is true or false, not ''"),
         ("balance-delays:latency=1", "pass 'balance-delays' has no option 'latency'; it has none"),
     ],
@@ -211,7 +212,6 @@ def test_wrong_names_and_options(named: str, message: str, model: Path, tmp_path
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ("split-wide-layers:most_features=0", "pass 'split-wide-layers': most_features is 0, a layer has 1 or more"),
         ("expand-attention:most_weights=9", "pass 'expand-attention': 1 attentions of stock neurons would need 16,"),
         ("prove-ranges:limit=9", "pass 'prove-ranges': node 'blocks.0.query': a current may reach "),
     ],
