@@ -11,8 +11,6 @@ from converters.graph import LIF, NEURONS, Attention, Graph, Source, Synapses
 from converters.in_words import readout_in_words, rule_in_words
 from converters.serialise import stored_weight
 
-READ_RECIPE = "\"import json, sys; print(json.dumps(json.load(open(sys.argv[1]))['provenance']['recipe']))\""
-
 
 def model_card(
     graph: Graph, config: Mapping[str, Any], provenance: Mapping[str, Any], target: str | None, folder_name: str
@@ -62,7 +60,7 @@ def model_card(
         "```",
         "",
         "The first line classifies a text, the second checks every file, and this machine against the recorded spikes.",
-        "All commands are given in the folder that holds the bundle's.",
+        "All commands are given in the folder that holds the bundle's; a zip is unpacked first.",
         "What each file holds is described in docs/bundle.md of spikebert.",
         "",
     ]
@@ -104,10 +102,9 @@ def _licences(licences: Mapping[str, str]) -> list[str]:
 
 
 def _making(provenance: Mapping[str, Any], folder_name: str) -> list[str]:
-    """The commands that make the bundle. The manifest has the recipe as JSON, which is YAML too."""
-    recipe = provenance.get("recipe")
-    read = f"python -c {READ_RECIPE} {shlex.quote(f'{folder_name}/manifest.json')} > recipe.yaml"
-    train = [read, "spikebert-train --recipe recipe.yaml"] if recipe else []
+    """The commands that make the bundle; its manifest records the recipe."""
+    manifest = shlex.quote(f"{folder_name}/manifest.json")
+    train = [f"spikebert-train --recipe {manifest}"] if provenance.get("recipe") else []
     lines = [*train, *_commands(provenance)]
     return ["## How it was made", "", "```", *lines, "```", ""] if lines else []
 

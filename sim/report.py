@@ -72,9 +72,9 @@ def human_report(bundle: Bundle, summary: Summary) -> str:
     """Lines of text: accuracy where labels are known, activity, speed, and the comparison."""
     assert summary.activity is not None
     lines: list[str] = []
-    if summary.confusion.any():
-        lines += [*_accuracy(bundle, summary.confusion), ""]
     total, samples = summary.activity.total, summary.samples
+    if summary.confusion.any():
+        lines += [*_accuracy(bundle, summary.confusion, samples), ""]
     lines.append(f"firing rate          {total.rate or 0.0:.4f} spikes for each neuron, real token and timestep")
     lines.append(f"spikes               {total.spikes:,} ({total.spikes / samples:,.0f} a sample)")
     lines.append(
@@ -99,7 +99,7 @@ def exit_words(summary: Summary) -> str:
     return f"{summary.mean_timesteps:.3f} a sample, of {len(summary.stopped)} (stopped: {counts})"
 
 
-def _accuracy(bundle: Bundle, confusion: np.ndarray) -> list[str]:
+def _accuracy(bundle: Bundle, confusion: np.ndarray, samples: int) -> list[str]:
     correct, labelled = int(confusion.trace()), int(confusion.sum())
     low, high = wilson_interval(correct, labelled)
     width = max(15, *(len(name) for name in bundle.labels)) + 2
@@ -108,9 +108,10 @@ def _accuracy(bundle: Bundle, confusion: np.ndarray) -> list[str]:
         f"{name:>{width}}" + "".join(f"{count:>{width},}" for count in counts)
         for name, counts in zip(bundle.labels, confusion.tolist())
     ]
+    unlabelled = f"; {samples - labelled:,} without a label" if samples > labelled else ""
     return [
         f"accuracy             {100 * correct / labelled:.2f} % ({correct:,} of {labelled:,}), "
-        f"95 % interval {100 * low:.2f} .. {100 * high:.2f} %",
+        f"95 % interval {100 * low:.2f} .. {100 * high:.2f} %{unlabelled}",
         f"{'true, predicted':>{width}}{header}",
         *rows,
     ]

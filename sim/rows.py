@@ -52,8 +52,9 @@ class Rows:
 def open_rows(path: Path, class_names: Sequence[str], limit: int | None = None) -> Rows:
     """Begin to read a file with a column `text` and perhaps `label`; its format follows from its name (`FORMATS`).
 
-    A label is a class number or one of `class_names`. Only the first `limit` rows are read. Raises UserError, with
-    the file and what to do, for a file that cannot be read, is binary, has no column `text`, or has no rows.
+    A label is a class number or one of `class_names`; a row may have none (null, or an empty field). Only the first
+    `limit` rows are read. Raises UserError, with the file and what to do, for a file that cannot be read, is binary,
+    has no column `text`, or has no rows.
     """
     readers: dict[str, Callable[[Path, Sequence[str]], Rows]] = {".jsonl": _open_jsonl, ".parquet": _open_parquet}
     try:
@@ -86,10 +87,10 @@ def _open_tsv(path: Path, class_names: Sequence[str]) -> Rows:
 
 
 def _open_jsonl(path: Path, class_names: Sequence[str]) -> Rows:
-    labelled = _has_label(_first_line(path))
+    _first_line(path)  # or it is binary
 
     def row(number: int, line: str) -> Row:
-        return _row_of(number, json.loads(line), class_names, labelled)
+        return _row_of(number, json.loads(line), class_names)
 
     return Rows(_lines(path, row, header=False), _count_lines(path))
 
@@ -117,7 +118,7 @@ def _open_parquet(path: Path, class_names: Sequence[str]) -> Rows:
             for record in batch.to_pylist():
                 number += 1
                 try:
-                    yield _row_of(number, record, class_names, labelled)
+                    yield _row_of(number, record, class_names)
                 except ValueError as error:
                     yield BadRow(number, str(error))
 
@@ -170,15 +171,7 @@ def _skip_line(file: BinaryIO) -> None:
         pass
 
 
-def _has_label(line: bytes) -> bool:
-    try:
-        first = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(first, dict) and "label" in first
-
-
-def _row_of(number: int, record: object, class_names: Sequence[str], labelled: bool) -> Row:
+def _row_of(number: int, record: object, class_names: Sequence[str]) -> Row:
     """A row from an object with fields. Raises ValueError where it is none."""
     if not isinstance(record, dict):
         raise ValueError("no object with a field 'text'")
@@ -189,11 +182,13 @@ def _row_of(number: int, record: object, class_names: Sequence[str], labelled: b
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("its 'text' holds half a character (a lone surrogate)") from None
-    return Row(number, text, _class(record.get("label"), class_names) if labelled else None)
+    return Row(number, text, _class(record.get("label"), class_names))
 
 
-def _class(label: object, class_names: Sequence[str]) -> int:
-    """The number of a class given by name or number. Raises ValueError."""
+def _class(label: object, class_names: Sequence[str]) -> int | None:
+    """The number of a class given by name or number; None where none is given. Raises ValueError for all else."""
+    if label is None or label == "":
+        return None
     if isinstance(label, str) and label in class_names:
         return list(class_names).index(label)
     number = int(label) if isinstance(label, str) and label.isascii() and label.isdigit() else label

@@ -422,7 +422,7 @@ def _parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", action="append", metavar="TEXT", help="a text to classify; may be repeated")
     source.add_argument(
-        "--file", type=Path, metavar="FILE", help=f"texts in a column 'text', classes in 'label' if known: {FORMATS}"
+        "--file", type=Path, metavar="FILE", help=f"texts in a column 'text', classes in 'label' where known: {FORMATS}"
     )
     parser.add_argument(
         "--predictions",

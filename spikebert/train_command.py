@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spikebert.commands import OK, UserError, output_kept_clean, run_command, write_json
+from spikebert.recorded_recipe import recorded_recipe
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -20,6 +21,7 @@ examples:
   spikebert-train --recipe reviews --out runs/reviews
   spikebert-train --recipe my.yaml --stage2.epochs 10 --student.layers 2
   spikebert-train --recipe my.yaml --until stage1                                   (later without it: it goes on)
+  spikebert-train --recipe build/reviews --out runs/again                           (what a bundle was made by)
   torchrun --nproc_per_node 2 -m spikebert.train_command --recipe my.yaml           (two processes, CPU or GPUs)
   accelerate launch --num_processes 2 -m spikebert.train_command --recipe my.yaml   (the same, on GPUs)
 
@@ -27,12 +29,22 @@ A run that was stopped goes on where it was when the same command is given again
 """
 
 
+def recipe_of(name: str) -> str:
+    """What jsonargparse is given for a recipe: the path of a YAML file, or what a bundle records, as JSON."""
+    hidden = Path(name).is_dir() and _installed(name).is_file()  # by a recipe: a folder of its name does not count
+    return (None if hidden else recorded_recipe(Path(name))) or str(recipe_path(name))
+
+
+def _installed(name: str) -> Path:
+    return Path(str(resources.files("recipes") / f"{name}.yaml"))
+
+
 def recipe_path(name: str) -> Path:
     """A recipe file, or the name of one that is installed with spikebert. Raises UserError where it is no YAML."""
     path = Path(name)
-    packaged = resources.files("recipes") / f"{name}.yaml"
+    packaged = _installed(name)
     if not path.is_file() and packaged.is_file():
-        return Path(str(packaged))
+        return packaged
     if not path.exists():
         entries = (entry.name for entry in resources.files("recipes").iterdir())
         known = sorted(entry.removesuffix(".yaml") for entry in entries if entry.endswith(".yaml"))
@@ -79,7 +91,7 @@ def make_parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
         exit_on_error=False,  # its own way prints all flags first
     )
-    parser.add_argument("--recipe", action="config", help="YAML file, or the name of an installed recipe")
+    parser.add_argument("--recipe", action="config", help="YAML file, name of an installed recipe, or bundle")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to train (default: all)")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -112,9 +124,9 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
         if name is None or name == word:
             flags.append(word)
         else:
-            recipes.append(str(recipe_path(name)))
+            recipes.append(name)
     try:
-        return parser.parse_args([*(f"--recipe={path}" for path in recipes), *flags])
+        return parser.parse_args([*(f"--recipe={recipe_of(name)}" for name in recipes), *flags])
     except ArgumentError as error:
         where = f" (recipe {', '.join(recipes)})" if recipes else ""
         raise UserError(f"{_one_line(error)}{where}; spikebert-train --help lists all options") from None

@@ -56,7 +56,7 @@ def test_limit(read, limit):
         (b"a\tb\t1\n", "3 columns, the header has 2"),
         (b"a\t2\n", "label '2' is no class"),
         (b"a\tgreat\n", "label 'great' is no class: use 0 .. 1 or negative, positive"),
-        (b"a\t\n", "label '' is no class"),
+        (b"a\t \n", "label ' ' is no class"),
         (b"b\xff\t1\n", "not UTF-8"),
         (b"x" * LINE_BYTES + b"\t1\n", "longer than 1,048,576 bytes"),
         (b"x" * (3 * LINE_BYTES - 1) + b"\n", "longer than 1,048,576 bytes"),
@@ -66,6 +66,10 @@ def test_a_bad_row_is_told_and_the_others_are_read(read, content, reason):
     first, bad, last = read(b"text\tlabel\nfine\t1\n" + content + b"fine too\t0\n")
     assert (first, last) == (Row(2, "fine", 1), Row(4, "fine too", 0))
     assert isinstance(bad, BadRow) and bad.number == 3 and reason in bad.reason
+
+
+def test_a_row_may_have_no_label(read):
+    assert read(b"text\tlabel\na\t1\nb\t\n\t0\n") == [Row(2, "a", 1), Row(3, "b"), Row(4, "", 0)]
 
 
 def test_a_zero_byte_far_into_a_file_is_one_bad_row(read):
@@ -105,7 +109,8 @@ def test_a_missing_file_is_named(tmp_path, name):
 def test_json_lines(read):
     content = b'{"text": "one", "label": 1}\n{"label": "negative", "text": "two", "id": 7}\n'
     assert read(content, "data.jsonl") == [Row(1, "one", 1), Row(2, "two", 0)]
-    assert read(b'{"text": "one"}\n{"text": "two", "label": 1}', "data.JSONL") == [Row(1, "one"), Row(2, "two")]
+    some = b'{"text": "one"}\n{"text": "two", "label": 1}\n{"text": "three", "label": null}'
+    assert read(some, "data.JSONL") == [Row(1, "one"), Row(2, "two", 1), Row(3, "three")]
     with pytest.raises(UserError, match="has no rows"):
         read(b"", "data.jsonl")
 
@@ -121,7 +126,6 @@ def test_json_lines(read):
         ('{"text": "a", "label": 2}', "label 2 is no class"),
         ('{"text": "a", "label": -1}', "label -1 is no class"),
         ('{"text": "a", "label": 0.0}', "label 0.0 is no class"),
-        ('{"text": "a"}', "label None is no class"),
         ('{"text": "\\ud800", "label": 1}', "half a character"),
         ("", "not JSON"),
         ("[" * 100_000, "not JSON (nested too deeply)"),
@@ -140,6 +144,8 @@ def test_parquet(tmp_path):
     from pyarrow.parquet import write_table
 
     path = tmp_path / "data.parquet"
+    write_table(pyarrow.table({"text": ["one", "two"], "label": [0, None]}), path)
+    assert list(open_rows(path, NAMES).items) == [Row(1, "one", 0), Row(2, "two")]
     write_table(pyarrow.table({"text": ["one", None, "three"] * 1000, "label": [0, 1, 5] * 1000}), path)
     rows = open_rows(path, NAMES, limit=2999)
     items = list(rows.items)

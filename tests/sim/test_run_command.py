@@ -138,6 +138,15 @@ def test_without_labels_there_is_no_accuracy(bundle, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["accuracy"] is None
 
 
+def test_a_text_without_a_label_is_classified_and_said(bundle, tmp_path, capsys):
+    (tmp_path / "data.tsv").write_text("text\tlabel\na good film\t2\nbad\t\n")
+    assert main([str(bundle.folder), "--file", str(tmp_path / "data.tsv"), "--json"]) == 0
+    right = json.loads(capsys.readouterr().out)["predictions"][0] == 2
+    assert main([str(bundle.folder), "--file", str(tmp_path / "data.tsv")]) == 0
+    accuracy = capsys.readouterr().out.splitlines()[0]
+    assert f"({int(right)} of 1)" in accuracy and accuracy.endswith("; 1 without a label")
+
+
 def test_verify_alone_runs_the_golden_samples(bundle, capsys):
     assert main([str(bundle.folder), "--verify", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
