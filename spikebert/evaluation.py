@@ -114,25 +114,29 @@ def held_out(
     weights: LossWeights,
 ) -> Callable[[], Score]:  # fmt: skip
     """A function without arguments that says how far a pupil is from its teacher, by the loss of its states, on those
-    of `texts` that it does not learn from: all behind the first `learnt`. Every process runs them all.
+    of `texts` that it does not learn from: all behind the first `learnt`. Processes share out the batches; the result
+    is the same in every bit, however many there are.
 
     As in `validation`, synaptic operations beyond the budget and a tenth of it count against it as in the loss.
     """
     states = LossWeights(hidden=weights.hidden, embedding=weights.embedding)  # what spikes cost is no distance
     held_back = texts.select(np.arange(learnt, len(texts))[:OPERATION_TEXTS])
+    batches = [part + learnt for part in sorted_batches(texts.lengths[learnt:], 64)]
 
     @torch.no_grad()
     def measure() -> Score:
-        was_training, total, tokens = pupil.training, 0.0, 0
+        was_training = pupil.training
         pupil.eval()
+        measured = torch.zeros(len(batches), 2, dtype=torch.float64)  # loss times real tokens, and those tokens
+        own = range(process_index(), len(batches), process_count())
         with each_alone():
-            for part in sorted_batches(texts.lengths[learnt:], 64):
-                batch = {name: value.to(device) for name, value in texts.batch(part + learnt, pad_id).items()}
+            for index in own:
+                batch = {name: value.to(device) for name, value in texts.batch(batches[index], pad_id).items()}
                 real = int(batch["attention_mask"].sum())
                 losses = Pupil.forward(pupil, batch, *taught(batch), states)  # not prepared for mixed precision
-                total += float(losses["loss"]) * real
-                tokens += real
+                measured[index] = torch.tensor([float(losses["loss"]) * real, real], dtype=torch.float64)
         pupil.train(was_training)
+        total, tokens = summed(measured.to(device)).sum(0).tolist()  # of each batch one process has more than 0
         loss = total / tokens
         distance = Score(-loss, {"held_out_loss": loss}, f"{loss:.4f} on texts held out")
         return _with_operations(distance, pupil.student, held_back, pad_id, device, weights)

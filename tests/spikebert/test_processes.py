@@ -28,6 +28,7 @@ from spikebert.stages import check_processes
 from spikebert.synchronised_norm import SynchronisedBatchNorm
 
 NORM, TRAINING = ROOT / "tests" / "norm_in_processes.py", ROOT / "tests" / "small_training.py"
+HELD_OUT = ROOT / "tests" / "held_out_in_processes.py"
 
 
 def load(path: Path) -> dict:
@@ -196,6 +197,18 @@ def test_two_processes_do_the_steps_of_one(tmp_path: Path, mode: str, options: s
     for name, value in load(tmp_path / "one" / "weights-0.pt").items():
         assert torch.equal(weights[0][name], weights[1][name]), f"{name}: the processes have drifted apart"
         torch.testing.assert_close(weights[0][name], value, rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("texts", [pytest.param(13, id="one batch"), pytest.param(150, id="three batches")])
+def test_two_processes_tell_the_same_loss_of_texts_held_out(tmp_path: Path, texts: int) -> None:
+    """Shared out by batches of 64: the same bits, and of one batch too, which leaves one of them without any."""
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        run_to_the_end(processes, HELD_OUT, tmp_path / str(processes), texts)
+    (whole,) = (json.loads(path.read_text()) for path in (tmp_path / "1").iterdir())
+    parts = [json.loads((tmp_path / "2" / f"told-{process}.json").read_text()) for process in range(2)]
+    assert whole["loss"] == parts[0]["loss"] == parts[1]["loss"] > 0
+    assert parts[0]["texts"] + parts[1]["texts"] == whole["texts"] == texts
 
 
 # Runs that were killed
