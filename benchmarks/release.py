@@ -8,7 +8,8 @@ unlabelled text: en_imdb_unsup.txt.xz, zh_shopping_reviews.txt.xz, zh_wikipedia.
 name. The English ones share stage 1, the recipe `english` or `english_wide`: while it is trained, they train their
 teachers. What is finished is not trained again, and a run that was stopped goes on. Flags that are not this script's
 own are spikebert-train's, for every run. The last lines are a table; a run's log stands beside its folder. The English
-tasks need the folder of `mr` too, whichever are chosen.
+tasks need the folder of `mr` too, whichever are chosen. (What is shipped of sst2 went on from here, with the recipe
+sst2_t2.)
 """
 
 from __future__ import annotations

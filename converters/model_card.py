@@ -11,6 +11,12 @@ from converters.graph import LIF, NEURONS, Attention, Graph, Source, Synapses
 from converters.in_words import readout_in_words, rule_in_words
 from converters.serialise import stored_weight
 
+STUDENTS = {  # what training measures, in words
+    "folded": "the norms are put into the weights",
+    "quantised": "these are rounded, and nothing was trained on since",
+    "integer": "what this bundle computes",
+}
+
 
 def model_card(
     graph: Graph, config: Mapping[str, Any], provenance: Mapping[str, Any], target: str | None, folder_name: str
@@ -60,7 +66,7 @@ def model_card(
         "```",
         "",
         "The first line classifies a text, the second checks every file, and this machine against the recorded spikes.",
-        "All commands are given in the folder that holds the bundle's; a zip is unpacked first.",
+        "Both are given in the folder that holds the bundle's; a zip is unpacked first.",
         "What each file holds is described in docs/bundle.md of spikebert.",
         "",
     ]
@@ -74,7 +80,10 @@ def _accuracies(accuracies: Mapping[str, float], counts: Mapping[str, Sequence[i
     for name, fraction in accuracies.items():
         right, texts = counts.get(name, (None, None))
         rows.append(f"| {name} | {100 * fraction:.2f} % | {'' if right is None else f'{right:,} of {texts:,}'} |")
-    return ["## Accuracy", "", "| measured on | correct | texts |", "|---|---:|---:|", *rows, ""]
+    table = ["| measured on | correct | texts |", "|---|---:|---:|", *rows]
+    words = [f"{what}: {meaning}" for what, meaning in STUDENTS.items() if any(what in name for name in accuracies)]
+    said = [f"Of these students {'; '.join(words)}.", ""] if words else []
+    return ["## Accuracy", "", *table, "", *said]
 
 
 def _activity(activity: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -106,7 +115,8 @@ def _making(provenance: Mapping[str, Any], folder_name: str) -> list[str]:
     manifest = shlex.quote(f"{folder_name}/manifest.json")
     train = [f"spikebert-train --recipe {manifest}"] if provenance.get("recipe") else []
     lines = [*train, *_commands(provenance)]
-    return ["## How it was made", "", "```", *lines, "```", ""] if lines else []
+    about = "The training that the manifest records, and the exports as they were given: with the paths of that time."
+    return ["## How it was made", "", "```", *lines, "```", "", about, ""] if lines else []
 
 
 def _commands(provenance: Mapping[str, Any]) -> list[str]:

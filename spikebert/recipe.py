@@ -78,7 +78,7 @@ class Student:
     position_spikes: int = 0
     attention_threshold: int | None = None
     """matches that a neuron behind an attention must exceed; null: 16, with similarity xnor 6 times the features of a
-    head, and a little more with positions log or gray"""
+    head, and with positions log or gray more (18 for 64 tokens)"""
     attention_similarity: str = "and"
     """of a query and a key. and: features that are 1 in both; xnor: features that are equal"""
     attention_position: str = "none"
