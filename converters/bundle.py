@@ -46,7 +46,7 @@ TOKENIZER_FILES = (  # tokenizer.json must be there, the rest is for AutoTokeniz
     "vocab.json",
     "merges.txt",
 )
-UNASKED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what systems write into a folder that somebody looks into
+UNASKED = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitattributes"}
 PAD_TOKENS = ("[PAD]", "<pad>")
 MANIFEST_FIELDS = {"schema", "files", "target", "config", "provenance", "digest"}
 
@@ -319,22 +319,38 @@ def check_destination(folder: Path, overwrite: bool) -> None:
 def _check_own_files_only(folder: Path) -> None:
     """Raises BundleError where to replace `folder` would take away what no bundle was written with."""
     try:
-        listed = set(json.loads((folder / "manifest.json").read_bytes())["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        if set(manifest) != MANIFEST_FIELDS:
+            raise ValueError(manifest)
+        hashes = {"manifest.json": None, **manifest["files"]}
+    except (OSError, ValueError, TypeError, RecursionError):
         raise BundleError(
             f"{folder} is not a bundle, or a damaged one, so it is not overwritten. Choose another place, or remove it"
         ) from None
     found = (
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
     )
-    own = {"manifest.json", *listed}
-    others = sorted(name for name in found if name not in own and Path(name).name not in UNASKED)
+    names = sorted(name for name in found if not _unasked(name))
+    others = [name for name in names if name not in hashes]
     if others:
         more = f", and {len(others) - 1:,} more," if len(others) > 1 else ""
         raise BundleError(
             f"{folder / others[0]}{more} would be lost: the bundle's manifest does not list it. "
             "Move it out of the bundle"
         )
+    for name in names:
+        wanted = hashes[name]
+        if wanted is not None and hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted:
+            raise BundleError(
+                f"{folder / name} was changed since the bundle was written, and would be lost. Move it away, or remove "
+                "the folder"
+            )
+
+
+def _unasked(name: str) -> bool:
+    """Whether a system or a hub wrote a file into the folder without being asked."""
+    last = name.rpartition("/")[2]
+    return last in UNASKED or last.startswith(("._", ".nfs")) or name.startswith(".cache/huggingface/")
 
 
 def check_beside(folder: Path, out: Path) -> None:

@@ -15,7 +15,7 @@ from spikebert.commands import UserError, extra_of, missing_extra
 
 GROUP = "spikebert.engines"
 LAVA_ENGINES = ("lava", "lava-inline")  # the engines that EngineOptions.attention and stock_models are for
-MODEL_ENGINES = ("torch",)  # those that EngineOptions.model is for
+BUNDLE_ENGINES = ("fast", "lava", "lava-inline", "loihi2", "netx", "reference")  # they run that alone, no model
 EXIT_ENGINES = ("fast", "reference", "torch")  # those that EngineOptions.early_exit is for
 
 
@@ -61,11 +61,8 @@ def open_engine(name: str, graph: Graph, options: EngineOptions | None = None) -
 
 
 def _require_options_fit(name: str, options: EngineOptions) -> None:
-    if options.model is not None and name not in MODEL_ENGINES:
-        raise UserError(
-            f"--model: engine '{name}' runs the bundle, no model. Leave it out, or take --engine "
-            f"{' or '.join(MODEL_ENGINES)}"
-        )
+    if options.model is not None and name in BUNDLE_ENGINES:
+        raise UserError(f"--model: engine '{name}' runs the bundle, no model. Leave it out, or take --engine torch")
     flags = ["--attention stock"] if options.attention != "process" else []
     flags += ["--stock-models"] if options.stock_models else []
     if flags and name not in LAVA_ENGINES:

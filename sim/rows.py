@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -13,6 +14,7 @@ from spikebert.commands import UserError, missing_extra
 
 HEADERS = "'text' or 'text<TAB>label'"
 FORMATS = ".jsonl (an object a line), .parquet, or anything else: tab-separated UTF-8 with a header"
+WHOLE = re.compile(r"[0-9]+(\.0+)?")  # a label that is a number
 LINE_BYTES = 2**20  # a longer line is a bad row: no text is that long, and memory stays bounded
 PEEK_BYTES = 2**16  # of a file, searched for a zero byte
 TABLE_ROWS = 1024  # of a Parquet file, read at a time
@@ -186,12 +188,16 @@ def _row_of(number: int, record: object, class_names: Sequence[str]) -> Row:
 
 
 def _class(label: object, class_names: Sequence[str]) -> int | None:
-    """The number of a class given by name or number; None where none is given. Raises ValueError for all else."""
-    if label is None or label == "":
+    """The number of a class given by name or number; None where none is given. Raises ValueError for all else.
+
+    A column of numbers in which some are missing is often written as floats: 1.0, and no number (NaN) for none.
+    """
+    if label is None or label == "" or label != label:
         return None
     if isinstance(label, str) and label in class_names:
         return list(class_names).index(label)
-    number = int(label) if isinstance(label, str) and label.isascii() and label.isdigit() else label
+    number = int(label.partition(".")[0]) if isinstance(label, str) and WHOLE.fullmatch(label) else label
+    number = int(number) if isinstance(number, float) and number.is_integer() else number
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(class_names):
         return number
     raise ValueError(f"label {label!r:.60} is no class: use 0 .. {len(class_names) - 1} or {', '.join(class_names)}")

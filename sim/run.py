@@ -133,6 +133,7 @@ class Summary:
             "predictions": [outcome.prediction for outcome in outcomes],
             "logits": [None if outcome.logits is None else outcome.logits.tolist() for outcome in outcomes],
             "accuracy": self.accuracy,
+            "labelled": int(self.confusion.sum()),
             "verify": None if self.comparison is None else {"against": "reference"} | self.comparison.to_json(),
             "activity": {
                 "timesteps": self.activity.timesteps,

@@ -170,7 +170,7 @@ def check_reuse(
 def reuse(pupil: Pupil, folder: Path, readout: bool = False) -> None:
     """Take student body and alignment from a finished stage 1 or 2 (see `check_reuse`). Without `readout` that stays
     new: stage 1 never trained it, and stage 2 may have trained it on another task."""
-    with weights_of(folder):
+    with weights_of(folder, "copy it again, or give another stage1.reuse"):
         weights = SpikeBertForSequenceClassification.from_pretrained(folder).state_dict()
         alignment = load_file(folder / "alignment.safetensors")
     body = {name: value for name, value in weights.items() if not name.startswith(("head.", "readout."))}
@@ -179,14 +179,12 @@ def reuse(pupil: Pupil, folder: Path, readout: bool = False) -> None:
 
 
 @contextmanager
-def weights_of(folder: Path) -> Iterator[None]:
-    """While the weights of a finished stage are read: damaged ones become a UserError that names the stage."""
+def weights_of(folder: Path, mend: str) -> Iterator[None]:
+    """While the weights of a finished stage are read: damaged ones become a UserError that names it, and what to do."""
     try:
         yield
     except SafetensorError as error:
-        raise UserError(
-            f"{folder}: its weights are damaged ({error}). Remove that folder, and its stage is trained again"
-        ) from error
+        raise UserError(f"{folder}: its weights are damaged ({error}): {mend}") from error
 
 
 def pupil_saver(pupil: Pupil) -> Callable[[Path], None]:

@@ -99,6 +99,7 @@ from spikebert.teachers import (
 from spikebert.teaching import Lesson, teaching
 from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 
+MEND_WEIGHTS = "remove this stage's folder and those of the later stages, to train them again"
 BEGUN = "made_from.json"  # what an unfinished stage is made from
 TEXTS = "texts"  # the folder of stage 1's tokenised text, until it is finished
 CALIBRATION_BATCH = 64  # texts
@@ -767,7 +768,7 @@ class Training:
     def _load_pupil(self, stage: str) -> Pupil:
         teacher = AutoModel.from_config(AutoConfig.from_pretrained(self.out / "teacher"))
         alignment = self._new_alignment(teacher)
-        with weights_of(self.out / stage):
+        with weights_of(self.out / stage, MEND_WEIGHTS):
             student = SpikeBertForSequenceClassification.from_pretrained(self.out / stage)
             load_model(alignment, str(self.out / stage / "alignment.safetensors"))
         return Pupil(student, alignment).to(self.device)
@@ -822,7 +823,7 @@ class Training:
     def _trained(self, stage: str) -> nn.Module:
         if stage == "teacher":
             return self._classifier(str(self.out / stage)).to(self.device).eval()
-        with weights_of(self.out / stage):
+        with weights_of(self.out / stage, MEND_WEIGHTS):
             return SpikeBertForSequenceClassification.from_pretrained(self.out / stage).to(self.device).eval()
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spikebert.commands import OK, UserError, output_kept_clean, run_command, write_json
-from spikebert.recorded_recipe import recorded_recipe
+from spikebert.commands import OK, UserError, note, output_kept_clean, run_command, write_json
+from spikebert.recorded_recipe import MANIFEST, check_sections, recorded_recipe
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -30,20 +30,25 @@ A run that was stopped goes on where it was when the same command is given again
 
 
 def recipe_of(name: str) -> str:
-    """What jsonargparse is given for a recipe: the path of a YAML file, or what a bundle records, as JSON."""
-    hidden = Path(name).is_dir() and _installed(name).is_file()  # by a recipe: a folder of its name does not count
-    return (None if hidden else recorded_recipe(Path(name))) or str(recipe_path(name))
+    """What jsonargparse is given for a recipe: the path of a YAML file, or what a bundle records, as YAML."""
+    if Path(name).is_dir() and _installed(name):  # a folder does not hide the recipe of its name
+        if (Path(name) / MANIFEST).is_file():
+            note(f"--recipe {name}: the installed recipe; that of the bundle beside you is {name}/{MANIFEST}")
+        return str(recipe_path(name))
+    return recorded_recipe(Path(name)) or str(recipe_path(name))
 
 
-def _installed(name: str) -> Path:
-    return Path(str(resources.files("recipes") / f"{name}.yaml"))
+def _installed(name: str) -> Path | None:
+    """The recipe of that name which is installed with spikebert; None where there is none, and of a path."""
+    path = Path(str(resources.files("recipes") / f"{name}.yaml"))
+    return path if name == Path(name).name and path.is_file() else None
 
 
 def recipe_path(name: str) -> Path:
     """A recipe file, or the name of one that is installed with spikebert. Raises UserError where it is no YAML."""
     path = Path(name)
     packaged = _installed(name)
-    if not path.is_file() and packaged.is_file():
+    if not path.is_file() and packaged:
         return packaged
     if not path.exists():
         entries = (entry.name for entry in resources.files("recipes").iterdir())
@@ -60,19 +65,12 @@ def check_yaml(path: Path) -> None:
     try:
         content = yaml.safe_load(path.read_bytes())
     except OSError as error:
-        raise UserError(f"--recipe {path}: {error.strerror}; give a YAML file") from None
+        raise UserError(f"--recipe {path}: {error.strerror}; give a YAML file or a bundle") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--recipe {path}: not YAML: {_one_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"--recipe {path}: holds no fields; a recipe has lines such as 'out: runs/reviews'")
-    from spikebert.recipe import Recipe
-
-    sections = [field.name for field in fields(Recipe) if is_dataclass(field.default_factory)]
-    for name in sections:
-        if name in content and not isinstance(content[name], dict):
-            raise UserError(
-                f"--recipe {path}: {name} is {content[name]!r}, it is a section: fields below it, a space further in"
-            )
+    check_sections(content, path)
 
 
 def _one_line(error: Exception) -> str:

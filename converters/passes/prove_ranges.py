@@ -20,10 +20,12 @@ class ProveRanges:
     limit: int = ACCUMULATOR_MAX
     name: str = "prove-ranges"
 
-    def rewrite(self, graph: Graph) -> Rewrite:
-        """Raises GraphError with every node whose current may pass the limit, and what would bring it there."""
+    def __post_init__(self) -> None:
         if self.limit > ACCUMULATOR_MAX:
             raise GraphError(f"limit is {self.limit}, no graph may have currents above {ACCUMULATOR_MAX}")
+
+    def rewrite(self, graph: Graph) -> Rewrite:
+        """Raises GraphError with every node whose current may pass the limit, and what would bring it there."""
         ranges = prove_ranges(graph)
         currents = [node.name for node in graph if isinstance(node, CURRENTS)]
         excess = [name for name in currents if ranges[name].reach > self.limit]

@@ -334,7 +334,32 @@ def test_what_somebody_put_into_a_bundle_is_not_replaced_with_it(tmp_path, name)
     assert read_bundle(bundle.folder).config == {"name": "second"}
 
 
-@pytest.mark.parametrize("manifest", ["{", "[]", "{}", '{"name": "an extension of a browser"}', "[" * 100_000])
+@pytest.mark.parametrize("name", ["README.md", "lava/schedule.json"])
+def test_a_file_of_a_bundle_that_was_changed_is_not_replaced(tmp_path, name):
+    def add(folder: Path) -> None:
+        (folder / "schedule.json").write_text("{}")
+
+    bundle = small_bundle(tmp_path / "bundle", target="lava", add_target=add)
+    file = bundle.folder / name
+    written = file.read_bytes()
+    file.write_bytes(written + b"what we saw on the chip")
+    with pytest.raises(BundleError, match=f"{re.escape(name)} was changed since the bundle was written"):
+        small_bundle(bundle.folder, overwrite=True)
+    assert file.read_bytes().endswith(b"what we saw on the chip")
+    file.write_bytes(written)
+    (bundle.folder / ".cache" / "huggingface").mkdir(parents=True)
+    (bundle.folder / ".cache" / "huggingface" / "x.metadata").write_text("of a hub")
+    small_bundle(bundle.folder, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *("{", "[]", "{}", '{"name": "an extension of a browser"}', '{"files": []}', "[" * 100_000),
+        '{"files": {}, "schema": 2, "target": null, "config": {}, "provenance": {}}',
+        '{"files": 3, "schema": 2, "target": null, "config": {}, "provenance": {}, "digest": ""}',
+    ],
+)
 def test_another_folder_with_a_manifest_is_never_replaced(tmp_path, manifest):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "manifest.json").write_text(manifest)

@@ -11,7 +11,7 @@ from small_bundles import small_bundle
 
 import sim.engines
 from converters.execution import EngineOptions
-from sim.engines import LAVA_ENGINES, MODEL_ENGINES, engine_names, open_engine
+from sim.engines import BUNDLE_ENGINES, LAVA_ENGINES, engine_names, open_engine
 from sim.record import read_record
 from sim.reference import ReferenceEngine
 from sim.run_command import main
@@ -44,8 +44,9 @@ def test_another_engine_refuses_them_by_name_before_it_is_loaded(name, options, 
         open_engine(name, random_graph(np.random.default_rng(0), blocks=1), options)
 
 
-@pytest.mark.parametrize("name", sorted(set(engine_names()) - set(MODEL_ENGINES)))
+@pytest.mark.parametrize("name", BUNDLE_ENGINES)
 def test_an_engine_that_runs_no_model_refuses_one(name):
+    assert set(BUNDLE_ENGINES) == set(engine_names()) - {"torch"}
     with pytest.raises(UserError, match=f"^--model: engine '{name}' runs the bundle, no model. Leave it out"):
         open_engine(name, random_graph(np.random.default_rng(0), blocks=1), EngineOptions(model=Path("runs/mr")))
 

@@ -69,7 +69,7 @@ def test_a_bad_row_is_told_and_the_others_are_read(read, content, reason):
 
 
 def test_a_row_may_have_no_label(read):
-    assert read(b"text\tlabel\na\t1\nb\t\n\t0\n") == [Row(2, "a", 1), Row(3, "b"), Row(4, "", 0)]
+    assert read(b"text\tlabel\na\t1\nb\t\n\t0.0\n") == [Row(2, "a", 1), Row(3, "b"), Row(4, "", 0)]
 
 
 def test_a_zero_byte_far_into_a_file_is_one_bad_row(read):
@@ -109,6 +109,8 @@ def test_a_missing_file_is_named(tmp_path, name):
 def test_json_lines(read):
     content = b'{"text": "one", "label": 1}\n{"label": "negative", "text": "two", "id": 7}\n'
     assert read(content, "data.jsonl") == [Row(1, "one", 1), Row(2, "two", 0)]
+    floats = b'{"text": "one", "label": 1.0}\n{"text": "two", "label": NaN}'
+    assert read(floats, "data.jsonl") == [Row(1, "one", 1), Row(2, "two")]
     some = b'{"text": "one"}\n{"text": "two", "label": 1}\n{"text": "three", "label": null}'
     assert read(some, "data.JSONL") == [Row(1, "one"), Row(2, "two", 1), Row(3, "three")]
     with pytest.raises(UserError, match="has no rows"):
@@ -125,7 +127,8 @@ def test_json_lines(read):
         ('{"text": "a", "label": true}', "label True is no class"),
         ('{"text": "a", "label": 2}', "label 2 is no class"),
         ('{"text": "a", "label": -1}', "label -1 is no class"),
-        ('{"text": "a", "label": 0.0}', "label 0.0 is no class"),
+        ('{"text": "a", "label": 0.5}', "label 0.5 is no class"),
+        ('{"text": "a", "label": Infinity}', "label inf is no class"),
         ('{"text": "\\ud800", "label": 1}', "half a character"),
         ("", "not JSON"),
         ("[" * 100_000, "not JSON (nested too deeply)"),
@@ -146,6 +149,9 @@ def test_parquet(tmp_path):
     path = tmp_path / "data.parquet"
     write_table(pyarrow.table({"text": ["one", "two"], "label": [0, None]}), path)
     assert list(open_rows(path, NAMES).items) == [Row(1, "one", 0), Row(2, "two")]
+    floats = pyarrow.array([1.0, float("nan"), None], pyarrow.float64())
+    write_table(pyarrow.table({"text": ["one", "two", "three"], "label": floats}), path)
+    assert list(open_rows(path, NAMES).items) == [Row(1, "one", 1), Row(2, "two"), Row(3, "three")]
     write_table(pyarrow.table({"text": ["one", None, "three"] * 1000, "label": [0, 1, 5] * 1000}), path)
     rows = open_rows(path, NAMES, limit=2999)
     items = list(rows.items)

@@ -31,6 +31,7 @@ FIELDS = [
     "predictions",
     "logits",
     "accuracy",
+    "labelled",
     "verify",
     "activity",
     "bad_rows",
@@ -141,7 +142,9 @@ def test_without_labels_there_is_no_accuracy(bundle, tmp_path, capsys):
 def test_a_text_without_a_label_is_classified_and_said(bundle, tmp_path, capsys):
     (tmp_path / "data.tsv").write_text("text\tlabel\na good film\t2\nbad\t\n")
     assert main([str(bundle.folder), "--file", str(tmp_path / "data.tsv"), "--json"]) == 0
-    right = json.loads(capsys.readouterr().out)["predictions"][0] == 2
+    told = json.loads(capsys.readouterr().out)
+    right = told["predictions"][0] == 2
+    assert (told["samples"], told["labelled"], told["accuracy"]) == (2, 1, float(right))
     assert main([str(bundle.folder), "--file", str(tmp_path / "data.tsv")]) == 0
     accuracy = capsys.readouterr().out.splitlines()[0]
     assert f"({int(right)} of 1)" in accuracy and accuracy.endswith("; 1 without a label")

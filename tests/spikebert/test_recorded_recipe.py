@@ -40,11 +40,33 @@ def test_a_bundle_is_a_recipe(bundle: Path, what: str) -> None:
     assert (found.out, found.seed, found.stage2.epochs, found.data.folder) == ("runs/it", 7, 9, "MINE")
 
 
-def test_a_folder_named_like_a_recipe_is_not_the_bundle(bundle: Path, monkeypatch) -> None:
+def test_a_folder_named_like_a_recipe_does_not_hide_it(bundle: Path, monkeypatch, capfd) -> None:
     shutil.copytree(bundle, bundle.parent / "mr")
+    (bundle.parent / "mr.yaml").write_text("out: beside\n")
     monkeypatch.chdir(bundle.parent)
     assert parse(make_parser(), ["--recipe", "mr"]).out == "runs/mr"
-    assert parse(make_parser(), ["--recipe", "mr/manifest.json"]).out == "runs/it"
+    assert "the installed recipe; that of the bundle beside you is mr/manifest.json" in capfd.readouterr().err
+    for place in ("mr/manifest.json", "./mr", "mr/", str(bundle.parent / "mr")):
+        assert parse(make_parser(), ["--recipe", place]).out == "runs/it"
+    assert capfd.readouterr().err == ""
+
+
+def test_any_text_comes_through(tmp_path: Path) -> None:
+    recipe = RECIPE | {
+        "licence": "\U0001f600 \U00020000 服务 'a': \n\t\x85 no",
+        "data": {"labels": ["yes", "no", "1e3"]},
+    }
+    place = small_bundle(tmp_path / "bundle", provenance={"recipe": recipe}).folder
+    found = parse(make_parser(), [f"--recipe={place}"])
+    assert (found.licence, found.data.labels) == (recipe["licence"], recipe["data"]["labels"])
+
+
+@pytest.mark.parametrize("section", ["stage1", "stage2", "student"])
+@pytest.mark.parametrize("value", [None, 5, [1]])
+def test_a_section_that_is_none_is_named(tmp_path: Path, section: str, value: object) -> None:
+    place = small_bundle(tmp_path / "bundle", provenance={"recipe": RECIPE | {section: value}}).folder
+    with pytest.raises(UserError, match=f"{section} is .*, it is a section"):
+        recorded_recipe(place)
 
 
 def test_what_is_no_bundle_is_none(tmp_path: Path) -> None:
@@ -55,7 +77,15 @@ def test_what_is_no_bundle_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "manifest",
-    ["{", "[]", "{}", '{"provenance": {}}', '{"provenance": {"recipe": [1]}}', "[" * 100_000],
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"provenance": {}}',
+        '{"provenance": {"recipe": {}}}',
+        '{"provenance": {"recipe": [1]}}',
+        "[" * 100_000,
+    ],
 )
 def test_a_manifest_without_a_recipe_is_named(bundle: Path, manifest: str) -> None:
     (bundle / "manifest.json").write_text(manifest)
@@ -77,9 +107,11 @@ def test_a_zip_is_read_with_care(bundle: Path) -> None:
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("manifest.json", recipe + b" " * 5_000)
     assert recorded_recipe(whole)
-    whole.write_bytes(whole.read_bytes()[:60] + bytes(30) + whole.read_bytes()[90:])
-    with pytest.raises(UserError, match=r"no manifest\.json with a recipe"):
-        recorded_recipe(whole)
+    content = whole.read_bytes()
+    for damaged in (content[:60] + bytes(30) + content[90:], content[:200], b""):
+        whole.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"no manifest\.json with a recipe"):
+            recorded_recipe(whole)
 
 
 def test_its_wrong_values_are_named_with_the_bundle(bundle: Path) -> None:

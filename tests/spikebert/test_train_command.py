@@ -273,6 +273,10 @@ def test_another_student_in_the_same_place_is_noticed(
     capfd.readouterr()
     assert main([*arguments, f"--out={tmp_path / 'new'}"]) == 2
     assert "is no finished stage (no model.safetensors)" in one_error(capfd)
+    (earlier / "model.safetensors").write_bytes(b"cut")
+    assert main([*arguments, f"--out={tmp_path / 'new'}"]) == 2
+    error = capfd.readouterr().err
+    assert f"{earlier}: its weights are damaged" in error and "copy it again, or give another stage1.reuse" in error
 
 
 def test_a_damaged_stage_is_named(arguments: list[str], tmp_path: Path, capfd) -> None:
@@ -293,7 +297,7 @@ def test_damaged_weights_of_a_finished_stage_are_named(
         shutil.rmtree(run / "stage2")
     assert main(arguments) == 2
     error = capfd.readouterr().err
-    assert f"{run / stage}: its weights are damaged" in error and "Remove that folder" in error
+    assert f"{run / stage}: its weights are damaged" in error and "and those of the later stages" in error
     assert weights.exists(), "nothing was taken away"
 
 

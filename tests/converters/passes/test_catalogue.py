@@ -99,6 +99,7 @@ def test_options_of_each_pass() -> None:
         ("remove-unreachable-tokens:reachable=1", "has no option 'reachable'; it has none"),
         ("split-wide-layers:most_features=many", "most_features is a whole number, not 'many'"),
         ("split-wide-layers:most_features=-1", "most_features is a whole number, not '-1'"),
+        ("prove-ranges:limit=65536", "'prove-ranges': limit is 65536, no graph may have currents above 65535"),
         ("split-wide-layers:most_features=0", "'split-wide-layers': most_features is 0, a layer has 1 or more"),
         ("split-wide-layers:most_features=²", "most_features is a whole number, not '²'"),
         ("split-wide-layers:most_features", "most_features is a whole number, not ''"),
