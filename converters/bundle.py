@@ -46,7 +46,7 @@ TOKENIZER_FILES = (  # tokenizer.json must be there, the rest is for AutoTokeniz
     "vocab.json",
     "merges.txt",
 )
-UNASKED = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitattributes"}
+UNASKED = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitattributes"}  # files that nobody put there by hand
 PAD_TOKENS = ("[PAD]", "<pad>")
 MANIFEST_FIELDS = {"schema", "files", "target", "config", "provenance", "digest"}
 

@@ -115,7 +115,8 @@ def _making(provenance: Mapping[str, Any], folder_name: str) -> list[str]:
     manifest = shlex.quote(f"{folder_name}/manifest.json")
     train = [f"spikebert-train --recipe {manifest}"] if provenance.get("recipe") else []
     lines = [*train, *_commands(provenance)]
-    about = "The training that the manifest records, and the exports as they were given: with the paths of that time."
+    training = "The training that the manifest records, and the exports" if train else "The exports"
+    about = f"{training} as they were given: with the paths of that time."
     return ["## How it was made", "", "```", *lines, "```", "", about, ""] if lines else []
 
 

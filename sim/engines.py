@@ -44,8 +44,9 @@ def require_engine(name: str) -> None:
 def open_engine(name: str, graph: Graph, options: EngineOptions | None = None) -> Engine:
     """Load and open an engine; whoever opens it closes it.
 
-    Raises UserError for a name that is not registered, for options of Lava's or a model given to another engine, and
-    for an early exit that the engine or the graph cannot do; MissingExtra where its library is not installed.
+    Raises UserError for a name that is not registered, for options of Lava's given to another engine, a model to one of
+    `BUNDLE_ENGINES`, and for an early exit that the engine or the graph cannot do; MissingExtra where its library is
+    not installed.
     """
     options = options or EngineOptions()
     require_engine(name)
