@@ -490,7 +490,13 @@ def licences(results: Mapping[str, Any]) -> dict[str, str]:
     if earlier is None:  # or nobody knew: a run of old, which tells the folder alone
         earlier = filter(None, [stage1["reuse"]])
     origin = results.get("teacher_origin", {})  # older runs told the folder of a fine-tuned teacher alone
-    texts = [data["folder"] or data["hub"], *stage1["text"], *extra, *earlier, *origin.get("texts", ())]
+    texts = [
+        data["folder"] or data["hub"],
+        *([] if stage1["reuse"] else stage1["text"]),
+        *extra,
+        *earlier,
+        *origin.get("texts", ()),
+    ]
     names = dict.fromkeys(text if ":" in text else Path(text).name for text in texts)
     teacher, terms = origin.get("model") or recipe["teacher"]["model"], results.get("teacher_licence")
     own = recipe.get("licence", "")

@@ -111,6 +111,11 @@ def read_split(data: Data, split: str) -> LabelledTexts | None:
         if split == "test" and not path.exists():
             return None
         return read_tsv(path, data.text_column, data.label_column)
+    return _read_hub_split(data, split)
+
+
+def _read_hub_split(data: Data, split: str) -> LabelledTexts | None:
+    """None for a test split that does not exist, or whose labels are kept back."""
     loaded = _load_hub("data.hub", data.hub, data.hub_subset)
     if split not in loaded:
         if split == "test":
@@ -119,12 +124,22 @@ def read_split(data: Data, split: str) -> LabelledTexts | None:
     for column in (data.text_column, data.label_column):
         if column not in loaded[split].column_names:
             raise UserError(f"data.hub: {data.hub} has no column '{column}', it has {loaded[split].column_names}")
-    labels = [int(label) for label in loaded[split][data.label_column]]
+    for label in loaded[split][data.label_column]:
+        if isinstance(label, bool) or not isinstance(label, int):
+            raise UserError(
+                f"data.hub: {data.hub} has label {label!r} in '{split}', which is no integer: name another "
+                "data.label_column, or write the texts to files (data.folder)"
+            )
+    labels, texts = list(loaded[split][data.label_column]), list(loaded[split][data.text_column])
+    if not labels and split != "test":
+        raise UserError(f"data.hub: {data.hub} has no texts in '{split}'")
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"data.hub: {data.hub} has rows without a text in '{split}', column '{data.text_column}'")
     if min(labels, default=0) < 0:  # how the hub marks labels that are kept back
         if split == "test":
             return None
         raise UserError(f"data.hub: {data.hub} keeps back the labels of '{split}' (there are negative ones)")
-    return LabelledTexts(list(loaded[split][data.text_column]), labels)
+    return LabelledTexts(texts, labels) if labels else None
 
 
 def _load_hub(field: str, name: str, subset: str, **options: object) -> Any:

@@ -370,6 +370,7 @@ def _save(
         return
     content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "position": dict(vars(state))}
     content["random"], content["threads"] = random, torch.get_num_threads()
+    content["arithmetic"] = _arithmetic(accelerator)
     partial = path.with_suffix(".partial")
     try:
         with open(partial, "wb") as file:
@@ -383,6 +384,10 @@ def _save(
             raise error.__context__ from None
         raise
     os.replace(partial, path)  # a kill while writing leaves the checkpoint before
+
+
+def _arithmetic(accelerator: Accelerator) -> str:
+    return f"{accelerator.mixed_precision} on {accelerator.device.type}"
 
 
 def checkpoint_names(folder: Path) -> set[str]:
@@ -425,6 +430,9 @@ def _resume(
             f"{path}: written with {threads} threads, this run has {now}: sums are rounded in another order. For "
             f"the weights that an uninterrupted run gives, start it with OMP_NUM_THREADS={threads}"
         )
+    was = content.get("arithmetic", _arithmetic(accelerator))
+    if was != (is_now := _arithmetic(accelerator)) and accelerator.is_main_process:
+        note(f"{path}: written with precision {was}, this run has {is_now}: numbers are rounded otherwise from here on")
     saved = content["random"]
     states = [[saved]] if isinstance(saved, Tensor) else saved  # one process, as checkpoints once had it
     if accelerator.process_index < len(states):

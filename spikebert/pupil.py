@@ -29,6 +29,19 @@ from spikebert.positions import LEARNED
 from spikebert.processes import mean_over_processes
 from spikebert.teacher_outputs import short_to_long
 
+# What may differ between two students whose weights have the same shapes, besides timesteps.
+NEURONS = (
+    "num_attention_heads",
+    "encoder",
+    "decay",
+    "reset",
+    "spike",
+    "spike_cap",
+    "encoder_cap",
+    "value_cap",
+    "attention_similarity",
+    "attention_threshold",
+)
 CHANGE = "`python -m converters.change_teacher` fits it to this teacher"
 
 
@@ -119,7 +132,7 @@ def check_reuse(
         if not (folder / name).exists():
             raise UserError(f"stage1.reuse: {folder} is no finished stage (no {name})")
     try:
-        earlier = SpikeBertConfig.from_pretrained(folder)
+        earlier, own = SpikeBertConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         with safe_open(folder / "alignment.safetensors", "pt") as alignment:
             maps = [alignment.get_slice(f"maps.{i}.weight").get_shape() for i in range(earlier.num_hidden_layers + 1)]
     except (OSError, ValueError, SafetensorError) as error:
@@ -160,11 +173,22 @@ def check_reuse(
             f"stage1.reuse_readout: the student in {folder} has readout '{earlier.readout}' and classes "
             f"{list(earlier.id2label.values())}, this one '{student.readout}' and {list(student.id2label.values())}"
         )
-    if AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
+    if own.get_vocab() != tokenizer.get_vocab():
         raise UserError(f"stage1.reuse: {folder} has tokens of other meanings than the teacher's. {CHANGE}")
     if any(widths != [teacher.hidden_size, student.hidden_size] for widths in maps):
         width = teacher.hidden_size
         raise UserError(f"stage1.reuse: {folder} is aligned with a teacher of another width than {width}. {CHANGE}")
+
+
+def other_neurons(student: SpikeBertConfig, folder: Path) -> str:
+    """What a student that `check_reuse` lets pass has otherwise than this one, though its weights have the same shapes;
+    empty where nothing. (Another number of timesteps is common, and goes well.)"""
+    earlier = SpikeBertConfig.from_pretrained(folder)
+    return ", ".join(
+        f"{name} {getattr(earlier, name)} (this one {getattr(student, name)})"
+        for name in NEURONS
+        if getattr(earlier, name) != getattr(student, name)
+    )
 
 
 def reuse(pupil: Pupil, folder: Path, readout: bool = False) -> None:

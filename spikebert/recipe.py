@@ -178,7 +178,7 @@ class Stage2:
     extra_text: list[str] = field(default_factory=list)
     """unlabelled text as in `stage1.text` that the teacher labels, each epoch beside the task's own texts"""
     extra_lines: int = 0
-    """so many lines of `extra_text` in each epoch, other lines in every epoch; 0 for none"""
+    """so many lines of `extra_text` in each epoch, other lines in every epoch while there are more; 0 for none"""
     longest_words: int = 0
     """leave out lines of `extra_text` of more words than this; 0 for none"""
     operations_per_token: float = 0.0

@@ -91,6 +91,17 @@ def write_note(path: Path, content: dict) -> None:
     os.replace(partial, path)
 
 
+def write_through(folder: Path, below: bool = True) -> None:
+    """See that the names in a folder, and with `below` all that it holds, are on the disk: else a machine that stops
+    might keep the names without the content."""
+    for path in [*(folder.rglob("*") if below else ()), folder]:
+        place = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
+
+
 def read_note(path: Path) -> dict | None:
     """What `write_note` wrote there; None where it did not. Raises UserError where it is damaged."""
     try:
@@ -141,7 +152,7 @@ def learnt_from(stage: Path) -> list[str]:
     made_from, earlier = record["made_from"], record["figures"].get("learnt_from", [])
     data, stage1, stage2 = made_from["data"], made_from["stage1"], made_from.get("stage2")
     task = [data["folder"] or data["hub"]]
-    texts = [*earlier, *(stage1["text"] or ([] if stage1["reuse"] else task))]
+    texts = [*earlier, *([] if stage1["reuse"] else stage1["text"] or task)]
     if stage2:
         texts += [*task, *(stage2["extra_text"] if stage2["extra_lines"] else [])]
     teacher = _teacher_of(record)
@@ -164,6 +175,12 @@ def changes(before: dict, now: dict) -> list[str]:
         now = {name: value for name, value in now.items() if name != N_MAX}
     if TEACHER not in before.get("sha256", {}):
         now = now | {"sha256": {name: value for name, value in now["sha256"].items() if name != TEACHER}}
+    if now.get("stage1", {}).get("reuse"):  # so no text was read; older runs noted the one that was named
+        before, now = (
+            made_from
+            | {"sha256": {name: value for name, value in made_from["sha256"].items() if name != "stage1.text"}}
+            for made_from in (before | {"sha256": before.get("sha256", {})}, now)
+        )
     return differences(spelled_out(before), spelled_out(now))
 
 

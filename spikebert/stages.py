@@ -65,8 +65,9 @@ from spikebert.kept_outputs import GB, drop_kept
 from spikebert.loop import Schedule, Score, checkpoint_names, choose_precision, fit
 from spikebert.model import TOKEN_DEVIATION, SpikeBertForSequenceClassification
 from spikebert.parts_of_speech import tagger_for, words_of
+from spikebert.processes import each_alone
 from spikebert.progress import counted, say
-from spikebert.pupil import Classifier, Pupil, check_reuse, pupil_files, pupil_saver, reuse, weights_of
+from spikebert.pupil import Classifier, Pupil, check_reuse, other_neurons, pupil_files, pupil_saver, reuse, weights_of
 from spikebert.quantisation import folded, least_room, quantise, require_short_rows
 from spikebert.recipe import STAGES, Quantise, Recipe, Stage1, Stage2, Teacher, check_recipe
 from spikebert.settled_norms import settle_norms
@@ -81,6 +82,7 @@ from spikebert.stage_record import (
     read_note,
     read_record,
     write_note,
+    write_through,
 )
 from spikebert.teacher_blocks import FIT_TEXTS, FIT_TOKENS, begin_as_teacher, check_blocks, fit_readout
 from spikebert.teacher_outputs import texts_at_once
@@ -160,6 +162,8 @@ class Training:
         if recipe.stage1.reuse and not self._finished("stage1"):
             reused = Path(recipe.stage1.reuse)
             check_reuse(self.student_config, self.teacher_config, self.tokenizer, reused, recipe.stage1.reuse_readout)
+            if other := other_neurons(self.student_config, reused):
+                self.say(f"stage1.reuse: the student in {reused} had {other}: its weights are taken all the same")
         self.vocabulary = self._choose_vocabulary(splits["train"])
         self.task = self._read_task(splits)
         self._check_held_out()
@@ -168,11 +172,17 @@ class Training:
         }
         self.fingerprints = self._fingerprints(splits)
         self._check_out()
+        self._say_unread()
 
     @property
     def task_tokenizer(self) -> PreTrainedTokenizerBase:
         """That of all stages but stage 1."""
         return self.vocabulary.tokenizer if self.vocabulary else self.tokenizer
+
+    @property
+    def stage1_text(self) -> list[str]:
+        """What stage 1 reads beside the task: nothing where it takes over a student."""
+        return [] if self.recipe.stage1.reuse else self.recipe.stage1.text
 
     @property
     def pad_id(self) -> int:
@@ -229,7 +239,7 @@ class Training:
         labelled = json.dumps([asdict(split) for name, split in splits.items() if split and name != "test"])
         fingerprints = {
             "data": hashlib.sha256(labelled.encode()).hexdigest(),
-            "stage1.text": self._hash_of("stage1", "stage1.text", self.recipe.stage1.text),
+            "stage1.text": self._hash_of("stage1", "stage1.text", self.stage1_text),
             "stage2.extra_text": self._hash_of("stage2", "stage2.extra_text", self.recipe.stage2.extra_text),
         }
         if teacher := decisive_files(self.recipe.teacher.model):
@@ -264,9 +274,28 @@ class Training:
     def _check_texts(self) -> None:
         """Raises UserError for text that cannot be read, where it is still to be read: the hub may be far away."""
         if not (self._finished("stage1") or (self.out / "stage1.unfinished" / TEXTS / OFFSETS).exists()):
-            check_text_files(self.recipe.stage1.text)
-        if not (self._finished("stage2") and self._finished("integer")):
+            check_text_files(self.stage1_text)
+        epochs = {"stage2": self.recipe.stage2.epochs, "integer": self.recipe.quantise.epochs}
+        if self.recipe.stage2.extra_lines and any(epochs[stage] and not self._finished(stage) for stage in epochs):
             check_text_files(self.recipe.stage2.extra_text)
+
+    def _say_unread(self) -> None:
+        """Where the recipe asks for lines of text and names none, or the other way round."""
+        stage1, stage2 = self.recipe.stage1, self.recipe.stage2
+        if stage1.lines and not (stage1.text or stage1.reuse or self._finished("stage1")):
+            self.say(
+                f"stage 1: stage1.lines is {stage1.lines:,} and stage1.text names no text: it reads the training texts "
+                "of the task"
+            )
+        if self._finished("stage2"):
+            return
+        if stage2.extra_lines and not stage2.extra_text:
+            self.say(
+                f"stage 2: stage2.extra_lines is {stage2.extra_lines:,} and stage2.extra_text names no text: it reads "
+                "none beside the task's"
+            )
+        if stage2.extra_text and not stage2.extra_lines:
+            self.say(f"stage 2: stage2.extra_lines is 0: nothing of {', '.join(stage2.extra_text)} is read")
 
     def _finished(self, stage: str) -> bool:
         return (self.out / stage / "stage.json").exists()
@@ -321,8 +350,10 @@ class Training:
             logs = unfinished / "tensorboard"
             if logs.exists():
                 shutil.copytree(logs, partial / "tensorboard")
+            write_through(partial)
             shutil.rmtree(self.out / stage, ignore_errors=True)
             os.replace(partial, self.out / stage)
+            write_through(self.out, below=False)  # before the checkpoint goes
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -352,16 +383,21 @@ class Training:
         if self.vocabulary:
             keep_rows(teacher, self.vocabulary.kept)
         teacher.to(self.device)
+        measure = validation(teacher, self.task.validation, self.pad_id, self.device)
         outcome = fit(
             Classifier(teacher, texts_at_once(self.device, trained=True)),
             lambda model, batch: {"loss": model(batch)},
             lambda epoch: self.task.train,
             self._schedule(options),
-            evaluate=validation(teacher, self.task.validation, self.pad_id, self.device),
+            evaluate=measure,
             title="teacher",
             **self._common(work),
         )
-        return outcome.figures(), teacher.save_pretrained
+        if options.epochs or own_classes != self.student_config.num_labels:
+            return outcome.figures(), teacher.save_pretrained
+        as_it_comes = measure()  # before anything learns from it
+        self.say(f"teacher: {as_it_comes.text}")
+        return as_it_comes.figures | outcome.figures(), teacher.save_pretrained
 
     def _train_stage1(self, work: Path) -> tuple[dict, Callable[[Path], None]]:
         options = self.recipe.stage1
@@ -516,11 +552,13 @@ class Training:
             return texts
 
         measure = validation(pupil.student, self.task.validation, self.pad_id, self.device, weights)
-        settling, size = self._some_texts(options.norm_texts), options.batch_size
-        mixed = [settling[i : i + size] for i in range(0, len(settling), size)]  # batches as in training
+        settling = self._some_texts(options.norm_texts)
+        # about as in training; each counts alike, so none may be a small rest
+        mixed = np.array_split(settling, max(1, round(len(settling) / options.batch_size))) if len(settling) else []
 
         def evaluate() -> Score:
-            settle_norms(pupil.student, self._on_device(self.task.train, mixed))
+            with each_alone():  # every process runs all of them
+                settle_norms(pupil.student, self._on_device(self.task.train, mixed))
             return measure()
 
         self._spare_memory(pupil.student)
@@ -584,13 +622,19 @@ class Training:
             student.gradient_checkpointing_enable()
 
     def _extra_texts(self, epochs: int) -> TokenisedTexts | None:
+        """Those of all epochs, where there are so many."""
         options = self.recipe.stage2
-        if not (options.extra_text and options.extra_lines):
+        wanted = options.extra_lines * epochs
+        if not (options.extra_text and wanted):
             return None
-        lines = read_lines(options.extra_text, options.extra_lines * max(1, epochs), options.longest_words)
+        lines = read_lines(options.extra_text, wanted, options.longest_words)
         texts = tokenise(self.task_tokenizer, lines, self.recipe.student.n_max)
         if not len(texts):
             raise UserError(_no_lines("stage2", options.extra_text, options.longest_words))
+        if len(texts) < wanted:
+            self.say(
+                f"stage2.extra_text: has {len(texts):,} lines, and {epochs} epochs take {wanted:,}: some come again"
+            )
         return texts
 
     def _common(self, work: Path) -> dict:
@@ -604,21 +648,24 @@ class Training:
 
     def _class_names(self, splits: dict[str, LabelledTexts | None]) -> list[str]:
         """`data.labels`, or numbers. Raises UserError where the texts have more classes, where there is one only, and
-        where classes that nobody named have no training text."""
-        train = splits["train"]
+        where classes that nobody named have no training text. (Of training texts those count that `data.limit` leaves.)
+        """
+        train, limit, named = splits["train"], self.recipe.data.limit, self.recipe.data.labels
         assert train is not None  # read_split raises
-        if len(set(train.labels)) < 2:
-            raise UserError(f"train: all texts have label {train.labels[0]}: there is nothing to tell apart")
+        taught = set(train.labels[: limit or None])
+        cut = f" (data.limit leaves the first {limit}: are they sorted by class? shuffle them)" if limit else ""
+        if len(taught) < 2:
+            raise UserError(f"train: all texts have label {train.labels[0]}: there is nothing to tell apart{cut}")
         classes = max(max(split.labels) for split in splits.values() if split is not None) + 1
-        names = self.recipe.data.labels or [str(i) for i in range(classes)]
+        missing = classes - len(taught)
+        if missing > 0 and not named:
+            raise UserError(
+                f"labels are 0 .. {classes - 1}, and {missing} of these have no training text{cut}: name all classes "
+                "in data.labels if that is meant"
+            )
+        names = named or [str(i) for i in range(classes)]
         if classes > len(names) or len(names) < 2:
             raise UserError(f"data.labels names {len(names)} classes, the texts have labels 0 .. {classes - 1}")
-        missing = classes - len(set(train.labels))
-        if missing > 0 and not self.recipe.data.labels:
-            raise UserError(
-                f"labels are 0 .. {classes - 1}, and {missing} of these have no training text: name all classes in "
-                "data.labels if that is meant"
-            )
         return names
 
     def _choose_vocabulary(self, train: LabelledTexts | None) -> Vocabulary | None:
@@ -676,6 +723,15 @@ class Training:
             raise UserError(
                 f"teacher.model: '{self.teacher_folder}' tells {own} classes apart, the texts have {wanted}, and "
                 "teacher.epochs is 0: fine-tune it (teacher.epochs 3), or give one of this task"
+            )
+        theirs, ours = (
+            [config.id2label[number].lower() for number in range(wanted)]
+            for config in (self.teacher_config, self.student_config)
+        )
+        if own is not None and theirs != ours and set(theirs) == set(ours):
+            raise UserError(
+                f"teacher.model: '{self.teacher_folder}' calls its classes {theirs} in this order, data.labels {ours}: "
+                "number the labels of the texts as the teacher does, or fine-tune it (teacher.epochs 3)"
             )
         epochs = self.recipe.stage2.epochs + self.recipe.quantise.epochs
         if own is None and epochs and self.recipe.stage2.logits_weight:

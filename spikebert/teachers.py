@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from spikebert.commands import UserError
 
 REGISTRY = "registry:"
+WITH_WEIGHTS = (AutoModel, AutoModelForSequenceClassification)  # of what `load_teacher` loads
 ORIGIN = "teacher_origin"  # what a finished stage tells of its teacher
 # Encoders whose first token has the position behind that of padding, so a few of their positions are never used.
 BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "roberta-prelayernorm")
@@ -100,12 +102,31 @@ def resolve(model: str, cache: Path | None = None) -> str:
 
 
 def load_teacher(kind: Any, folder: str, **options: object) -> Any:
-    """`from_pretrained` of a class of transformers, with an error a user can act on: UserError."""
+    """`from_pretrained` of a class of transformers, with an error a user can act on: UserError, of a model also where
+    its encoder finds no weights in the folder, which transformers would make up at random."""
+    told = {"output_loading_info": True} if issubclass(kind, WITH_WEIGHTS) else {}
     try:
-        return kind.from_pretrained(folder, **options)
+        loaded = kind.from_pretrained(folder, **told, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"teacher.model: cannot load '{folder}': {reason}") from None
+    if not told:
+        return loaded
+    model, info = loaded
+    if lacking := _lacking(model, info):
+        raise UserError(
+            f"teacher.model: '{folder}' lacks weights of its encoder, {len(lacking)} in all, the first {lacking[0]}: "
+            "are its files whole, and are the names in them those that transformers gives?"
+        )
+    return model
+
+
+def _lacking(model: PreTrainedModel, info: dict) -> list[str]:
+    """Parameters of a model's encoder that were not in its files, or in another shape. (A head may be new, and poolers
+    belong to one.)"""
+    encoder = {name for name, _ in model.base_model.named_parameters() if "pooler" not in name}
+    absent = [*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])]
+    return sorted(name for name in absent if name.removeprefix(f"{model.base_model_prefix}.") in encoder)
 
 
 def licence_of(model: str) -> str:

@@ -16,6 +16,7 @@ from spikebert import data
 from spikebert.commands import UserError
 from spikebert.data import (
     UNLABELLED,
+    LabelledTexts,
     SpecialTokens,
     TokenisedTexts,
     TooManyTokens,
@@ -265,6 +266,44 @@ def test_a_record_without_a_text_is_passed_over(hub, monkeypatch) -> None:
 def test_what_the_hub_lacks_is_told(hub, path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         list(read_lines([path]))
+
+
+class Rows:
+    """Stands for a split of a dataset of the hub."""
+
+    column_names = ("text", "label")
+
+    def __init__(self, labels: list, texts: list | None = None) -> None:
+        self.columns = {"label": labels, "text": texts or ["good film"] * len(labels)}
+
+    def __getitem__(self, column: str) -> list:
+        return self.columns[column]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (Rows([0, 0.9]), r"some/set has label 0\.9 in 'train', which is no integer: name another data\.label_column"),
+        (Rows(["neg", "pos"]), r"has label 'neg' in 'train'"),
+        (Rows([0, None]), r"has label None in 'train'"),
+        (Rows([True]), r"has label True in 'train'"),
+        (Rows([]), r"some/set has no texts in 'train'"),
+        (Rows([0, 1], ["good", None]), r"has rows without a text in 'train', column 'text'"),
+        (Rows([0, -1]), r"keeps back the labels of 'train'"),
+    ],
+)
+def test_rows_of_the_hub_that_are_none_of_ours_are_told(hub, monkeypatch, rows: Rows, message: str) -> None:
+    monkeypatch.setattr(hub, "load_dataset", lambda *names, **options: {"train": rows, "test": Rows([])})
+    data = Data(hub="some/set")
+    with pytest.raises(UserError, match=message):
+        read_split(data, "train")
+    assert read_split(data, "test") is None
+
+
+def test_labelled_texts_of_the_hub(hub, monkeypatch) -> None:
+    rows = Rows([0, 1], ["good", "bad"])
+    monkeypatch.setattr(hub, "load_dataset", lambda *names, **options: {"train": rows})
+    assert read_split(Data(hub="some/set"), "train") == LabelledTexts(["good", "bad"], [0, 1])
 
 
 def test_without_the_extra_it_is_named(monkeypatch) -> None:

@@ -100,6 +100,18 @@ def test_another_number_of_threads_is_said(tmp_path, capsys) -> None:
         torch.set_num_threads(1)
 
 
+def test_another_arithmetic_is_said(tmp_path, capsys) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, kill_at=8, checkpoint_seconds=0)
+    checkpoint = tmp_path / "checkpoint.pt"
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["arithmetic"] == "no on cpu"
+    torch.save(content | {"arithmetic": "bf16 on cuda"}, checkpoint)
+    capsys.readouterr()
+    train(tmp_path)
+    assert "written with precision bf16 on cuda, this run has no on cpu: numbers are rounded" in capsys.readouterr().err
+
+
 class Interrupted(io.BytesIO):
     """A file in whose midst Ctrl-C is pressed."""
 

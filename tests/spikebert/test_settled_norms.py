@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from small_models import GRADED, small_batch, small_model
 from small_teachers import recipe_arguments
 from torch import nn
 
+from spikebert import processes, stages
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.settled_norms import settle_norms
 from spikebert.train_command import main
@@ -88,3 +90,19 @@ def test_it_is_part_of_a_recipe(tmp_path: Path) -> None:
 def test_other_norms_have_nothing_to_be_told(tmp_path: Path, capfd) -> None:
     assert main([*recipe_arguments(tmp_path), "--stage2.norm_texts=5", "--student.norm=rms"]) == 2
     assert "stage2.norm_texts is 5, for student.norm 'batch' alone: give 0" in one_error(capfd)
+
+
+def test_no_batch_is_a_small_rest(tmp_path: Path, monkeypatch) -> None:
+    """Each counts alike in the mean, and every process runs all of them."""
+    sizes: list[list[int]] = []
+
+    def settle(student: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        assert processes._each_alone.get()
+        sizes.append([len(ids) for ids, _ in batches])
+
+    monkeypatch.setattr(stages, "settle_norms", settle)
+    arguments = [*recipe_arguments(tmp_path), "--stage2.epochs=1", "--until=stage2"]  # batches of 16
+    for texts, wanted in ((33, [17, 16]), (48, [16, 16, 16]), (5, [5])):
+        out = tmp_path / f"run{texts}"
+        assert main([*arguments, f"--stage2.norm_texts={texts}", f"--out={out}"]) == 0
+        assert sizes.pop() == wanted and not sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from spikebert.stage_record import (
     learnt_from,
     read_note,
     write_note,
+    write_through,
 )
 from spikebert.train_command import main
 
@@ -81,6 +83,10 @@ def test_what_differs_is_named_and_what_older_runs_did_not_note_is_not() -> None
     of_a_teacher = {"seed": 42, "sha256": {}, N_MAX: 64}
     assert changes(of_a_teacher, of_a_teacher | {N_MAX: 32}) == ["student.n_max 64 -> 32"]
     assert changes({"seed": 42, "sha256": {}}, of_a_teacher) == [], "none was noted of old"
+    took_over = {"stage1": {**ADDED["stage1"], "reuse": "runs/a/stage1"}, "sha256": {"stage1.text": "a"}}
+    nothing_read = took_over | {"sha256": {"stage1.text": "b"}}
+    assert changes(took_over, nothing_read) == [], "older runs noted a text that they did not read"
+    assert changes(took_over, nothing_read | {"stage1": took_over["stage1"] | {"reuse": ""}}) != []
     made_of_a_student = {"student": "runs/other/stage2", "data": {"folder": "", "hub": ""}}
     assert "student runs/other/stage2 -> None" in changes(made_of_a_student, now), "a program's, not a training's"
 
@@ -125,3 +131,16 @@ def test_a_run_of_before_goes_on_without_calibration(trained, tmp_path) -> None:
     del made["made_from"]["quantise"]["calibration_texts"], made["made_from"]["quantise"]["token_bits"]
     path.write_text(json.dumps(made))
     assert main([*recipe_arguments(trained), f"--out={out}"]) == 0
+
+
+def test_a_folder_is_written_through(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_text("x")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda place: synced.append(os.fstat(place).st_ino))
+    write_through(tmp_path / "a")
+    every = [tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "file"]
+    assert sorted(synced) == sorted(path.stat().st_ino for path in every)
+    synced.clear()
+    write_through(tmp_path, below=False)
+    assert synced == [tmp_path.stat().st_ino]

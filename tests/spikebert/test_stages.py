@@ -80,7 +80,7 @@ def test_text_that_was_read_is_not_asked_for_again(trained, tmp_path, monkeypatc
     text.write_text("the film was good\n" * 20)
     shutil.copytree(trained / "run" / "teacher", tmp_path / "run" / "teacher")
     arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", f"--stage1.text=[{text}]"]
-    arguments += ["--stage2.epochs=0", "--quantise.epochs=0"]
+    arguments += ["--stage2.epochs=1", "--stage2.extra_lines=1", "--quantise.epochs=0"]
     assert main(arguments) == 0
     assert asked == [[str(text)], []]
     assert main(arguments) == 0 and len(asked) == 2
@@ -541,3 +541,105 @@ def test_classes_without_texts_are_noticed(trained, tmp_path, capfd, labels: lis
     arguments = [*recipe_arguments(trained), f"--data.folder={tmp_path}", "--data.labels=[]", f"--out={tmp_path / 'r'}"]
     assert main(arguments) == 2
     assert said in capfd.readouterr().err
+
+
+def test_a_limit_that_leaves_one_class_is_noticed(trained, tmp_path, capfd) -> None:
+    content = "text\tlabel\n" + "".join(f"good film\t{label}\n" for label in [0, 0, 0, 1, 1, 2])
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.tsv").write_text(content)
+    arguments = [*recipe_arguments(trained), f"--data.folder={tmp_path}", "--data.labels=[]", f"--out={tmp_path / 'r'}"]
+    assert main([*arguments, "--data.limit=3"]) == 2
+    said = "all texts have label 0: there is nothing to tell apart (data.limit leaves the first 3: are they sorted by"
+    assert said in capfd.readouterr().err
+    assert main([*arguments, "--data.limit=5"]) == 2
+    assert "1 of these have no training text (data.limit leaves the first 5" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--stage1.lines=9000"], "stage1.lines is 9,000 and stage1.text names no text: it reads the training texts"),
+        (["--stage2.extra_lines=7"], "stage2.extra_lines is 7 and stage2.extra_text names no text: it reads none"),
+        (["--stage2.extra_text=[TEXT]"], "stage2.extra_lines is 0: nothing of "),
+        (["--stage2.extra_text=[TEXT]", "--stage2.extra_lines=7", "--stage1.text=[TEXT]", "--stage1.lines=4"], ""),
+    ],
+)
+def test_lines_without_text_and_text_without_lines_are_said(trained, tmp_path, capfd, flags: list, said: str) -> None:
+    text = str(lines_of(tmp_path))
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", "--teacher.epochs=0", "--until=teacher"]
+    assert main([*arguments, *(flag.replace("TEXT", text) for flag in flags)]) == 0
+    error = capfd.readouterr().err
+    assert said in error and ("names no text" in error or "nothing of" in error) is bool(said)
+
+
+def test_extra_text_that_is_too_short_comes_again_and_that_is_said(trained, tmp_path, monkeypatch, capfd) -> None:
+    text = lines_of(tmp_path)  # 20 lines
+    flags = [f"--stage2.extra_text=[{text}]", "--stage2.extra_lines=8"]
+    texts_of_epoch = texts_of_stage2(trained, tmp_path / "run", monkeypatch, flags)
+    assert len(texts_of_epoch(2)) == len(texts_of_epoch(0))
+    assert "stage2.extra_text: has 20 lines, and 3 epochs take 24: some come again" in capfd.readouterr().err
+
+
+def test_extra_text_may_go_once_no_stage_will_read_it(trained, tmp_path) -> None:
+    text, out = lines_of(tmp_path), tmp_path / "run"
+    for stage in ("teacher", "stage1"):
+        shutil.copytree(trained / "run" / stage, out / stage)
+    arguments = [*recipe_arguments(trained), f"--out={out}", f"--stage2.extra_text=[{text}]", "--stage2.extra_lines=4"]
+    arguments += ["--stage2.epochs=1", "--quantise.epochs=0"]
+    assert main([*arguments, "--until=stage2"]) == 0
+    text.unlink()
+    assert main(arguments) == 0
+
+
+def test_a_student_taken_over_needs_no_text(trained, tmp_path, capfd) -> None:
+    """Nor is text that was named and not read told of as one that it learnt from."""
+    out = tmp_path / "run"
+    shutil.copytree(trained / "run" / "teacher", out / "teacher")
+    arguments = [*recipe_arguments(trained), f"--out={out}", f"--stage1.reuse={trained / 'run' / 'stage1'}"]
+    arguments += ["--stage1.text=[nowhere.txt]", "--until=stage1"]
+    assert main(arguments) == 0
+    assert stages.handed_on(out / "stage1")["learnt_from"] == [str(trained / "data")]
+    path = out / "stage1" / "stage.json"
+    record = json.loads(path.read_text())
+    record["made_from"]["sha256"]["stage1.text"] = "of a text that an earlier version looked at"
+    path.write_text(json.dumps(record))
+    assert main(arguments) == 0
+    assert "stage1: finished before" in capfd.readouterr().err
+
+
+def test_other_neurons_of_a_student_taken_over_are_said(trained, tmp_path, capfd) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(trained / "run" / "teacher", out / "teacher")
+    arguments = [*recipe_arguments(trained), f"--out={out}", f"--stage1.reuse={trained / 'run' / 'stage1'}"]
+    assert main([*arguments, "--student.heads=4", "--student.reset=subtract", "--until=teacher"]) == 0
+    said = "had num_attention_heads 2 (this one 4), reset zero (this one subtract): its weights are taken"
+    assert said in capfd.readouterr().err
+    assert main([*arguments, "--student.timesteps=2", "--until=teacher"]) == 0
+    assert "this one" not in capfd.readouterr().err
+    for path in (trained / "run" / "stage1").iterdir():
+        if not path.name.startswith("tokenizer"):
+            shutil.copy(path, tmp_path) if path.is_file() else None
+    assert main([*arguments, f"--stage1.reuse={tmp_path}", "--until=teacher"]) == 2
+    assert f"stage1.reuse: {tmp_path} cannot be read: " in capfd.readouterr().err
+
+
+def test_a_teacher_that_learns_nothing_here_is_measured_first(trained, tmp_path, capfd) -> None:
+    fine_tuned, out = trained / "run" / "teacher", tmp_path / "run"
+    arguments = [*recipe_arguments(trained), f"--out={out}", f"--teacher.model={fine_tuned}", "--teacher.epochs=0"]
+    assert main([*arguments, "--until=teacher"]) == 0
+    figures = read_record(out / "teacher" / "stage.json")["figures"]
+    assert figures["validation_accuracy"] == read_record(fine_tuned / "stage.json")["figures"]["validation_accuracy"]
+    assert f"teacher: validation accuracy {figures['validation_accuracy']:.2%}" in capfd.readouterr().err
+
+
+def test_a_teacher_that_numbers_its_classes_otherwise_is_refused(trained, tmp_path, capfd) -> None:
+    other = tmp_path / "teacher"
+    shutil.copytree(trained / "run" / "teacher", other)
+    config = json.loads((other / "config.json").read_text())
+    config |= {"id2label": {"0": "GOOD", "1": "BAD"}, "label2id": {"GOOD": 0, "BAD": 1}}
+    (other / "config.json").write_text(json.dumps(config))
+    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", f"--teacher.model={other}"]
+    assert main([*arguments, "--teacher.epochs=0", "--until=teacher"]) == 2
+    assert "calls its classes ['good', 'bad'] in this order, data.labels ['bad', 'good']" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "--teacher.epochs=1", "--until=teacher"]) == 0, "it learns these"

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_teachers import make_teacher
-from transformers import AutoModel, BertConfig, MPNetConfig, RobertaConfig
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, MPNetConfig, RobertaConfig
 
 from spikebert import teachers
 from spikebert.commands import UserError
@@ -26,6 +26,7 @@ from spikebert.teachers import (
     check_encoder,
     classes_of,
     licence_of,
+    load_teacher,
     longest_text,
     origin_of,
     resolve,
@@ -200,3 +201,25 @@ def test_a_configuration_without_layers_is_no_teachers() -> None:
 def test_licences() -> None:
     assert licence_of("registry:all-mpnet-base-v2") == "Apache-2.0" and "research" in licence_of("registry:m3e-small")
     assert all(package.licence and len(package.sha256) == 64 for package in PACKAGES.values())
+
+
+@pytest.mark.parametrize("kind", [AutoModel, AutoModelForSequenceClassification])
+def test_weights_that_an_encoder_does_not_find_are_not_made_up(tmp_path: Path, kind: type) -> None:
+    folder = make_teacher(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    pooler = {name for name in weights if "pooler" in name}
+    assert pooler
+
+    def load(content: dict) -> object:
+        save_file(content, folder / "model.safetensors", {"format": "pt"})
+        return load_teacher(kind, str(folder), num_labels=3, ignore_mismatched_sizes=True)
+
+    assert load(weights) is not None
+    assert load({name: value for name, value in weights.items() if name not in pooler}) is not None, "of a head"
+    with pytest.raises(UserError, match=rf"lacks weights of its encoder, {len(weights) - len(pooler)} in all"):
+        load({f"module.{name}": value for name, value in weights.items()})
+    with pytest.raises(UserError, match=r"lacks weights of its encoder, 16 in all, .*encoder\.layer\.1\."):
+        load({name: value for name, value in weights.items() if "layer.1." not in name})
+    other_shape = {"encoder.layer.0.output.dense.weight": torch.zeros(24, 47)}
+    with pytest.raises(UserError, match=r"1 in all, the first .*encoder\.layer\.0\.output\.dense\.weight"):
+        load(weights | other_shape)
