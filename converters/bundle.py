@@ -33,7 +33,7 @@ from converters.execution import Execution, TokenBatch
 from converters.graph import LIF, Graph, GraphError, Source
 from converters.model_card import model_card
 from converters.serialise import PlainGraph, SerialiseError, check_schema, graph_to_plain, plain_to_graph
-from spikebert.commands import UserError
+from spikebert.commands import UserError, printable
 
 GOLDEN_MAX = 8  # samples in golden.safetensors
 REAL_TOKENS_SINCE = 2  # from this schema on, golden spikes are recorded without padding, where all is silent
@@ -210,7 +210,7 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle, read it back through every check, and put it in place by one rename.
 
-    folder     must not exist; with `overwrite` an older bundle (nothing else) is replaced
+    folder     must not exist; with `overwrite` an older bundle (nothing else) is replaced, where a link leads too
     tokenizer  a folder with tokenizer.json and what else AutoTokenizer wants
     config     any JSON object. Keys that are used: "labels" (class names in order) by every command; "name",
                "accuracies" (what was measured -> fraction) and others that `model_card` names by the model card
@@ -221,7 +221,7 @@ def write_bundle(
     All is written into a hidden folder beside `folder`, so a run that is stopped leaves no half bundle. Raises
     BundleError where a file cannot be read or written or the parts do not fit together.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(folder).resolve()
     check_destination(folder, overwrite)
     with _errors_name_files("writing", folder), _partial_folder(folder) as partial:
         plain = graph_to_plain(graph)
@@ -230,7 +230,8 @@ def write_bundle(
         (partial / "encoder.safetensors").write_bytes(save_tensors(plain.encoder))
         (partial / "golden.safetensors").write_bytes(save_tensors(_golden_to_tensors(golden)))
         _copy_tokenizer(Path(tokenizer), partial / "tokenizer")
-        (partial / "README.md").write_text(model_card(graph, config, provenance, target, folder.name), encoding="utf-8")
+        card = model_card(graph, config, provenance, target, printable(folder.name))
+        (partial / "README.md").write_text(card, encoding="utf-8")
         if target is not None and add_target is not None:
             (partial / target).mkdir()
             add_target(partial / target)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from converters.execution import ATTENTION_KINDS
 from converters.passes.catalogue import ABOUT, options_of
-from spikebert.commands import OK, note, output_kept_clean, run_command, write_json, write_output
+from spikebert.commands import OK, note, output_kept_clean, printable, run_command, write_json, write_output
 
 EXAMPLE = """\
 examples:
@@ -111,7 +111,7 @@ def body(argv: Sequence[str]) -> int:
                 arguments.target,
                 name=arguments.name,
                 overwrite=arguments.overwrite,
-                command=shlex.join(["spikebert-export", *argv]),
+                command=printable(shlex.join(["spikebert-export", *argv])),
                 passes=[*stock, *arguments.passes],  # of a pass given twice the later counts, with its options
                 save_passes=arguments.save_passes,
                 timesteps=arguments.timesteps,

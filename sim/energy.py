@@ -12,8 +12,24 @@ from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+
 from converters.execution import Activity
-from converters.graph import Attention, Coincidence, Concat, Graph, Node, Product, Readout, Slice, Source, Synapses
+from converters.graph import (
+    LIF,
+    Add,
+    Attention,
+    Coincidence,
+    Concat,
+    Graph,
+    Node,
+    Product,
+    Readout,
+    Slice,
+    Source,
+    Synapses,
+    ValidLane,
+)
 from spikebert.commands import UserError
 
 SHIPPED = ("45nm", "45nm_neurons", "loihi1", "hala_point")
@@ -32,7 +48,8 @@ class Work:
     neuron_updates                  neurons x real tokens x timesteps
     resident_updates                neurons x n_max x timesteps: a chip updates those of padding too
     spikes                          that neurons fired
-    messages                        (graded) spikes, each once for every node that reads it
+    messages                        (graded) spikes, each once for every node that reads it or, through a slice, a part
+                                    of the features: more than are sent where passes merged or sliced neurons
     normalised_values               of norms: features x real tokens x timesteps, three multiplications each
     host_lookups                    entries of the token table that the host reads
     host_additions                  of token and position, on the host
@@ -91,7 +108,8 @@ def _readers(graph: Graph) -> dict[str, int]:
 def _work_of(graph: Graph, node: Node, activity: Activity, tokens: Tokens, readers: int) -> Work:
     did = activity.per_node[node.name]
     attends = isinstance(node, (Attention, Coincidence, Product))
-    width = graph.features[node.name]
+    # positions in spikes, behind the others, are neither looked up nor neurons
+    width = node.table.shape[1] if isinstance(node, Source) else graph.features[node.name]
     fires = did.sites > 0
     host = tokens.real * width if isinstance(node, Source) else 0
     timesteps = graph.timesteps * tokens.sentences - tokens.timesteps_spared
@@ -100,7 +118,7 @@ def _work_of(graph: Graph, node: Node, activity: Activity, tokens: Tokens, reade
         weighted_operations=0 if attends else did.weighted_operations,
         attention_operations=did.synaptic_operations if attends else 0,
         weighted_attention_operations=did.weighted_operations if attends else 0,
-        neuron_updates=did.sites,
+        neuron_updates=did.sites // graph.features[node.name] * width,
         resident_updates=timesteps * graph.n_max * width if fires else 0,
         spikes=did.spikes,
         messages=did.messages * readers,
@@ -114,17 +132,59 @@ def dense_operations(graph: Graph, tokens: Tokens) -> int:
     """Multiplications, each with an addition, of the dense network of the same connections on the same sentences.
 
     Each weight once for each real token (of the readout once a sentence), and attention's two products of all pairs of
-    tokens. There are no timesteps, and padding costs nothing there either.
+    tokens. There are no timesteps, and padding costs nothing there either. Passes make no other dense network: layers
+    that attention was made of count as that attention, and lanes that carry a bias not at all.
     """
+    lanes = _lanes(graph)
+    origins = _origins(graph, lanes)
+    compared = {name for node in graph if isinstance(node, Coincidence) for name in origins[node.name]}
     total = 0
     for node in graph:
-        if isinstance(node, Synapses):
-            total += node.weight.size * tokens.real
+        if isinstance(node, (Synapses, Readout)):
+            read = origins[node.name]
+            of_attention = any(isinstance(graph[name], (Coincidence, Product)) for name in read) or read & compared
+            if not of_attention:
+                width = node.weight.shape[0] - int(lanes[node.name].sum())
+                weights = width * (node.weight.shape[1] - int(lanes[node.inputs[0]].sum()))
+                total += weights * (tokens.real if isinstance(node, Synapses) else tokens.sentences)
         elif isinstance(node, Attention):
             total += 2 * tokens.squares * graph.features[node.name]
-        elif isinstance(node, Readout):
-            total += node.weight.size * tokens.sentences
+        elif isinstance(node, Product):
+            total += 2 * tokens.squares * graph.features[node.inputs[1]]
     return total
+
+
+def _origins(graph: Graph, lanes: Mapping[str, np.ndarray]) -> dict[str, set[str]]:
+    """Of each node those whose values it reads, through wiring; where it reads lanes alone is left out."""
+    origins: dict[str, set[str]] = {}
+    for node in graph:
+        origins[node.name] = set()
+        for name in node.inputs:
+            if not lanes[name].all():
+                origins[node.name] |= origins[name] if isinstance(graph[name], (Slice, Concat)) else {name}
+    return origins
+
+
+def _lanes(graph: Graph) -> dict[str, np.ndarray]:
+    """Of each node, bool [D]: the features that follow from the valid lane alone. They carry a bias (the pass
+    `lay-out-bias-lanes`), which a dense network adds without a multiplication."""
+    lanes: dict[str, np.ndarray] = {}
+    for node in graph:
+        of = [lanes[name] for name in node.inputs]
+        if isinstance(node, ValidLane):
+            lanes[node.name] = np.ones(node.lanes, bool)
+        elif isinstance(node, (Synapses, Readout)):
+            reads = node.weight != 0
+            lanes[node.name] = reads[:, of[0]].any(axis=1) & ~reads[:, ~of[0]].any(axis=1)
+        elif isinstance(node, Slice):
+            lanes[node.name] = of[0][node.start : node.stop]
+        elif isinstance(node, Concat):
+            lanes[node.name] = np.concatenate(of)
+        elif isinstance(node, (LIF, Add)):
+            lanes[node.name] = np.logical_and.reduce(of)
+        else:
+            lanes[node.name] = np.zeros(graph.features[node.name], bool)
+    return lanes
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -45,6 +45,10 @@ class PredictionsWriter(Protocol):
         """Write what was held back."""
         ...
 
+    def abandon(self) -> None:
+        """Let go of the file, which nobody will read."""
+        ...
+
 
 class _Tsv:
     """row, prediction, probability, a column of logits for each class, error; timesteps, with an early exit."""
@@ -68,6 +72,9 @@ class _Tsv:
     def finish(self) -> None:
         """Nothing is held back."""
 
+    def abandon(self) -> None:
+        """Nothing holds it."""
+
 
 class _JsonLines:
     """An object a line, with the fields of `Prediction`; those of a good row have no error, and the other way round."""
@@ -81,6 +88,9 @@ class _JsonLines:
 
     def finish(self) -> None:
         """Nothing is held back."""
+
+    def abandon(self) -> None:
+        """Nothing holds it."""
 
 
 class _Parquet:
@@ -119,6 +129,10 @@ class _Parquet:
             self._flush()
         self.writer.close()
 
+    def abandon(self) -> None:
+        with suppress(Exception):  # while the file is open: later it would complain where nobody can answer
+            self.writer.close()
+
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
@@ -148,6 +162,10 @@ def predictions_file(
             with errors_name(FLAG, path):
                 writer.write(prediction)
 
-        yield write
-        with errors_name(FLAG, path):
-            writer.finish()
+        try:
+            yield write
+            with errors_name(FLAG, path):
+                writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise

@@ -17,6 +17,7 @@ FORMATS = ".jsonl (an object a line), .parquet, or anything else: tab-separated 
 WHOLE = re.compile(r"[0-9]+(\.0+)?")  # a label that is a number
 LINE_BYTES = 2**20  # a longer line is a bad row: no text is that long, and memory stays bounded
 PEEK_BYTES = 2**16  # of a file, searched for a zero byte
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # that some programs begin a file with
 TABLE_ROWS = 1024  # of a Parquet file, read at a time
 
 
@@ -72,7 +73,7 @@ def open_rows(path: Path, class_names: Sequence[str], limit: int | None = None) 
 
 def _open_tsv(path: Path, class_names: Sequence[str]) -> Rows:
     try:
-        columns = _decoded(_first_line(path).removeprefix(b"\xef\xbb\xbf")).split("\t")
+        columns = _decoded(_first_line(path).removeprefix(BYTE_ORDER_MARK)).split("\t")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line 1: not UTF-8 ({error.reason}). Give {FORMATS}") from error
     if "text" not in columns:
@@ -115,14 +116,20 @@ def _open_parquet(path: Path, class_names: Sequence[str]) -> Rows:
     labelled = "label" in columns
 
     def rows() -> Iterator[Row | BadRow]:
-        number = 0
-        for batch in table.iter_batches(TABLE_ROWS, columns=["text", "label"] if labelled else ["text"]):
-            for record in batch.to_pylist():
-                number += 1
-                try:
-                    yield _row_of(number, record, class_names)
-                except ValueError as error:
-                    yield BadRow(number, str(error))
+        wanted, number = (["text", "label"] if labelled else ["text"]), 0
+        try:
+            for batch in table.iter_batches(TABLE_ROWS, columns=wanted):
+                for place in range(len(batch)):
+                    number += 1
+                    try:
+                        record = {name: batch.column(name)[place].as_py() for name in wanted}
+                        yield _row_of(number, record, class_names)
+                    except UnicodeDecodeError as error:  # those who write the format need not look
+                        yield BadRow(number, f"not UTF-8 ({error.reason})")
+                    except ValueError as error:
+                        yield BadRow(number, str(error))
+        except (OSError, ArrowException) as error:
+            raise UserError(f"{path}: damaged behind row {number} ({str(error).splitlines()[0]})") from error
 
     return Rows(rows(), table.metadata.num_rows, unit="row")
 
@@ -152,7 +159,7 @@ def _lines(path: Path, row: Callable[[int, str], Row], header: bool) -> Iterator
                     raise ValueError(f"longer than {LINE_BYTES:,} bytes")
                 if b"\0" in line:
                     raise ValueError("a zero byte")
-                yield row(number, _decoded(line))
+                yield row(number, _decoded(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line))
             except UnicodeDecodeError as error:
                 yield BadRow(number, f"not UTF-8 ({error.reason})")
             except json.JSONDecodeError as error:

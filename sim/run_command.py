@@ -23,7 +23,7 @@ from converters.early_exit import EarlyExit
 from converters.execution import ATTENTION_KINDS
 from converters.graph import Graph
 from sim.check import check_bundle
-from sim.energy import SHIPPED, estimate, read_cost_table
+from sim.energy import SHIPPED, CostTable, estimate, read_cost_table
 from sim.engines import engine_names, holds_values
 from sim.exit_table import MARGINS, ExitTable, exit_table, table_report
 from sim.find_bundle import find_bundle
@@ -36,7 +36,7 @@ from sim.record import check_record_path, record_file
 from sim.report import energy_report, human_report, prediction_of, sample_report
 from sim.rows import FORMATS, BadRow, Row, Rows, open_rows
 from sim.run import Outcome, Summary, batch_size_for, run
-from sim.shards import Job, ShardResult
+from sim.shards import Job, ShardResult, job_digest
 from sim.whole_file import check_path, whole_file
 from sim.workers import DaskWorkers, LocalWorkers, ThisProcess, Workers
 from spikebert.commands import (
@@ -48,6 +48,7 @@ from spikebert.commands import (
     counted_progress,
     note,
     output_kept_clean,
+    printable,
     processors,
     run_command,
     write_json,
@@ -121,8 +122,8 @@ def _body(argv: Sequence[str]) -> int:
         inputs = _inputs(arguments, bundle)
         summary = _summary(arguments, bundle, job)
         table = _exit_table(arguments, bundle.graph)
-        tables = [read_cost_table(name) for name in _cost_tables(arguments)]
-        about = _about(arguments, bundle, inputs, shlex.join(["spikebert-run", *argv]))
+        tables = _cost_tables(arguments)
+        about = _about(arguments, bundle, inputs, printable(shlex.join(["spikebert-run", *argv])))
         kept = _run(arguments, bundle, job, inputs, summary, about, table)
         if not summary.samples:
             raise UserError(f"{arguments.file}: {_bad_rows(summary, inputs)}")
@@ -184,15 +185,21 @@ def _write_page(
     facts = facts_of(bundle, summary.engine, command, inputs.place)
     report = RunReport(bundle, summary, energies_of(bundle, summary), sentence, facts)
     with whole_file(REPORT_FLAG, path) as file:
-        file.write(run_page(report).encode())
+        file.write(run_page(report).encode("utf-8", "backslashreplace"))
 
 
-def _cost_tables(arguments: argparse.Namespace) -> Sequence[str]:
-    """Names or files of the tables that --energy asks for. Raises UserError where two of them are the same."""
+def _cost_tables(arguments: argparse.Namespace) -> list[CostTable]:
+    """Those that --energy asks for. Raises UserError where two of them have one name: they are told apart by it."""
     names = () if arguments.energy is None else arguments.energy or SHIPPED
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"--energy names '{twice[0]}' twice. Give each table once")
-    return tuple(names)
+    tables = [read_cost_table(name) for name in names]
+    if twice := [name for name, count in Counter(table.name for table in tables).items() if count > 1]:
+        own = [file for file, table in zip(names, tables) if table.name == twice[0]]
+        raise UserError(
+            f"--energy: {' and '.join(own)} both have the name '{twice[0]}'. Change 'name' in your own file"
+        )
+    return tables
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -235,6 +242,7 @@ def _job(arguments: argparse.Namespace, bundle: Bundle) -> Job:
         stock_models=arguments.stock_models,
         early_exit=_early_exit(arguments, graph),
         over_time=arguments.exit_table is not None,
+        digest=job_digest(bundle, arguments.model) if arguments.workers > 1 or arguments.scheduler is not None else "",
     )
 
 
@@ -352,11 +360,11 @@ def _run(
 
 def _workers(arguments: argparse.Namespace, job: Job, bundle: Bundle) -> Workers:
     """Who runs the samples: this process, several, or a cluster."""
-    if arguments.scheduler and bundle.zip:
+    if arguments.scheduler is not None and bundle.zip:
         raise UserError(
             f"--scheduler: {bundle.zip} is a zip. Unpack it where every worker can read it and give that folder"
         )
-    if arguments.scheduler:
+    if arguments.scheduler is not None:
         return DaskWorkers(job, arguments.scheduler)
     if arguments.workers > 1:
         return LocalWorkers(job, arguments.workers, threads=max(1, processors() // arguments.workers))
@@ -381,7 +389,7 @@ def _inputs(arguments: argparse.Namespace, bundle: Bundle) -> Inputs:
         return Inputs(_rows_of(texts, "text"), "--text", lambda row: _quoted(row.text), show_each=True)
     if arguments.file:
         rows = open_rows(arguments.file, bundle.labels, limit)
-        return Inputs(rows, str(arguments.file), lambda row: f"{arguments.file}, {rows.unit} {row.number}")
+        return Inputs(rows, printable(str(arguments.file)), lambda row: f"{arguments.file}, {rows.unit} {row.number}")
     if not arguments.verify:
         raise UserError("nothing to run. Give --text, --file, or --verify alone to check the bundle's golden samples")
     golden = bundle.golden.batch[:limit]

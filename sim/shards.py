@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -24,10 +25,12 @@ from sim.record import value_dtype
 from sim.reference import walk
 from sim.saturation import saturable_neurons
 from sim.verify import LOGITS, TIMESTEPS, Comparison, Differences
+from spikebert.commands import UserError
 
 # Values of one sample held at a time; a network that has more is observed part by part. 12 blocks of 768 features have
 # no more at T = 4 and 128 tokens.
 SAMPLE_BYTES = 800 * 2**20
+WEIGHTS = "model.safetensors"  # of a trained model
 VALUE_BYTES = 8  # the largest integers that an engine gives
 
 
@@ -45,6 +48,8 @@ class Job:
     attention, stock_models  as in `converters.execution.EngineOptions`, for the engines of Lava
     early_exit when samples stop before T, or None
     over_time  whether the logits after every timestep come back
+    digest     of the bundle's manifest, and of the model's files where there is one: who opens the bundle later or
+               elsewhere refuses another; empty where it is this process that has it open
     """
 
     bundle: Path
@@ -58,6 +63,7 @@ class Job:
     stock_models: bool = False
     early_exit: EarlyExit | None = None
     over_time: bool = False
+    digest: str = ""
 
     def observes(self, graph: Graph, counts_activity: bool) -> tuple[str, ...]:
         """The nodes whose values the engine must give, in graph order: all when verifying, else what is probed or
@@ -68,6 +74,15 @@ class Job:
         wanted = {*self.probe, *self.record, *(() if counts_activity else graph.spiking)}
         wanted |= {graph.output} if self.over_time else set()
         return tuple(name for name in graph.features if name in wanted)
+
+
+def job_digest(bundle: Bundle, model: Path | None) -> str:
+    """`Job.digest` of a bundle and of the folder of a trained model, or of a run that has it in `integer/`."""
+    told = [bundle.manifest["digest"]]
+    for path in (model / "integer" / WEIGHTS, model / WEIGHTS) if model else ():
+        if path.is_file():
+            told.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    return " ".join(told)
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,8 @@ class ShardRunner:
 
     def __init__(self, job: Job, bundle: Bundle | None = None) -> None:
         self.bundle = bundle or read_bundle(job.bundle)
+        if job.digest and job.digest != job_digest(self.bundle, job.model):
+            raise UserError(f"{job.bundle} has another content than when the run began, or here: run it again")
         self.job, self.graph = job, self.bundle.graph
         options = EngineOptions(
             bundle=self.bundle.folder,

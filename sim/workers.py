@@ -11,16 +11,16 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from functools import lru_cache
 from multiprocessing.connection import Connection, wait
-from threading import Lock
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread, current_thread, main_thread
 from typing import Protocol
 
 from converters.bundle import Bundle
 from sim.shards import Job, Shard, ShardResult, ShardRunner
-from spikebert.commands import UserError, missing_extra
+from spikebert.commands import CheckFailed, UserError, missing_extra
 
 AHEAD = 3  # shards a worker has: one whose result it gives next, one that its engine has begun, one that waits
 GRACE_SECONDS = 0.02  # the parent has to send a shard for a result, before a worker's engine empties its pipeline
@@ -136,7 +136,8 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.tasks: deque[_Task] = deque()
         self.process = context.Process(target=_work, args=(job, theirs), daemon=True)
-        self.process.start()
+        with _interrupts_ignored():  # a new process inherits that, and is deaf to Ctrl-C from the beginning
+            self.process.start()
         theirs.close()
 
     def give(self, task: _Task) -> None:
@@ -155,14 +156,29 @@ class _Worker:
         return self.process.exitcode
 
 
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """While this is open Ctrl-C is lost; where another thread than the main one asks, nothing changes."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _work(job: Job, connection: Connection) -> None:
     """The life of a worker. Ctrl-C reaches it too, but its parent decides when it ends, by a SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # closes the engine
+    inbox: SimpleQueue[Shard | BaseException] = SimpleQueue()
+    Thread(target=_take_in, args=(connection, inbox), daemon=True).start()
     try:
         with closing(ShardRunner(job)) as runner:
             while True:
-                for result in runner.results(_waiting(connection)):
+                for result in runner.results(_waiting(inbox)):
                     connection.send(result)
     except (EOFError, BrokenPipeError):  # the parent is gone
         return
@@ -170,16 +186,34 @@ def _work(job: Job, connection: Connection) -> None:
         connection.send(_portable(error))
 
 
-def _waiting(connection: Connection) -> Iterator[Shard]:
+def _take_in(connection: Connection, inbox: SimpleQueue[Shard | BaseException]) -> None:
+    """Take what the parent sends off the pipe at once: while it waits to send it takes no result, and a worker that
+    waits to send one would wait for ever. What ends it, the parent's end too, is put behind the last shard."""
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except BaseException as error:  # also of a shard that cannot be unpacked
+        inbox.put(error)
+
+
+def _waiting(inbox: SimpleQueue[Shard | BaseException]) -> Iterator[Shard]:
     """The next shard, and those that have come by the time they are asked for. An engine that streams gives all its
     results when there is no more: else it would wait for a shard, and the parent for a result."""
-    yield connection.recv()
-    while connection.poll(GRACE_SECONDS):
-        yield connection.recv()
+    shard = inbox.get()
+    while True:
+        if isinstance(shard, BaseException):
+            raise shard
+        yield shard
+        try:
+            shard = inbox.get(timeout=GRACE_SECONDS)
+        except Empty:
+            return
 
 
 def _portable(error: Exception) -> Exception:
     """An error that survives the way to another process, where a command words it by its type."""
+    if isinstance(error, CheckFailed):
+        return CheckFailed(str(error))
     return error if isinstance(error, UserError) else RuntimeError(f"in a worker: {type(error).__name__}: {error}")
 
 
@@ -215,15 +249,30 @@ class DaskWorkers:
         self.client.close()
 
 
-ENGINE_LOCK = Lock()  # a Dask worker may have several threads; an engine serves one at a time
+class _Kept:
+    """The runner of a worker of a cluster, kept from shard to shard until another job comes.
+
+    Such a worker may have several threads; an engine serves one at a time. And it outlives a run: the same folder may
+    hold another bundle by the next one, which `Job.digest` tells.
+    """
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.job: Job | None = None
+        self.runner: ShardRunner | None = None
+
+    def run(self, job: Job, shard: Shard) -> ShardResult:
+        with self.lock:
+            if self.runner is None or self.job != job:
+                if self.runner is not None:
+                    self.runner.close()
+                self.runner = None  # where the next one cannot be opened
+                self.runner, self.job = ShardRunner(job), job
+            return self.runner.run(shard)
 
 
-@lru_cache(maxsize=1)
-def _runner(job: Job) -> ShardRunner:
-    """The runner of this process, kept from shard to shard."""
-    return ShardRunner(job)
+KEPT = _Kept()
 
 
 def _run_on_cluster(job: Job, shard: Shard) -> ShardResult:
-    with ENGINE_LOCK:
-        return _runner(job).run(shard)
+    return KEPT.run(job, shard)

@@ -106,6 +106,11 @@ def missing_extra(module: str) -> MissingExtra:
     return MissingExtra(f"'{module}' is not installed. Install it with: pip install 'spikebert[{extra}]'{note}")
 
 
+def printable(text: str) -> str:
+    """The same, with bytes of file names that are no UTF-8 spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def write_output(text: str) -> None:
     """Write `text` and a line break to standard output at once. A closed pipe ends the command quietly."""
     try:

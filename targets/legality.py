@@ -100,9 +100,13 @@ class IllegalGraphError(CheckFailed):
     """A graph that a target refuses; `violations` holds every reason."""
 
     def __init__(self, target: str, violations: Sequence[Violation]) -> None:
-        self.violations = tuple(violations)
+        self.target, self.violations = target, tuple(violations)
         lines = "".join(f"\n  {violation}" for violation in self.violations)
         super().__init__(f"the graph is not legal for the target '{target}':{lines}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[Violation, ...]]]:
+        """For its way to another process."""
+        return type(self), (self.target, self.violations)
 
     def to_json(self) -> list[dict[str, object]]:
         """The violations for `--json`, in the order of the rules."""

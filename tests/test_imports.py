@@ -59,10 +59,15 @@ RULES: dict[str, set[str]] = {
     "converters.export_command": {"converters", "spikebert", "targets.legality"},
     "targets": {"targets", *CONTRACT, "converters.passes", "converters.schedule", "lava"},
     "targets.nir": {"targets.nir", "targets.legality", "converters.graph", "converters.ranges"},
-    "targets.loihi2.mapping.command": {"targets.loihi2.mapping", "converters.bundle", "sim.find_bundle"},
+    "targets.loihi2.mapping.command": {
+        "targets.loihi2.mapping",
+        "converters.bundle",
+        "sim.find_bundle",
+        "sim.whole_file",
+    },
     "targets.sanafe.command": {
         *("targets.sanafe", "converters.bundle", "converters.execution", "converters.graph"),
-        *("sim.activity", "sim.energy", "sim.find_bundle", "sim.reference", "sim.rows"),
+        *("sim.activity", "sim.energy", "sim.find_bundle", "sim.reference", "sim.rows", "sim.whole_file"),
     },
     "targets.sanafe.report": {
         *("targets.sanafe", "targets.loihi2.mapping", "converters.execution", "converters.graph"),

@@ -21,6 +21,7 @@ from sim.energy import Tokens, read_cost_table
 from sim.find_bundle import find_bundle
 from sim.reference import ReferenceEngine
 from sim.rows import FORMATS, BadRow, open_rows
+from sim.whole_file import check_path, whole_file
 from spikebert.commands import (
     OK,
     CheckFailed,
@@ -70,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="; ".join(f"{name}: {does}" for name, does in PLAYS.items()) + " (default: whole)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all that --json prints to this file")
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out names")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -77,6 +79,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def body(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
+    if arguments.out:
+        check_path("--out", arguments.out, arguments.overwrite)
+        if arguments.file and arguments.out.resolve() == arguments.file.resolve():
+            raise UserError(f"--out and --file both name {arguments.out}: the texts would be lost. Give two files")
     require_sanafe()
     bundle = read_bundle(find_bundle(arguments.bundle))
     beside = play(arguments, bundle, _batch(arguments, bundle))
@@ -178,10 +184,8 @@ def _texts(path: Path, bundle: Bundle, limit: int | None) -> Iterator[str]:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}. Name a file in a folder that is there") from None
+    with whole_file("--out", path) as file:
+        file.write(f"{json.dumps(document)}\n".encode())
 
 
 def _positive(text: str) -> int:

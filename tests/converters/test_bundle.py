@@ -312,6 +312,23 @@ def test_an_existing_bundle_is_replaced_only_on_request(tmp_path):
     assert visible(tmp_path) == ["bundle"]
 
 
+def test_where_a_link_leads_a_bundle_is_replaced_and_the_link_stays(tmp_path):
+    small_bundle(tmp_path / "first", config={"name": "first"})
+    (tmp_path / "latest").symlink_to("first")
+    with pytest.raises(BundleError, match="exists"):
+        small_bundle(tmp_path / "latest")
+    small_bundle(tmp_path / "latest", overwrite=True, config={"name": "second"})
+    assert (tmp_path / "latest").is_symlink()
+    assert read_bundle(tmp_path / "first").config == {"name": "second"}
+    assert sorted(path.name for path in tmp_path.iterdir() if "tokenizer" not in path.name) == ["first", "latest"]
+
+
+def test_a_name_that_is_no_utf8_is_spelled_out_in_the_card(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    small_bundle(folder, tokenizer=write_tokenizer(tmp_path / "tokenizer"))
+    assert "caf\\udce9" in (folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "precious.txt").write_text("x")

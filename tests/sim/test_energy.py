@@ -12,6 +12,9 @@ from random_graphs import random_batch, random_graph
 from small_bundles import small_bundle
 
 from converters.graph import LIF, Add, Attention, Graph, Readout, Source, Synapses
+from converters.passes.expand_attention import ExpandAttention
+from converters.passes.lay_out_bias_lanes import LayOutBiasLanes
+from converters.passes.merge_query_key_value import MergeQueryKeyValue
 from sim.energy import (
     SHIPPED,
     WORK,
@@ -98,6 +101,46 @@ def test_wiring_sends_nothing_and_passes_messages_on() -> None:
 def test_the_dense_network_by_hand() -> None:
     graph, tokens = network(), Tokens(sentences=2, real=5, squares=13)  # of 2 and 3 tokens
     assert dense_operations(graph, tokens) == 2 * 4 * 5 + 2 * 13 * 2 + 4 * 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("attention", ["plain", "unbiased"])
+def test_passes_make_no_other_dense_network(seed: int, attention: str) -> None:
+    """Neither attention made of neurons, nor biases on lanes, nor layers that were put side by side."""
+    tokens = Tokens(sentences=2, real=5, squares=13)
+    graph = random_graph(np.random.default_rng(seed), blocks=2, attention=attention)
+    dense = dense_operations(graph, tokens)
+    assert any(isinstance(node, Attention) for node in graph) and any(
+        isinstance(node, Synapses) and node.bias.any() for node in graph
+    )
+    for passes in (
+        [ExpandAttention()],
+        [LayOutBiasLanes()],
+        [MergeQueryKeyValue()],
+        [ExpandAttention(), LayOutBiasLanes()],
+        [MergeQueryKeyValue(), ExpandAttention(), LayOutBiasLanes()],
+        [MergeQueryKeyValue(), LayOutBiasLanes()],
+        [LayOutBiasLanes(), ExpandAttention()],
+    ):
+        lowered = graph
+        for each in passes:
+            lowered = each.rewrite(lowered).graph
+        assert dense_operations(lowered, tokens) == dense, passes
+
+
+def test_positions_in_spikes_are_neither_looked_up_nor_neurons() -> None:
+    code = np.ones((2, 3, 5), np.uint8)
+    nodes = (
+        Source("source", [[9, 9], [9, 9]], [[0, 0], [0, 0], [0, 0]], threshold=1, code=code),
+        Synapses("x", ("source",), np.ones((2, 7), int), [0, 0]),
+        LIF("a", ("x",), 5, 4095),
+        Readout("readout", ("a",), np.eye(2, dtype=int), [0, 0]),
+    )
+    work, _ = run(Graph(timesteps=2, n_max=3, nodes=nodes), [[1, 0], [0, 1]])
+    own = work["source"]
+    assert (own.host_lookups, own.host_additions) == (4 * 2, 4 * 2)
+    assert (own.neuron_updates, own.resident_updates) == (2 * 4 * 2, 2 * 2 * 3 * 2)
+    assert own.spikes == 2 * 4 * 7, "they are spikes all the same"
 
 
 def test_energy_by_hand() -> None:
@@ -225,6 +268,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert all(f"\n{name} (" in text for name in SHIPPED) and "dense network" in text and "not in it:" in text
     assert main([*base, "--energy", "45nm", "45nm"]) == 2
     assert "twice" in capsys.readouterr().err
+    same = tmp_path / "same.json"
+    same.write_text(json.dumps(TABLE | {"name": "45nm"}))
+    assert main([*base, "--energy", "45nm", str(same)]) == 2
+    assert f"45nm and {same} both have the name '45nm'. Change 'name'" in capsys.readouterr().err
     assert main([*base, "--energy", "46nm"]) == 2
     assert "46nm" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """Predictions in a file: every row, bad ones too, in three formats, and nothing half written."""
 
+import gc
 import json
 import resource
 from dataclasses import replace
@@ -72,12 +73,17 @@ def test_with_an_early_exit_timesteps_have_a_column(tmp_path, name):
         assert [line.split("\t")[-1] for line in lines] == ["timesteps", "3", ""]
 
 
-@pytest.mark.parametrize("name", ["out.tsv", "out.jsonl"])
-def test_an_interrupted_run_leaves_nothing(tmp_path, name):
+@pytest.mark.parametrize("name", ["out.tsv", "out.jsonl", "out.parquet"])
+def test_an_interrupted_run_leaves_nothing(tmp_path, capfd, name):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
     with pytest.raises(KeyboardInterrupt), predictions_file(tmp_path / name, NAMES) as write:
         write(GOOD)
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+    del write
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 def test_an_error_of_another_kind_is_not_blamed_on_the_file(tmp_path):

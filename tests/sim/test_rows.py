@@ -167,6 +167,39 @@ def test_parquet(tmp_path):
         open_rows(path, NAMES)
 
 
+def test_a_bad_row_of_a_table_is_told_and_the_others_are_read(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    path = tmp_path / "data.parquet"
+    raw = pyarrow.array([b"one", b"caf\xe9", b"three"], pyarrow.binary())
+    text = pyarrow.StringArray.from_buffers(3, *raw.buffers()[1:])  # nobody looks at what is in there
+    write_table(pyarrow.table({"text": text}), path)
+    first, bad, last = open_rows(path, NAMES).items
+    assert (first, last) == (Row(1, "one"), Row(3, "three"))
+    assert bad.number == 2 and bad.reason.startswith("not UTF-8")
+
+
+def test_a_damaged_page_of_a_table_is_named(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    path = tmp_path / "data.parquet"
+    texts = [f"text {i}" for i in range(3000)]
+    write_table(pyarrow.table({"text": texts}), path, row_group_size=1024, use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    content[half : half + 2000] = bytes(2000)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"data\.parquet: damaged behind row 1024 \("):
+        list(open_rows(path, NAMES).items)
+
+
+def test_json_lines_may_begin_with_a_byte_order_mark(read):
+    line = '{"text": "fine", "label": 1}\n'
+    assert read(("\ufeff" + line + line).encode(), "data.jsonl") == [Row(1, "fine", 1), Row(2, "fine", 1)]
+
+
 TEXTS = st.text(st.characters(exclude_characters="\t\n\r\0", exclude_categories=["Cs"]))
 
 

@@ -621,3 +621,17 @@ def test_a_file_of_200_000_rows_takes_little_memory(bundle, tmp_path, workers):
     lines = out.read_text(encoding="utf-8").splitlines()[1:]
     assert [int(line.split("\t")[0]) for line in lines] == list(range(2, 200_002))
     assert sum("columns, the header has 2" in line for line in lines) == 200
+
+
+def test_a_file_name_that_is_no_utf8_is_spelled_out(bundle, tmp_path, capfd):
+    data = tmp_path / os.fsdecode(b"caf\xe9.tsv")
+    data.write_text("text\na good film\n")
+    report = tmp_path / "report.html"
+    assert main([str(bundle.folder), "--engine", "reference", "--file", str(data), "--report", str(report)]) == 0
+    assert "caf\\udce9.tsv" in report.read_text(encoding="utf-8")
+
+
+def test_an_empty_scheduler_is_none(bundle, capfd):
+    pytest.importorskip("distributed")
+    assert main([str(bundle.folder), "--text", "a good film", "--scheduler", ""]) == 2
+    assert "--scheduler : no Dask scheduler answers there" in capfd.readouterr().err

@@ -1,21 +1,26 @@
 """Shards run elsewhere give what they give here, in order, also where workers die on the way."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from random_graphs import random_graph
 from small_bundles import small_bundle
 
-from sim.shards import Job, Shard
-from sim.workers import AHEAD, ATTEMPTS, DaskWorkers, LocalWorkers, ThisProcess
-from spikebert.commands import UserError
+from converters.bundle import read_bundle
+from sim.shards import Job, Shard, job_digest
+from sim.workers import AHEAD, ATTEMPTS, DaskWorkers, LocalWorkers, ThisProcess, _Kept, _portable
+from spikebert.commands import CheckFailed, UserError
+from targets.legality import IllegalGraphError, Violation
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("a good film", "bad", "", "funny and bad", "film")
@@ -98,6 +103,54 @@ def test_what_is_wrong_in_a_worker_is_said_here(job, tmp_path):
         list(workers.results(SHARDS))
     with closing(LocalWorkers(Job(job.bundle, "nonsense"), 1)) as workers, pytest.raises(UserError, match="nonsense"):
         list(workers.results(SHARDS))
+
+
+def test_long_texts_and_large_results_do_not_block_each_other(job):
+    """More than a pipe holds, both ways at once."""
+    long = Job(job.bundle, "fast", record=tuple(read_bundle(job.bundle).graph.spiking))
+    texts = ("film " * 100_000,) + ("a good film",) * 3000
+    shards = [Shard(len(texts) * i, texts) for i in range(6)]
+    with closing(ThisProcess(long)) as alone, closing(LocalWorkers(long, 1)) as workers:
+        expected = next(alone.results(shards[:1]))
+        assert sum(values.nbytes for values in expected.recorded.values()) > 2**20
+        for result in workers.results(shards):
+            assert all(np.array_equal(values, expected.recorded[name]) for name, values in result.recorded.items())
+
+
+def test_a_check_that_fails_in_a_worker_is_one_here(job, monkeypatch):
+    violation = Violation("node", "rule", 3, 2, "spikes", "a book", "less")
+    raised = IllegalGraphError("chip", [violation])
+    again = pickle.loads(pickle.dumps(raised))
+    assert (str(again), again.violations) == (str(raised), (violation,))
+    assert isinstance(_portable(raised), CheckFailed) and str(_portable(raised)) == str(raised)
+    assert isinstance(_portable(ValueError("x")), RuntimeError)
+
+
+def test_another_bundle_at_the_same_place_is_noticed(tmp_path):
+    bundle = small_bundle(tmp_path / "small")
+    job = Job(bundle.folder, "reference", digest=job_digest(bundle, None))
+    with closing(ThisProcess(job)) as workers:
+        before = next(workers.results(SHARDS[:1]))
+    kept = _Kept()
+    assert np.array_equal(kept.run(job, SHARDS[0]).logits, before.logits)
+    other = small_bundle(bundle.folder, random_graph(np.random.default_rng(7), blocks=1), overwrite=True)
+    with pytest.raises(UserError, match=r"small has another content than when the run began, or here: run it again"):
+        ThisProcess(job)
+    assert np.array_equal(kept.run(job, SHARDS[0]).logits, before.logits), "what is open is that of the job"
+    later = replace(job, digest=job_digest(other, None))
+    closed: list[bool] = []
+    kept.runner.opened.callback(closed.append, True)
+    after = kept.run(later, SHARDS[0])
+    assert closed == [True] and not np.array_equal(after.logits, before.logits)
+
+
+def test_the_weights_of_a_model_are_part_of_a_job(tmp_path):
+    bundle = small_bundle(tmp_path / "small")
+    (tmp_path / "run" / "integer").mkdir(parents=True)
+    (tmp_path / "run" / "integer" / "model.safetensors").write_bytes(b"one")
+    first = job_digest(bundle, tmp_path / "run")
+    (tmp_path / "run" / "integer" / "model.safetensors").write_bytes(b"two")
+    assert len({first, job_digest(bundle, tmp_path / "run"), job_digest(bundle, None)}) == 3
 
 
 COUNT_TO_DEATH = """

@@ -402,6 +402,13 @@ def test_the_command_takes_the_activity_of_a_run(bundle: Path, tmp_path: Path, c
     assert printed["traffic"]["rates"] == "measured in run.json" and printed["fits"]
 
 
+def test_a_run_that_stopped_early_tells_no_rates(bundle: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(run_of(graph_of(0)) | {"early_exit": {"margin_units": 3}}))
+    assert command.main([str(bundle), "--activity", str(path)]) == WRONG_USE
+    assert "run.json: a run whose sentences stopped early; a chip runs all timesteps" in capsys.readouterr().err
+
+
 def test_the_command_says_where_a_network_does_not_fit(bundle: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(command, "place", partial(place, model=SMALL))
     assert command.main([str(bundle), "--board", "oheo-gulch"]) == CHECK_FAILED
@@ -417,7 +424,9 @@ def test_the_command_says_where_a_network_does_not_fit(bundle: Path, monkeypatch
         (["--activity", "nowhere.json"], "nowhere.json: No such file"),
         (["--board", "desk"], "invalid choice"),
         (["--check", __file__], "not JSON"),
-        (["--out", "nowhere/mapping.json"], "--out nowhere/mapping.json: No such file"),
+        (["--out", "nowhere/mapping.json"], "--out nowhere/mapping.json: there is no folder nowhere. Make it first"),
+        (["--out", __file__], "exists. Give --overwrite to replace it"),
+        (["--out", __file__, "--overwrite", "--activity", __file__], "--out and --activity both name"),
     ],
 )
 def test_wrong_use_is_told(bundle: Path, capsys, arguments: list[str], said: str) -> None:

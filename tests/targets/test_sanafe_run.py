@@ -281,7 +281,9 @@ def test_a_count_that_differs_fails_the_command(
     ("arguments", "message"),
     [
         (["--file", "nowhere.tsv"], "cannot read nowhere.tsv"),
-        (["--out", "nowhere/there.json"], "--out nowhere/there.json: No such file"),
+        (["--out", "nowhere/there.json"], "--out nowhere/there.json: there is no folder nowhere. Make it first"),
+        (["--out", __file__], "exists. Give --overwrite to replace it"),
+        (["--out", __file__, "--overwrite", "--file", __file__], "--out and --file both name"),
     ],
 )
 def test_wrong_use(arguments: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

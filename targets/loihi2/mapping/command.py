@@ -10,6 +10,7 @@ from typing import Any
 
 from converters.bundle import read_bundle
 from sim.find_bundle import find_bundle
+from sim.whole_file import check_path, whole_file
 from spikebert.commands import CHECK_FAILED, OK, UserError, note, run_command, write_json, write_output
 from targets.loihi2.mapping.check import check_mapping
 from targets.loihi2.mapping.chips import BOARDS
@@ -60,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check", type=Path, metavar="FILE", help="place nothing: hold this mapping of the bundle against the limits"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out names")
     parser.add_argument("--json", action="store_true", help="print one JSON object, the mapping")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -67,6 +69,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def body(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
+    if arguments.out:
+        check_path("--out", arguments.out, arguments.overwrite)
+        for flag in ("activity", "check"):
+            read = getattr(arguments, flag)
+            if read and arguments.out.resolve() == read.resolve():
+                raise UserError(f"--out and --{flag} both name {read}: it would be lost. Give two files")
     graph = read_bundle(find_bundle(arguments.bundle)).graph
     if arguments.check:
         return _check(arguments, graph)
@@ -119,10 +127,8 @@ def _read_json(path: Path) -> Any:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}. Name a file in a folder that is there") from None
+    with whole_file("--out", path) as file:
+        file.write(f"{json.dumps(document)}\n".encode())
 
 
 def _rate(text: str) -> float:

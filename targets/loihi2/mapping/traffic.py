@@ -75,6 +75,10 @@ def measured_rates(network: ChipNetwork, run: Mapping[str, Any], where: str) -> 
     What is no node of that graph (attention that is still one node, relays) is derived from the nodes it reads, as
     `assumed_rates` does. Raises UserError where the run is of another graph.
     """
+    if isinstance(run, dict) and run.get("early_exit"):
+        raise UserError(
+            f"{where}: a run whose sentences stopped early; a chip runs all timesteps. Run it without --exit-margin"
+        )
     try:
         samples, steps, nodes = run["samples"], run["activity"]["timesteps"], run["activity"]["per_node"]
         sent = {name: did["messages"] for name, did in nodes.items()}
