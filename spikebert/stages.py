@@ -104,6 +104,11 @@ from spikebert.vocabulary import Vocabulary, keep_rows, most_frequent
 MEND_WEIGHTS = "remove this stage's folder and those of the later stages, to train them again"
 BEGUN = "made_from.json"  # what an unfinished stage is made from
 TEXTS = "texts"  # the folder of stage 1's tokenised text, until it is finished
+# What decides that text: with other fields it is the same, and may have taken an hour.
+TOKENS_OF = {
+    *("stage1.text", "stage1.lines", "stage1.longest_words", "student.n_max", TEACHER),
+    *("sha256.stage1.text", f"sha256.{TEACHER}"),
+}
 CALIBRATION_BATCH = 64  # texts
 MUCH = 0.03  # of accuracy that rounding may cost before that is said
 ROOM = 5.0  # accumulator units of a weight: with 1.9 eight bits lost all, with 4.3 up to 13 points (docs/training.md)
@@ -360,13 +365,16 @@ class Training:
 
     def _drop_if_other_recipe(self, stage: str, unfinished: Path) -> None:
         """What another recipe left before its first checkpoint is no start for this one: it is removed, and that is
-        said."""
+        said. Tokenised text stays where it is the same."""
         if self.accelerator.is_main_process:
             note, now = unfinished / BEGUN, self._made_from(stage)
             before = read_note(note)
             if before is not None and (changed := changes(before, now)):
                 self.say(f"{stage}: begun before with another recipe ({'; '.join(changed)}): starting again")
-                shutil.rmtree(unfinished)
+                other_tokens = any(field.partition(" ")[0] in TOKENS_OF for field in changed)
+                for path in unfinished.iterdir():
+                    if path.name != TEXTS or other_tokens:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
             unfinished.mkdir(parents=True, exist_ok=True)
             write_note(note, now)
         self.accelerator.wait_for_everyone()

@@ -643,3 +643,25 @@ def test_a_teacher_that_numbers_its_classes_otherwise_is_refused(trained, tmp_pa
     assert "calls its classes ['good', 'bad'] in this order, data.labels ['bad', 'good']" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main([*arguments, "--teacher.epochs=1", "--until=teacher"]) == 0, "it learns these"
+
+
+def test_text_is_not_tokenised_again_for_another_learning_rate(trained, tmp_path, monkeypatch, capfd) -> None:
+    """Where stage 1 had no checkpoint yet; for other lines it is."""
+    out, text = tmp_path / "run", lines_of(tmp_path)
+    shutil.copytree(trained / "run" / "teacher", out / "teacher")
+    arguments = [*recipe_arguments(trained), f"--out={out}", "--until=stage1", f"--stage1.text=[{text}]"]
+
+    def begun(*flags: str) -> int:
+        """When the tokens were written."""
+        with monkeypatch.context() as patched:
+            patched.setattr(Alignment, "forward", lambda self, *inputs: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert main([*arguments, *flags]) == 130
+        (out / "stage1.unfinished" / "checkpoint.pt").unlink(missing_ok=True)  # as if killed
+        return (out / "stage1.unfinished" / "texts" / "ids.int32").stat().st_mtime_ns
+
+    first = begun()
+    assert begun("--stage1.learning_rate=1e-3") == first
+    assert "starting again" in capfd.readouterr().err
+    assert begun("--stage1.learning_rate=1e-3", "--stage1.lines=12") > first
+    assert main([*arguments, "--stage1.learning_rate=1e-3", "--stage1.lines=12"]) == 0
+    assert read_record(out / "stage1" / "stage.json")["figures"]["texts"] == 12
