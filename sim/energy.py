@@ -166,8 +166,8 @@ def _origins(graph: Graph, lanes: Mapping[str, np.ndarray]) -> dict[str, set[str
 
 
 def _lanes(graph: Graph) -> dict[str, np.ndarray]:
-    """Of each node, bool [D]: the features that follow from the valid lane alone. They carry a bias (the pass
-    `lay-out-bias-lanes`), which a dense network adds without a multiplication."""
+    """Of each node, bool [D]: the features that follow from the valid lane alone. They carry a bias (those of the pass
+    `lay-out-bias-lanes`, and neurons that have nothing else), which a dense network adds without a multiplication."""
     lanes: dict[str, np.ndarray] = {}
     for node in graph:
         of = [lanes[name] for name in node.inputs]
@@ -175,7 +175,7 @@ def _lanes(graph: Graph) -> dict[str, np.ndarray]:
             lanes[node.name] = np.ones(node.lanes, bool)
         elif isinstance(node, (Synapses, Readout)):
             reads = node.weight != 0
-            lanes[node.name] = reads[:, of[0]].any(axis=1) & ~reads[:, ~of[0]].any(axis=1)
+            lanes[node.name] = ~reads[:, ~of[0]].any(axis=1)
         elif isinstance(node, Slice):
             lanes[node.name] = of[0][node.start : node.stop]
         elif isinstance(node, Concat):

@@ -36,7 +36,7 @@ from sim.record import check_record_path, record_file
 from sim.report import energy_report, human_report, prediction_of, sample_report
 from sim.rows import FORMATS, BadRow, Row, Rows, open_rows
 from sim.run import Outcome, Summary, batch_size_for, run
-from sim.shards import Job, ShardResult, job_digest
+from sim.shards import Job, ShardResult, model_digest
 from sim.whole_file import check_path, whole_file
 from sim.workers import DaskWorkers, LocalWorkers, ThisProcess, Workers
 from spikebert.commands import (
@@ -231,6 +231,7 @@ def _job(arguments: argparse.Namespace, bundle: Bundle) -> Job:
     """How samples are to be run. Raises UserError where a probe is no node."""
     graph = bundle.graph
     probe = choose_nodes(graph, arguments.probe or ())
+    elsewhere = arguments.workers > 1 or arguments.scheduler is not None
     return Job(
         bundle.folder.resolve(),
         arguments.engine,
@@ -242,7 +243,8 @@ def _job(arguments: argparse.Namespace, bundle: Bundle) -> Job:
         stock_models=arguments.stock_models,
         early_exit=_early_exit(arguments, graph),
         over_time=arguments.exit_table is not None,
-        digest=job_digest(bundle, arguments.model) if arguments.workers > 1 or arguments.scheduler is not None else "",
+        digest=bundle.manifest["digest"] if elsewhere else "",
+        model_digest=model_digest(arguments.model) if elsewhere else "",
     )
 
 

@@ -48,8 +48,8 @@ class Job:
     attention, stock_models  as in `converters.execution.EngineOptions`, for the engines of Lava
     early_exit when samples stop before T, or None
     over_time  whether the logits after every timestep come back
-    digest     of the bundle's manifest, and of the model's files where there is one: who opens the bundle later or
-               elsewhere refuses another; empty where it is this process that has it open
+    digest, model_digest  of the bundle's manifest and of the model's weights: who opens them later or elsewhere refuses
+               others; empty where it is this process that has them open
     """
 
     bundle: Path
@@ -64,6 +64,7 @@ class Job:
     early_exit: EarlyExit | None = None
     over_time: bool = False
     digest: str = ""
+    model_digest: str = ""
 
     def observes(self, graph: Graph, counts_activity: bool) -> tuple[str, ...]:
         """The nodes whose values the engine must give, in graph order: all when verifying, else what is probed or
@@ -76,13 +77,12 @@ class Job:
         return tuple(name for name in graph.features if name in wanted)
 
 
-def job_digest(bundle: Bundle, model: Path | None) -> str:
-    """`Job.digest` of a bundle and of the folder of a trained model, or of a run that has it in `integer/`."""
-    told = [bundle.manifest["digest"]]
-    for path in (model / "integer" / WEIGHTS, model / WEIGHTS) if model else ():
-        if path.is_file():
-            told.append(hashlib.sha256(path.read_bytes()).hexdigest())
-    return " ".join(told)
+def model_digest(model: Path | None) -> str:
+    """sha256 of the weights in the folder of a trained model, or of a run that has it in `integer/`; empty where there
+    are none."""
+    places = (model / "integer" / WEIGHTS, model / WEIGHTS) if model else ()
+    weights = next((path for path in places if path.is_file()), None)
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights else ""
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,10 @@ class ShardRunner:
 
     def __init__(self, job: Job, bundle: Bundle | None = None) -> None:
         self.bundle = bundle or read_bundle(job.bundle)
-        if job.digest and job.digest != job_digest(self.bundle, job.model):
-            raise UserError(f"{job.bundle} has another content than when the run began, or here: run it again")
+        if job.digest and job.digest != self.bundle.manifest["digest"]:
+            raise UserError(f"{job.bundle} is another bundle here, or now, than when the run began: run it again")
+        if job.model_digest and job.model_digest != model_digest(job.model):
+            raise UserError(f"--model {job.model}: its weights are not here, or others than when the run began")
         self.job, self.graph = job, self.bundle.graph
         options = EngineOptions(
             bundle=self.bundle.folder,

@@ -124,13 +124,15 @@ def _read_hub_split(data: Data, split: str) -> LabelledTexts | None:
     for column in (data.text_column, data.label_column):
         if column not in loaded[split].column_names:
             raise UserError(f"data.hub: {data.hub} has no column '{column}', it has {loaded[split].column_names}")
+    labels, texts = [], list(loaded[split][data.text_column])
     for label in loaded[split][data.label_column]:
-        if isinstance(label, bool) or not isinstance(label, int):
+        try:
+            labels.append(_whole(label))
+        except (TypeError, ValueError):
             raise UserError(
                 f"data.hub: {data.hub} has label {label!r} in '{split}', which is no integer: name another "
                 "data.label_column, or write the texts to files (data.folder)"
-            )
-    labels, texts = list(loaded[split][data.label_column]), list(loaded[split][data.text_column])
+            ) from None
     if not labels and split != "test":
         raise UserError(f"data.hub: {data.hub} has no texts in '{split}'")
     if not all(isinstance(text, str) for text in texts):
@@ -140,6 +142,14 @@ def _read_hub_split(data: Data, split: str) -> LabelledTexts | None:
             return None
         raise UserError(f"data.hub: {data.hub} keeps back the labels of '{split}' (there are negative ones)")
     return LabelledTexts(texts, labels) if labels else None
+
+
+def _whole(label: Any) -> int:
+    """A label as a number, also where it is written 1.0, "1" or True. Raises TypeError or ValueError where it is none,
+    or would be another."""
+    if isinstance(label, float) and not label.is_integer():
+        raise ValueError(label)
+    return int(label)
 
 
 def _load_hub(field: str, name: str, subset: str, **options: object) -> Any:

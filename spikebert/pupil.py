@@ -41,6 +41,7 @@ NEURONS = (
     "value_cap",
     "attention_similarity",
     "attention_threshold",
+    "attention_position",
 )
 CHANGE = "`python -m converters.change_teacher` fits it to this teacher"
 

@@ -6,6 +6,7 @@ these name, known by their sha256.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -61,6 +62,7 @@ ADDED: dict[str, dict[str, object]] = {
     },
     "quantise": {"calibration_texts": 0, "token_bits": 8, "weight_decay": 0.0, "patience": 0},
 }
+NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)  # of a folder, by file systems that cannot
 TEACHER = "teacher.model"  # the files of a teacher that is a folder; older runs did not note them
 N_MAX = "student.n_max"  # to which texts are cut, the teacher's too; older runs did not note it there
 # The files that do, known by their sha256.
@@ -98,6 +100,9 @@ def write_through(folder: Path, below: bool = True) -> None:
         place = os.open(path, os.O_RDONLY)
         try:
             os.fsync(place)
+        except OSError as error:
+            if not (path.is_dir() and error.errno in NO_SYNC):
+                raise
         finally:
             os.close(place)
 
@@ -175,13 +180,17 @@ def changes(before: dict, now: dict) -> list[str]:
         now = {name: value for name, value in now.items() if name != N_MAX}
     if TEACHER not in before.get("sha256", {}):
         now = now | {"sha256": {name: value for name, value in now["sha256"].items() if name != TEACHER}}
-    if now.get("stage1", {}).get("reuse"):  # so no text was read; older runs noted the one that was named
-        before, now = (
-            made_from
-            | {"sha256": {name: value for name, value in made_from["sha256"].items() if name != "stage1.text"}}
-            for made_from in (before | {"sha256": before.get("sha256", {})}, now)
-        )
+    unread: set[str] = {"stage1.text"} if now.get("stage1", {}).get("reuse") else set()
+    unread |= set() if now.get("stage2", {}).get("extra_lines", 1) else {"stage2.extra_text"}
+    if unread:  # older runs noted texts that were named, too
+        before, now = without_hashes(before, unread), without_hashes(now, unread)
     return differences(spelled_out(before), spelled_out(now))
+
+
+def without_hashes(made_from: dict, names: set[str]) -> dict:
+    """What a stage is made from, without what is noted of these files."""
+    hashes = made_from.get("sha256", {})
+    return made_from | {"sha256": {name: value for name, value in hashes.items() if name not in names}}
 
 
 def spelled_out(made_from: dict) -> dict:

@@ -190,6 +190,11 @@ class Training:
         return [] if self.recipe.stage1.reuse else self.recipe.stage1.text
 
     @property
+    def extra_text(self) -> list[str]:
+        """What stage 2 and the integer stage read beside the task: nothing where the recipe asks for no lines of it."""
+        return self.recipe.stage2.extra_text if self.recipe.stage2.extra_lines else []
+
+    @property
     def pad_id(self) -> int:
         return self.tokenizer.pad_token_id or 0
 
@@ -245,7 +250,7 @@ class Training:
         fingerprints = {
             "data": hashlib.sha256(labelled.encode()).hexdigest(),
             "stage1.text": self._hash_of("stage1", "stage1.text", self.stage1_text),
-            "stage2.extra_text": self._hash_of("stage2", "stage2.extra_text", self.recipe.stage2.extra_text),
+            "stage2.extra_text": self._hash_of("stage2", "stage2.extra_text", self.extra_text),
         }
         if teacher := decisive_files(self.recipe.teacher.model):
             fingerprints[TEACHER] = hash_files(teacher)
@@ -281,8 +286,8 @@ class Training:
         if not (self._finished("stage1") or (self.out / "stage1.unfinished" / TEXTS / OFFSETS).exists()):
             check_text_files(self.stage1_text)
         epochs = {"stage2": self.recipe.stage2.epochs, "integer": self.recipe.quantise.epochs}
-        if self.recipe.stage2.extra_lines and any(epochs[stage] and not self._finished(stage) for stage in epochs):
-            check_text_files(self.recipe.stage2.extra_text)
+        if any(epochs[stage] and not self._finished(stage) for stage in epochs):
+            check_text_files(self.extra_text)
 
     def _say_unread(self) -> None:
         """Where the recipe asks for lines of text and names none, or the other way round."""
@@ -387,7 +392,8 @@ class Training:
         renewed = own_classes not in (None, self.student_config.num_labels)
         if renewed:
             self.say(f"teacher: its head for {own_classes} classes is left, a new one begins")
-        teacher = self._classifier(self.teacher_folder, ignore_mismatched_sizes=renewed)
+        taught = own_classes == self.student_config.num_labels and not options.epochs
+        teacher = self._classifier(self.teacher_folder, ignore_mismatched_sizes=renewed, whole=taught)
         if self.vocabulary:
             keep_rows(teacher, self.vocabulary.kept)
         teacher.to(self.device)
@@ -457,7 +463,7 @@ class Training:
         if not self.recipe.stage1.reuse_readout:
             pupil.student.renew_readout()
         if self._readout_begins_fitted:
-            teacher = self._classifier(str(self.out / "teacher")).to(self.device).eval()
+            teacher = self._classifier(str(self.out / "teacher"), whole=True).to(self.device).eval()
             fit_readout(pupil.student, teacher, self._batches_of(self.task.train, self._some_texts(FIT_TEXTS)))
         schedule = self._schedule(options)
         rates = pupil.student.learning_rates(options.token_rate)
@@ -532,7 +538,7 @@ class Training:
         keep_start: bool = False,
     ) -> dict:  # fmt: skip
         options = self.recipe.stage2
-        teacher = self._classifier(str(self.out / "teacher")).to(self.device).eval()
+        teacher = self._classifier(str(self.out / "teacher"), whole=True).to(self.device).eval()
         extra = self._extra_texts(schedule.epochs)
         special, words = SpecialTokens.of(self.task_tokenizer), None
         if self.tagger and options.altered_copies and schedule.epochs:
@@ -660,8 +666,10 @@ class Training:
         """
         train, limit, named = splits["train"], self.recipe.data.limit, self.recipe.data.labels
         assert train is not None  # read_split raises
-        taught = set(train.labels[: limit or None])
-        cut = f" (data.limit leaves the first {limit}: are they sorted by class? shuffle them)" if limit else ""
+        used = train.labels if self._finished("teacher") else train.labels[: limit or None]  # which is trained already
+        taught = set(used)
+        lost = taught != set(train.labels)
+        cut = f" (data.limit leaves the first {limit}: are they sorted by class? shuffle them)" if lost else ""
         if len(taught) < 2:
             raise UserError(f"train: all texts have label {train.labels[0]}: there is nothing to tell apart{cut}")
         classes = max(max(split.labels) for split in splits.values() if split is not None) + 1
@@ -718,9 +726,9 @@ class Training:
         if most and options.held_out >= most and not (options.reuse or self._finished("stage1")):
             raise UserError(_all_held_out(options.held_out, most))
 
-    def _classifier(self, folder: str, **options: object) -> PreTrainedModel:
+    def _classifier(self, folder: str, whole: bool = False, **options: object) -> PreTrainedModel:
         classes = self.student_config.num_labels
-        return load_teacher(AutoModelForSequenceClassification, folder, num_labels=classes, **options)
+        return load_teacher(AutoModelForSequenceClassification, folder, whole, num_labels=classes, **options)
 
     def _check_classes(self) -> None:
         """Raises UserError where the teacher, as it comes, is to teach other classes than it tells apart."""
@@ -733,10 +741,10 @@ class Training:
                 "teacher.epochs is 0: fine-tune it (teacher.epochs 3), or give one of this task"
             )
         theirs, ours = (
-            [config.id2label[number].lower() for number in range(wanted)]
+            [str(config.id2label.get(number, number)).lower() for number in range(wanted)]
             for config in (self.teacher_config, self.student_config)
         )
-        if own is not None and theirs != ours and set(theirs) == set(ours):
+        if own is not None and theirs != ours and set(theirs) == set(ours) and not self._finished("teacher"):
             raise UserError(
                 f"teacher.model: '{self.teacher_folder}' calls its classes {theirs} in this order, data.labels {ours}: "
                 "number the labels of the texts as the teacher does, or fine-tune it (teacher.epochs 3)"
@@ -886,7 +894,7 @@ class Training:
 
     def _trained(self, stage: str) -> nn.Module:
         if stage == "teacher":
-            return self._classifier(str(self.out / stage)).to(self.device).eval()
+            return self._classifier(str(self.out / stage), whole=True).to(self.device).eval()
         with weights_of(self.out / stage, MEND_WEIGHTS):
             return SpikeBertForSequenceClassification.from_pretrained(self.out / stage).to(self.device).eval()
 

@@ -101,9 +101,10 @@ def resolve(model: str, cache: Path | None = None) -> str:
     return str(folder)
 
 
-def load_teacher(kind: Any, folder: str, **options: object) -> Any:
+def load_teacher(kind: Any, folder: str, whole: bool = False, **options: object) -> Any:
     """`from_pretrained` of a class of transformers, with an error a user can act on: UserError, of a model also where
-    its encoder finds no weights in the folder, which transformers would make up at random."""
+    its encoder finds no weights in the folder, which transformers would make up at random; with `whole` its head too.
+    """
     told = {"output_loading_info": True} if issubclass(kind, WITH_WEIGHTS) else {}
     try:
         loaded = kind.from_pretrained(folder, **told, **options)
@@ -113,19 +114,22 @@ def load_teacher(kind: Any, folder: str, **options: object) -> Any:
     if not told:
         return loaded
     model, info = loaded
-    if lacking := _lacking(model, info):
+    if lacking := _lacking(model, info, whole):
+        part = "its encoder or head" if whole else "its encoder"
         raise UserError(
-            f"teacher.model: '{folder}' lacks weights of its encoder, {len(lacking)} in all, the first {lacking[0]}: "
+            f"teacher.model: '{folder}' lacks weights of {part}, {len(lacking)} in all, the first {lacking[0]}: "
             "are its files whole, and are the names in them those that transformers gives?"
         )
     return model
 
 
-def _lacking(model: PreTrainedModel, info: dict) -> list[str]:
-    """Parameters of a model's encoder that were not in its files, or in another shape. (A head may be new, and poolers
-    belong to one.)"""
-    encoder = {name for name, _ in model.base_model.named_parameters() if "pooler" not in name}
+def _lacking(model: PreTrainedModel, info: dict, whole: bool) -> list[str]:
+    """Parameters of a model, or of its encoder alone, that were not in its files, or in another shape. (A head may be
+    new, and poolers belong to one.)"""
     absent = [*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])]
+    if whole:
+        return sorted(set(absent) & {name for name, _ in model.named_parameters()})
+    encoder = {name for name, _ in model.base_model.named_parameters() if "pooler" not in name}
     return sorted(name for name in absent if name.removeprefix(f"{model.base_model_prefix}.") in encoder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,12 @@ def test_passes_make_no_other_dense_network(seed: int, attention: str) -> None:
     """Neither attention made of neurons, nor biases on lanes, nor layers that were put side by side."""
     tokens = Tokens(sentences=2, real=5, squares=13)
     graph = random_graph(np.random.default_rng(seed), blocks=2, attention=attention)
+    rows = next(node for node in graph if isinstance(node, Synapses) and ".fc1" in node.name)
+    pruned = rows.weight.copy()
+    pruned[:3] = 0  # neurons that have a bias alone
+    graph = Graph(
+        graph.timesteps, graph.n_max, tuple(replace(rows, weight=pruned) if node is rows else node for node in graph)
+    )
     dense = dense_operations(graph, tokens)
     assert any(isinstance(node, Attention) for node in graph) and any(
         isinstance(node, Synapses) and node.bias.any() for node in graph

@@ -17,7 +17,7 @@ from random_graphs import random_graph
 from small_bundles import small_bundle
 
 from converters.bundle import read_bundle
-from sim.shards import Job, Shard, job_digest
+from sim.shards import Job, Shard, model_digest
 from sim.workers import AHEAD, ATTEMPTS, DaskWorkers, LocalWorkers, ThisProcess, _Kept, _portable
 from spikebert.commands import CheckFailed, UserError
 from targets.legality import IllegalGraphError, Violation
@@ -128,29 +128,35 @@ def test_a_check_that_fails_in_a_worker_is_one_here(job, monkeypatch):
 
 def test_another_bundle_at_the_same_place_is_noticed(tmp_path):
     bundle = small_bundle(tmp_path / "small")
-    job = Job(bundle.folder, "reference", digest=job_digest(bundle, None))
+    job = Job(bundle.folder, "reference", digest=bundle.manifest["digest"])
     with closing(ThisProcess(job)) as workers:
         before = next(workers.results(SHARDS[:1]))
     kept = _Kept()
     assert np.array_equal(kept.run(job, SHARDS[0]).logits, before.logits)
     other = small_bundle(bundle.folder, random_graph(np.random.default_rng(7), blocks=1), overwrite=True)
-    with pytest.raises(UserError, match=r"small has another content than when the run began, or here: run it again"):
+    with pytest.raises(UserError, match=r"small is another bundle here, or now, than when the run began: run it again"):
         ThisProcess(job)
     assert np.array_equal(kept.run(job, SHARDS[0]).logits, before.logits), "what is open is that of the job"
-    later = replace(job, digest=job_digest(other, None))
+    later = replace(job, digest=other.manifest["digest"])
     closed: list[bool] = []
     kept.runner.opened.callback(closed.append, True)
     after = kept.run(later, SHARDS[0])
     assert closed == [True] and not np.array_equal(after.logits, before.logits)
 
 
-def test_the_weights_of_a_model_are_part_of_a_job(tmp_path):
-    bundle = small_bundle(tmp_path / "small")
-    (tmp_path / "run" / "integer").mkdir(parents=True)
-    (tmp_path / "run" / "integer" / "model.safetensors").write_bytes(b"one")
-    first = job_digest(bundle, tmp_path / "run")
-    (tmp_path / "run" / "integer" / "model.safetensors").write_bytes(b"two")
-    assert len({first, job_digest(bundle, tmp_path / "run"), job_digest(bundle, None)}) == 3
+def test_other_weights_of_a_model_are_noticed(tmp_path):
+    bundle, run = small_bundle(tmp_path / "small"), tmp_path / "run"
+    assert model_digest(None) == model_digest(run) == ""
+    (run / "integer").mkdir(parents=True)
+    weights = run / "integer" / "model.safetensors"
+    weights.write_bytes(b"one")
+    job = Job(bundle.folder, "reference", run, model_digest=model_digest(run))
+    weights.write_bytes(b"two")
+    with pytest.raises(UserError, match=r"run: its weights are not here, or others than when the run began"):
+        ThisProcess(job)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"run: its weights are not here, or others than when the run began"):
+        ThisProcess(job)
 
 
 COUNT_TO_DEATH = """

@@ -286,7 +286,7 @@ class Rows:
         (Rows([0, 0.9]), r"some/set has label 0\.9 in 'train', which is no integer: name another data\.label_column"),
         (Rows(["neg", "pos"]), r"has label 'neg' in 'train'"),
         (Rows([0, None]), r"has label None in 'train'"),
-        (Rows([True]), r"has label True in 'train'"),
+        (Rows([0.0, float("nan")]), r"has label nan in 'train'"),
         (Rows([]), r"some/set has no texts in 'train'"),
         (Rows([0, 1], ["good", None]), r"has rows without a text in 'train', column 'text'"),
         (Rows([0, -1]), r"keeps back the labels of 'train'"),
@@ -301,9 +301,10 @@ def test_rows_of_the_hub_that_are_none_of_ours_are_told(hub, monkeypatch, rows: 
 
 
 def test_labelled_texts_of_the_hub(hub, monkeypatch) -> None:
-    rows = Rows([0, 1], ["good", "bad"])
-    monkeypatch.setattr(hub, "load_dataset", lambda *names, **options: {"train": rows})
-    assert read_split(Data(hub="some/set"), "train") == LabelledTexts(["good", "bad"], [0, 1])
+    for labels in ([0, 1], [False, True], ["0", "1"], [0.0, 1.0]):
+        rows = Rows(labels, ["bad", "good"])
+        monkeypatch.setattr(hub, "load_dataset", lambda *names, rows=rows, **options: {"train": rows})
+        assert read_split(Data(hub="some/set"), "train") == LabelledTexts(["bad", "good"], [0, 1])
 
 
 def test_without_the_extra_it_is_named(monkeypatch) -> None:

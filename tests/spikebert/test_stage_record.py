@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,17 @@ def test_a_folder_is_written_through(tmp_path: Path, monkeypatch) -> None:
     write_through(tmp_path / "a")
     every = [tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "file"]
     assert sorted(synced) == sorted(path.stat().st_ino for path in every)
+
+    def cannot(place: int, number: int = errno.EINVAL) -> None:
+        if stat.S_ISDIR(os.fstat(place).st_mode) or number != errno.EINVAL:
+            raise OSError(number, "cannot")
+
+    monkeypatch.setattr(os, "fsync", cannot)
+    write_through(tmp_path)  # a file system that knows it of files alone
+    monkeypatch.setattr(os, "fsync", lambda place: cannot(place, errno.EIO))
+    with pytest.raises(OSError, match="cannot"):
+        write_through(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda place: synced.append(os.fstat(place).st_ino))
     synced.clear()
     write_through(tmp_path, below=False)
     assert synced == [tmp_path.stat().st_ino]

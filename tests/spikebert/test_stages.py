@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_teachers import recipe_arguments
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, T5Config
 
@@ -614,6 +614,8 @@ def test_other_neurons_of_a_student_taken_over_are_said(trained, tmp_path, capfd
     assert main([*arguments, "--student.heads=4", "--student.reset=subtract", "--until=teacher"]) == 0
     said = "had num_attention_heads 2 (this one 4), reset zero (this one subtract): its weights are taken"
     assert said in capfd.readouterr().err
+    assert main([*arguments, "--student.attention_position=log", "--until=teacher"]) == 0
+    assert "attention_position none (this one log)" in capfd.readouterr().err
     assert main([*arguments, "--student.timesteps=2", "--until=teacher"]) == 0
     assert "this one" not in capfd.readouterr().err
     for path in (trained / "run" / "stage1").iterdir():
@@ -665,3 +667,67 @@ def test_text_is_not_tokenised_again_for_another_learning_rate(trained, tmp_path
     assert begun("--stage1.learning_rate=1e-3", "--stage1.lines=12") > first
     assert main([*arguments, "--stage1.learning_rate=1e-3", "--stage1.lines=12"]) == 0
     assert read_record(out / "stage1" / "stage.json")["figures"]["texts"] == 12
+
+
+def test_three_classes_and_a_teacher_without_any(trained, tmp_path) -> None:
+    content = "text\tlabel\n" + "".join(f"good film\t{label}\n" for label in (0, 1, 2))
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.tsv").write_text(content)
+    arguments = [*recipe_arguments(trained), f"--data.folder={tmp_path}", "--data.labels=[]", f"--out={tmp_path / 'r'}"]
+    assert main([*arguments, "--teacher.epochs=0", "--until=teacher"]) == 0
+
+
+def test_a_head_that_is_to_teach_is_not_made_up(trained, tmp_path, capfd) -> None:
+    """One that is to be trained may be; and a finished teacher has one."""
+    folder = classifier(trained, tmp_path / "teacher", 2)
+    weights = load_file(folder / "model.safetensors")
+    lacking = {name: value for name, value in weights.items() if not name.startswith("classifier")}
+    save_file(lacking, folder / "model.safetensors", {"format": "pt"})
+    arguments = [
+        *recipe_arguments(trained),
+        f"--out={tmp_path / 'run'}",
+        f"--teacher.model={folder}",
+        "--until=teacher",
+    ]
+    assert main([*arguments, "--teacher.epochs=0"]) == 2
+    said = "lacks weights of its encoder or head, 2 in all, the first classifier.bias: are its files whole"
+    assert said in capfd.readouterr().err
+    assert main([*arguments, "--teacher.epochs=1"]) == 0
+
+
+def test_a_limit_is_not_blamed_for_what_it_did_not_do(trained, tmp_path, capfd) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.tsv").write_text("text\tlabel\n" + "good film\t1\n" * 4)
+    arguments = [*recipe_arguments(trained), f"--data.folder={tmp_path}", "--data.labels=[]", f"--out={tmp_path / 'r'}"]
+    assert main([*arguments, "--data.limit=1000"]) == 2
+    assert capfd.readouterr().err.rstrip().endswith("there is nothing to tell apart")
+
+
+def test_a_run_that_is_trained_goes_on_with_its_limit(trained, tmp_path, capfd) -> None:
+    """Earlier versions did not look; and other labels in the recipe would be another recipe."""
+    out = tmp_path / "run"
+    content = "text\tlabel\n" + "".join(f"good film\t{label}\n" for label in [0, 1, 0, 1, 2])
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.tsv").write_text(content)
+    arguments = [*recipe_arguments(trained), f"--data.folder={tmp_path}", "--data.labels=[]", f"--out={out}"]
+    arguments += ["--teacher.epochs=0", "--until=teacher"]
+    assert main(arguments) == 0
+    path = out / "teacher" / "stage.json"
+    record = json.loads(path.read_text())
+    record["made_from"]["data"]["limit"] = 4
+    path.write_text(json.dumps(record))
+    assert main([*arguments, "--data.limit=4"]) == 0
+    assert main([*arguments, "--data.limit=4", f"--out={tmp_path / 'other'}"]) == 2
+    assert "1 of these have no training text (data.limit leaves the first 4" in capfd.readouterr().err
+
+
+def test_text_of_which_no_line_is_wanted_need_not_be_there(trained, tmp_path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(trained / "run" / "teacher", out / "teacher")
+    arguments = [*recipe_arguments(trained), f"--out={out}", "--stage2.extra_text=[nowhere.txt]", "--stage2.epochs=1"]
+    assert main([*arguments, "--until=stage2"]) == 0
+    path = out / "stage2" / "stage.json"
+    record = json.loads(path.read_text())
+    record["made_from"]["sha256"]["stage2.extra_text"] = "of a text that an earlier version looked at"
+    path.write_text(json.dumps(record))
+    assert main([*arguments, "--until=stage2"]) == 0
