@@ -1,7 +1,8 @@
-# make demo   train and run a small spiking BERT end to end
-# make test   style, types and the quick tests
+# make demo    train and run a small spiking BERT end to end
+# make test    style, types and the quick tests
+# make setup   .venv alone
 #
-# Both make .venv first where it is missing or older than requirements.lock or pyproject.toml.
+# Each makes .venv first where it is missing or older than requirements.lock or pyproject.toml.
 # Another Python 3.10: make demo PYTHON=path/to/python3.10
 
 VENV := .venv
@@ -17,10 +18,12 @@ PYTHON = $(shell \
 		fi; \
 	done)
 
-.PHONY: demo test
+.PHONY: demo test setup
 
 demo: $(VENV)/.installed
 	$(RUN) examples/demo.py
+
+setup: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -11,6 +11,8 @@ from converters.graph import LIF, NEURONS, Attention, Graph, Source, Synapses
 from converters.in_words import readout_in_words, rule_in_words
 from converters.serialise import stored_weight
 
+PROOFS = ("prove-ranges",)  # passes that look at a graph and leave it as it is
+
 STUDENTS = {  # what training measures, in words
     "folded": "the norms are put into the weights",
     "quantised": "these are rounded, and nothing was trained on since",
@@ -41,7 +43,7 @@ def model_card(
         f"- Made for: {target or 'any engine'}",
         "",
         *_accuracies(config.get("accuracies") or {}, config.get("counts") or {}),
-        *_activity(config.get("activity") or {}),
+        *_activity(config.get("activity") or {}, tuple(provenance.get("passes") or {})),
         "## Sizes",
         "",
         "| what | how many |",
@@ -86,8 +88,9 @@ def _accuracies(accuracies: Mapping[str, float], counts: Mapping[str, Sequence[i
     return ["## Accuracy", "", *table, "", *said]
 
 
-def _activity(activity: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What the network did with the texts that its accuracy was measured on."""
+def _activity(activity: Mapping[str, Mapping[str, float]], passes: Sequence[str]) -> list[str]:
+    """What the network did with the texts that its accuracy was measured on, before these passes made another of it
+    that gives the same answers."""
     if not activity:
         return []
     rows = [
@@ -95,11 +98,13 @@ def _activity(activity: Mapping[str, Mapping[str, float]]) -> list[str]:
         f"| {on['operations_per_token']:,.0f} | {100 * on['energy_of_dense_45nm']:.1f} % |"
         for split, on in activity.items()
     ]
+    others = [name for name in passes if name not in PROOFS]
+    before = f" before the passes {', '.join(others)}, which may change neurons and operations" if others else ""
     header = "| on the texts of | texts | tokens a text | firing rate | synaptic operations a token | energy of dense |"
     return [
         "## Activity", "", header, "|---|---:|---:|---:|---:|---:|", *rows, "",
-        "Counted by the engine `fast`. The energy is by the table 45nm, over that of a dense network of the same "
-        "connections (docs/energy.md of spikebert).",
+        f"Counted by the engine `fast`{before}. The energy is by the table 45nm, over that of a dense network of the "
+        "same connections (docs/energy.md of spikebert).",
         "",
     ]  # fmt: skip
 

@@ -5,6 +5,7 @@ Each step prints its command, so that it can be repeated by hand. A second run t
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -46,6 +47,7 @@ def row(name: str, measured: dict) -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     started = time.monotonic()
     try:
         results = json.loads(command("spikebert-train", "--recipe", "reviews", "--out", str(RUN), "--json"))

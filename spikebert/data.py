@@ -62,8 +62,13 @@ class LabelledTexts:
         return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()
 
 
-def read_tsv(path: Path, text_column: str = "text", label_column: str = "label") -> LabelledTexts:
-    """A TSV file with a header line and no quoting. Raises UserError with file and line for what is malformed."""
+def read_tsv(
+    path: Path, text_column: str = "text", label_column: str = "label", names: Sequence[str] = ()
+) -> LabelledTexts:
+    """A TSV file with a header line and no quoting. Its labels are all out of `names`, or numbers.
+
+    Raises UserError with file and line for what is malformed.
+    """
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -86,13 +91,19 @@ def read_tsv(path: Path, text_column: str = "text", label_column: str = "label")
         cells = line.split("\t")
         if len(cells) != len(header):
             raise UserError(f"{path}: line {number}: {len(cells)} columns, the header has {len(header)}")
-        if not (cells[label_index].isascii() and cells[label_index].strip().isdigit()):
-            raise UserError(f"{path}: line {number}: label '{cells[label_index]}' is no integer of 0 or more")
         texts.append(cells[text_index])
-        labels.append(int(cells[label_index]))
+        labels.append(cells[label_index])
     if not texts:
         raise UserError(f"{path}: no texts below the header")
-    return LabelledTexts(texts, labels)
+    if set(labels) <= set(names):
+        return LabelledTexts(texts, [list(names).index(label) for label in labels])
+    for number, label in enumerate(labels, start=2):
+        if not (label.isascii() and label.strip().isdigit()):
+            known = (
+                f" and none of data.labels ({', '.join(names)})" if names else "; names of classes go in data.labels"
+            )
+            raise UserError(f"{path}: line {number}: label '{label}' is no integer of 0 or more{known}")
+    return LabelledTexts(texts, [int(label) for label in labels])
 
 
 def data_folder(folder: str) -> Path:
@@ -110,7 +121,7 @@ def read_split(data: Data, split: str) -> LabelledTexts | None:
         path = data_folder(data.folder) / f"{split}.tsv"
         if split == "test" and not path.exists():
             return None
-        return read_tsv(path, data.text_column, data.label_column)
+        return read_tsv(path, data.text_column, data.label_column, data.labels)
     return _read_hub_split(data, split)
 
 

@@ -17,14 +17,19 @@ LANGUAGES = ("en", "zh")  # whose parts of speech are known
 
 @dataclass
 class Data:
-    """Labelled texts: `folder` with train.tsv, validation.tsv and perhaps test.tsv (header text<TAB>label), or
-    `hub`, the name of a Hugging Face dataset with such splits."""
+    """Labelled texts, of a folder or of the hub."""
 
     folder: str = ""
+    """holds train.tsv, validation.tsv and perhaps test.tsv: a header text<TAB>label, then a text a line; `package:NAME`
+    is one that is installed with spikebert"""
     hub: str = ""
+    """in place of a folder the name of a Hugging Face dataset with such splits"""
     hub_subset: str = ""
+    """which part of that, where it has several"""
     text_column: str = "text"
+    """whose texts are read"""
     label_column: str = "label"
+    """whose labels are read: numbers from 0, in files names out of `labels` too"""
     labels: list[str] = field(default_factory=list)
     """names of the classes, 0 first; "0", "1", ... where empty"""
     limit: int = 0
@@ -36,14 +41,19 @@ class Data:
 
 @dataclass
 class Teacher:
-    """The BERT that teaches: a folder, a hub name, or one that the package registry has: `registry:all-MiniLM-L6-v2`
-    (6 x 384), `registry:all-mpnet-base-v2` (12 x 768), `registry:m3e-small` (Chinese, 4 x 512, for research only)."""
+    """The BERT that teaches, and how it is fine-tuned on the task."""
 
     model: str = "registry:all-MiniLM-L6-v2"
+    """a folder, a hub name, or one that the package registry has: `registry:all-MiniLM-L6-v2` (6 x 384),
+    `registry:all-mpnet-base-v2` (12 x 768), `registry:m3e-small` (Chinese, 4 x 512, for research only)"""
     epochs: int = 3
+    """over the training texts; 0: it teaches as it comes"""
     batch_size: int = 32
+    """texts of a step, of all processes together"""
     learning_rate: float = 5e-5
+    """the largest of the schedule: it rises in the first tenth, then falls to 0"""
     weight_decay: float = 0.01
+    """of AdamW"""
     patience: int = 0
     """stop after so many epochs in which validation was not better than in one before; 0: all epochs are trained"""
 
@@ -53,11 +63,17 @@ class Student:
     """The spiking BERT; see `SpikeBertConfig`."""
 
     hidden_size: int = 384
+    """features of a token"""
     layers: int = 2
+    """blocks of attention and MLP"""
     heads: int = 6
+    """of attention: each has hidden_size / heads features"""
     intermediate_size: int = 1536
+    """features of the MLP"""
     n_max: int = 64
+    """tokens of a text at most, special ones too: longer texts are cut"""
     timesteps: int = 4
+    """T: how often the whole text is seen"""
     decay: int | list[int] = 2048
     """of membranes: one number for all neurons, or a list: of the encoder, then of each layer (block)"""
     reset: str = "zero"
@@ -74,8 +90,11 @@ class Student:
     """currents of neurons that send graded spikes begin so many times larger, so that their levels are used: a quarter
     of the cap does well"""
     encoder: str = "lif"
+    """of tokens on the host: "lif" neurons, or "sign", whose spikes are the same at every timestep"""
     positions: bool = True
+    """whether a token's place adds to its current"""
     position_spikes: int = 0
+    """so many spikes of a fixed code beside the token's tell its place; see `spikebert.position_code`"""
     attention_threshold: int | None = None
     """matches that a neuron behind an attention must exceed; null: 16, with similarity xnor 6 times the features of a
     head, and with positions log or gray more (18 for 64 tokens)"""
@@ -85,7 +104,9 @@ class Student:
     """what a score has more for the places of query and key: none, log, gray, learned or neighbours; see
     `spikebert.positions`"""
     surrogate: str = "atan"
+    """gradient of a spike in training: "atan" or "sigmoid" """
     surrogate_alpha: float = 2.0
+    """how narrow that is around the threshold"""
     norm: str = "batch"
     """between a layer and its neurons: "batch", "layer" (the paper's), "rms" or "none": features learn thresholds"""
     scalar_thresholds: bool = False
@@ -136,16 +157,23 @@ class Stage1:
     """leave out lines of more words than this (a Chinese character is one): short ones teach more in a minute; 0 for
     none"""
     epochs: int = 1
+    """over the texts"""
     batch_size: int = 64
+    """as of the teacher"""
     learning_rate: float = 2e-3
+    """as of the teacher"""
     weight_decay: float = 0.01
+    """as of the teacher"""
     token_rate: float = 5.0
     """the token table learns so many times faster: a batch holds few of its rows"""
     embedding_weight: float = 1.0
+    """of the distance of embeddings in the loss"""
     hidden_weight: float = 1.0
+    """of the distance of hidden states in the loss"""
     operations_per_token: float = 0.0
     """as in stage 2: a student that is to fire seldom may learn so from the start. 0: all are free"""
     operations_weight: float = 1.0
+    """as in stage 2"""
     held_out: int = 0
     """so many texts, the last that are read, are not learnt from: after each epoch the loss on them is told, and the
     epoch is kept where it is least. 0: none, and the last epoch is kept"""
@@ -158,16 +186,25 @@ class Stage2:
     """Distillation on the task: logits, hidden states, embeddings and labels of the fine-tuned teacher."""
 
     epochs: int = 6
+    """over the training texts and what is added to them; the one that is best on validation is kept"""
     batch_size: int = 32
+    """as of the teacher"""
     learning_rate: float = 2e-3
+    """as of the teacher"""
     weight_decay: float = 0.01
+    """as of the teacher"""
     token_rate: float = 5.0
     """the token table learns so many times faster, as in stage 1"""
     label_weight: float = 1.0
+    """of the cross entropy with labels in the loss"""
     logits_weight: float = 1.0
+    """of the distance of logits (Kullback-Leibler, at `temperature`) in the loss"""
     temperature: float = 2.0
+    """by which logits are divided there"""
     hidden_weight: float = 0.1
+    """of the distance of hidden states in the loss"""
     embedding_weight: float = 0.1
+    """of the distance of embeddings in the loss"""
     altered_copies: int = 0
     """so many altered copies of each training text in each epoch, labelled by the teacher; see `augmentation.py`"""
     alteration: Alteration = field(default_factory=Alteration)
@@ -186,6 +223,7 @@ class Stage2:
     `operations_weight` * (operations / free - 1) added. In the choice of the best epoch a tenth more is free, and what
     is beyond that costs as much. 0: all are free"""
     operations_weight: float = 1.0
+    """see there"""
     norm_texts: int = 0
     """before each validation BatchNorms are told mean and variance of the currents of so many training texts, the
     weights held still; see `settled_norms.py`. 0: they keep the running means of training"""
@@ -198,27 +236,30 @@ class Quantise:
     """Fold what can be folded, round, and train on with the integers in the forward pass (losses as in stage 2)."""
 
     weight_bits: int = 8
+    """of layers: 8 .. 3, 2 (-1, 0, 1) or 1 (-1, 1); the readout keeps 8"""
     token_bits: int = 8
     """of the token table, which is most of a small student"""
     calibration_texts: int = 0
     """training texts with which rounding is made up for before training goes on; see `calibration.py`. 0: weights are
     rounded to the nearest"""
     epochs: int = 2
+    """with integers in the forward pass, over the texts of stage 2; 0: they are rounded alone"""
     batch_size: int = 32
+    """as of the teacher"""
     learning_rate: float = 1e-4
+    """as of the teacher"""
     weight_decay: float = 0.0
+    """as of the teacher"""
     patience: int = 0
     """as in stage 2"""
 
 
 @dataclass
 class Recipe:
-    """One experiment: teacher -> stage 1 -> stage 2 -> quantise, written to the folder `out`.
-
-    A `batch_size` counts the texts of all processes together, however many train.
-    """
+    """One experiment: teacher -> stage 1 -> stage 2 -> quantise."""
 
     out: str
+    """the folder that it is written to"""
     data: Data = field(default_factory=Data)
     teacher: Teacher = field(default_factory=Teacher)
     student: Student = field(default_factory=Student)
@@ -228,6 +269,7 @@ class Recipe:
     licence: str = ""
     """what a bundle may be used for, by the licences of texts and teacher; its model card says so"""
     seed: int = 42
+    """of all that is drawn: weights, the order of texts, altered copies"""
     precision: str = "auto"
     """of the float stages: "bf16", "float32", or "auto": bf16 where the processor has it; integers are always exact"""
     checkpoint_seconds: int = 120

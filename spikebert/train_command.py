@@ -78,19 +78,24 @@ def _one_line(error: Exception) -> str:
 
 
 def make_parser() -> ArgumentParser:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
     from spikebert.recipe import STAGES, Recipe
 
+    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """Tells types and defaults, and leaves the examples as they are."""
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the words below a field of a recipe are its help
     parser = ArgumentParser(
         prog="spikebert-train",
         description="Teach a spiking BERT: teacher -> stage 1 -> stage 2 -> quantise.",
         epilog=EXAMPLE,
-        formatter_class=RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
+        usage="spikebert-train --recipe RECIPE [--FIELD VALUE ...] [--until STAGE] [--json] [--debug]",
         exit_on_error=False,  # its own way prints all flags first
     )
     parser.add_argument("--recipe", action="config", help="YAML file, name of an installed recipe, or bundle")
-    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to train (default: all)")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to train")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_class_arguments(Recipe, None)

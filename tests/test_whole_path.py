@@ -133,6 +133,19 @@ def test_results_of_another_recipe_are_refused_but_not_those_of_another_version(
     assert training_results(run) == measured_now
 
 
+def test_the_model_card_says_of_which_network_the_activity_is() -> None:
+    graph = random_graph(np.random.default_rng(0), blocks=1)
+    on = {"texts": 2, "tokens": 9, "firing_rate": 0.1, "operations_per_token": 7.0, "energy_of_dense_45nm": 0.05}
+
+    def card(*passes: str) -> str:
+        provenance = {"passes": dict.fromkeys(passes, "what it did")}
+        return model_card(graph, {"activity": {"validation": on}}, provenance, None, "bundle")
+
+    said = "Counted by the engine `fast` before the passes expand-attention, which may change neurons and operations."
+    assert said in card("prove-ranges", "expand-attention")
+    assert "Counted by the engine `fast`. The energy" in card("prove-ranges")
+
+
 def test_the_model_card_says_the_licences() -> None:
     recipe = asdict(Recipe(out="run", licence="research only"))
     recipe["data"]["folder"], recipe["teacher"]["model"] = "some/where/waimai", "registry:m3e-small"

@@ -21,8 +21,8 @@ from targets.legality import Limit, Rule, rule
 @rule(
     "scalar-threshold",
     limits.THRESHOLDS,
-    'quantise with one threshold for the whole layer (of norm "none": scalar_thresholds), or run on the engine fast '
-    "or reference",
+    'quantise with one threshold for the whole layer (of norm "none": scalar_thresholds; where a pass merged layers: '
+    "merge-query-key-value:scalar_thresholds=true), or run on the engine fast or reference",
 )
 def scalar_thresholds(graph: Graph) -> Iterator[tuple[str, int]]:
     """A stock LIFReset has one threshold for all its neurons."""

@@ -67,6 +67,23 @@ def test_a_binary_or_missing_file_is_refused(tmp_path) -> None:
         read_tsv(tmp_path / "missing.tsv")
 
 
+def test_labels_may_be_names_of_the_classes(tmp_path) -> None:
+    names = ["negative", "positive"]
+    path = write(tmp_path / "a.tsv", "text\tlabel\nx\tpositive\ny\tnegative\n")
+    assert read_tsv(path, names=names) == LabelledTexts(["x", "y"], [1, 0])
+    with pytest.raises(UserError, match=r"line 2: label 'positive' is no integer of 0 or more; names of classes go in"):
+        read_tsv(path)
+    for label in ("neutral", "1"):  # all are names, or all are numbers
+        mixed = write(tmp_path / "b.tsv", f"text\tlabel\nx\tpositive\ny\t{label}\n")
+        with pytest.raises(UserError, match=r"no integer of 0 or more and none of data\.labels \(negative, positive\)"):
+            read_tsv(mixed, names=names)
+    numbers = write(tmp_path / "c.tsv", "text\tlabel\nx\t1\ny\t0\n")
+    assert read_tsv(numbers, names=names).labels == read_tsv(numbers).labels == [1, 0]
+    assert read_tsv(numbers, names=["1", "2"]).labels == [1, 0], "0 is no name, so these are numbers"
+    (tmp_path / "train.tsv").write_text(path.read_text())
+    assert read_split(Data(folder=str(tmp_path), labels=names), "train").labels == [1, 0]
+
+
 def test_a_folder_needs_train_and_validation_but_no_test(tmp_path) -> None:
     write(tmp_path / "train.tsv", "text\tlabel\nx\t1\n")
     data = Data(folder=str(tmp_path))

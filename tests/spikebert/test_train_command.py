@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from small_teachers import recipe_arguments
 
 from spikebert.positions import LEARNED
+from spikebert.recipe import Recipe
 from spikebert.train_command import main, make_parser, parse, recipe_path
 
 ROOT = Path(__file__).parents[2]
@@ -447,3 +449,17 @@ def test_a_stopped_stage_goes_on_where_it_was(arguments: list[str], trained: Pat
     assert contents(run, finished) == before
     kept = ["teacher_outputs"] if stage in ("stage2", "integer") else []
     assert sorted(path.name for path in run.iterdir()) == sorted([*finished, *kept, f"{stage}.unfinished"])
+
+
+def test_help_tells_what_every_field_is_and_its_default(capsys) -> None:
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["--help"])
+    flags = "\n" + capsys.readouterr().out.partition("examples:")[0]
+    sections = {"": Recipe, **{f"{field.name}.": field.default_factory for field in fields(Recipe)}}
+    for section, of in sections.items():
+        for field in fields(of) if is_dataclass(of) else ():
+            if not is_dataclass(field.default_factory):
+                told = flags.partition(f"\n  --{section}{field.name} ")[2].partition("\n  --")[0]
+                words, _, kind = " ".join(told.split()).partition("type: ")
+                assert words.count(" ") > 2, f"{section}{field.name}: {told}"
+                assert "default: " in kind or words.endswith("(required, "), told
