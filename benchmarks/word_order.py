@@ -75,7 +75,8 @@ def require_model(folder: str) -> None:
 def row_of_model(name: str, file: Path, shuffles: int) -> list[str]:
     require_model(name)
     model = load_teacher(AutoModelForSequenceClassification, name).eval()
-    tokenizer, labelled = load_teacher(AutoTokenizer, name), read_tsv(file)
+    names = [str(label) for label in model.config.id2label.values()]
+    tokenizer, labelled = load_teacher(AutoTokenizer, name), read_tsv(file, names=names)
     n_max = min(N_MAX, model.config.max_position_embeddings, tokenizer.model_max_length)
     texts = tokenise(tokenizer, labelled.texts, n_max, labelled.labels)
     pad, special = tokenizer.pad_token_id or 0, SpecialTokens.of(tokenizer)

@@ -31,7 +31,7 @@ from converters.float_student import (
     write_stage,
 )
 from spikebert.commands import UserError, note, run_command
-from spikebert.data import read_tsv
+from spikebert.data import read_texts
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.stage_record import handed_on
 from spikebert.teachers import load_teacher, longest_text, resolve
@@ -140,7 +140,7 @@ def make(folder: Path, teacher: str, texts: Sequence[str], count: int, seed: int
 
 def run(argv: Sequence[str] | None) -> int:
     options = arguments(__doc__, "a stage1 or stage2 folder of a run").parse_args(argv)
-    texts, teacher = read_tsv(options.texts).texts, resolve(options.teacher)
+    texts, teacher = read_texts(options.texts), resolve(options.teacher)
     with new_folder(options) as out:
         make(options.source, teacher, texts, options.count, options.seed, out)
     return 0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from converters.from_torch import load_tokenizer
 from converters.graph import Graph
 from spikebert.commands import UserError, note
-from spikebert.data import check_text_files, read_lines, read_tsv
+from spikebert.data import check_text_files, read_lines, read_texts
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.vocabulary import Vocabulary, ids_of, keep_rows, most_frequent
 
@@ -55,7 +55,7 @@ def most_used(tokenizer_folder: Path, rows: int, size: int, files: Sequence[str]
     """
     texts: list[str] = []
     for file in files:
-        texts += read_tsv(Path(file)).texts if _is_table(file) else read_lines([file])
+        texts += read_texts(Path(file)) if _is_table(file) else read_lines([file])
     tokenizer = load_tokenizer(tokenizer_folder)
     if len(tokenizer) > rows:
         raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model has {rows}")

@@ -34,7 +34,7 @@ from converters.bundle import Bundle, read_bundle
 from converters.graph import LIF, Graph, Readout, Synapses
 from spikebert.commands import UserError, note, run_command
 from spikebert.config import SpikeBertConfig
-from spikebert.data import TokenisedTexts, read_tsv, sorted_batches, tokenise
+from spikebert.data import TokenisedTexts, read_texts, sorted_batches, tokenise
 from spikebert.distillation import Alignment
 from spikebert.layers import SpikingLinear
 from spikebert.least_squares import fit_alignment, fit_linear, set_norm, with_ones
@@ -266,7 +266,7 @@ def new_folder(options: argparse.Namespace) -> Iterator[Path]:
 
 def run(argv: Sequence[str] | None) -> int:
     options = arguments(__doc__, "a bundle, its folder or a zip of it").parse_args(argv)
-    bundle, texts, teacher = read_bundle(options.source), read_tsv(options.texts).texts, resolve(options.teacher)
+    bundle, texts, teacher = read_bundle(options.source), read_texts(options.texts), resolve(options.teacher)
     with new_folder(options) as out:
         make(bundle, teacher, texts, options.count, options.seed, out)
     return 0

@@ -11,7 +11,7 @@ from converters.graph import LIF, NEURONS, Attention, Graph, Source, Synapses
 from converters.in_words import readout_in_words, rule_in_words
 from converters.serialise import stored_weight
 
-PROOFS = ("prove-ranges",)  # passes that look at a graph and leave it as it is
+PROOFS = ("prove-ranges", "balance-delays")  # passes that look at a graph and leave it as it is
 
 STUDENTS = {  # what training measures, in words
     "folded": "the norms are put into the weights",
@@ -43,7 +43,7 @@ def model_card(
         f"- Made for: {target or 'any engine'}",
         "",
         *_accuracies(config.get("accuracies") or {}, config.get("counts") or {}),
-        *_activity(config.get("activity") or {}, tuple(provenance.get("passes") or {})),
+        *_activity(config.get("activity") or {}, _passes_of(provenance)),
         "## Sizes",
         "",
         "| what | how many |",
@@ -89,8 +89,8 @@ def _accuracies(accuracies: Mapping[str, float], counts: Mapping[str, Sequence[i
 
 
 def _activity(activity: Mapping[str, Mapping[str, float]], passes: Sequence[str]) -> list[str]:
-    """What the network did with the texts that its accuracy was measured on, before these passes made another of it
-    that gives the same answers."""
+    """What the network did with the texts that its accuracy was measured on. Passes give the same answers, but make
+    another network of it, mostly after it was counted."""
     if not activity:
         return []
     rows = [
@@ -98,15 +98,21 @@ def _activity(activity: Mapping[str, Mapping[str, float]], passes: Sequence[str]
         f"| {on['operations_per_token']:,.0f} | {100 * on['energy_of_dense_45nm']:.1f} % |"
         for split, on in activity.items()
     ]
-    others = [name for name in passes if name not in PROOFS]
-    before = f" before the passes {', '.join(others)}, which may change neurons and operations" if others else ""
+    others = dict.fromkeys(name for name in passes if name not in PROOFS)
+    since = f" Passes may have changed neurons and operations since: {', '.join(others)}." if others else ""
     header = "| on the texts of | texts | tokens a text | firing rate | synaptic operations a token | energy of dense |"
     return [
         "## Activity", "", header, "|---|---:|---:|---:|---:|---:|", *rows, "",
-        f"Counted by the engine `fast`{before}. The energy is by the table 45nm, over that of a dense network of the "
+        f"Counted by the engine `fast`.{since} The energy is by the table 45nm, over that of a dense network of the "
         "same connections (docs/energy.md of spikebert).",
         "",
     ]  # fmt: skip
+
+
+def _passes_of(provenance: Mapping[str, Any]) -> list[str]:
+    """Names of all passes, those of the exports that this one goes on from first."""
+    earlier = provenance.get("exported_from")
+    return [*(_passes_of(earlier) if earlier else []), *(provenance.get("passes") or {})]
 
 
 def _licences(licences: Mapping[str, str]) -> list[str]:

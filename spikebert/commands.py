@@ -30,6 +30,7 @@ EXTRAS = {
     "accelerate": "train",
     "tensorboard": "train",
     "jsonargparse": "train",
+    "docstring_parser": "train",
     "yaml": "train",
     "datasets": "hub",
     "lava": "lava",

@@ -65,10 +65,31 @@ class LabelledTexts:
 def read_tsv(
     path: Path, text_column: str = "text", label_column: str = "label", names: Sequence[str] = ()
 ) -> LabelledTexts:
-    """A TSV file with a header line and no quoting. Its labels are all out of `names`, or numbers.
+    """A TSV file with a header line and no quoting. Its labels are numbers, or all out of `names`.
 
     Raises UserError with file and line for what is malformed.
     """
+    texts, labels = _read_columns(path, text_column, label_column)
+    numbers = [label.isascii() and label.strip().isdigit() for label in labels]
+    if all(numbers):
+        return LabelledTexts(texts, [int(label) for label in labels])
+    place = {name: number for number, name in enumerate(names)}
+    named = any(label in place for label in labels)
+    for line, (label, is_number) in enumerate(zip(labels, numbers), start=2):
+        if not (label in place if named else is_number):
+            known = f"none of data.labels ({', '.join(names)})"
+            other = f"no integer of 0 or more{f', and {known}' if names else '; names of classes go in data.labels'}"
+            raise UserError(f"{path}: line {line}: label '{label}' is {known if named else other}")
+    return LabelledTexts(texts, [place[label] for label in labels])
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a TSV file, as `read_tsv` reads them, whatever their labels are."""
+    return _read_columns(path, "text", "label")[0]
+
+
+def _read_columns(path: Path, text_column: str, label_column: str) -> tuple[list[str], list[str]]:
+    """Texts and labels, as they stand there. Raises UserError as `read_tsv` does."""
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -95,15 +116,7 @@ def read_tsv(
         labels.append(cells[label_index])
     if not texts:
         raise UserError(f"{path}: no texts below the header")
-    if set(labels) <= set(names):
-        return LabelledTexts(texts, [list(names).index(label) for label in labels])
-    for number, label in enumerate(labels, start=2):
-        if not (label.isascii() and label.strip().isdigit()):
-            known = (
-                f" and none of data.labels ({', '.join(names)})" if names else "; names of classes go in data.labels"
-            )
-            raise UserError(f"{path}: line {number}: label '{label}' is no integer of 0 or more{known}")
-    return LabelledTexts(texts, [int(label) for label in labels])
+    return texts, labels
 
 
 def data_folder(folder: str) -> Path:

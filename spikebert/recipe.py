@@ -208,7 +208,6 @@ class Stage2:
     altered_copies: int = 0
     """so many altered copies of each training text in each epoch, labelled by the teacher; see `augmentation.py`"""
     alteration: Alteration = field(default_factory=Alteration)
-    """of these copies"""
     parts_of_speech: str = ""
     """in altered copies a word is replaced by one of its part of speech: "en" or "zh", the language of the texts;
     empty: a token by any token"""

@@ -78,6 +78,7 @@ def _one_line(error: Exception) -> str:
 
 
 def make_parser() -> ArgumentParser:
+    import docstring_parser  # noqa: F401  # jsonargparse needs it for what is set below
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
     from spikebert.recipe import STAGES, Recipe

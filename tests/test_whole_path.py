@@ -137,13 +137,14 @@ def test_the_model_card_says_of_which_network_the_activity_is() -> None:
     graph = random_graph(np.random.default_rng(0), blocks=1)
     on = {"texts": 2, "tokens": 9, "firing_rate": 0.1, "operations_per_token": 7.0, "energy_of_dense_45nm": 0.05}
 
-    def card(*passes: str) -> str:
-        provenance = {"passes": dict.fromkeys(passes, "what it did")}
+    def card(*passes: str, **more: object) -> str:
+        provenance = {"passes": dict.fromkeys(passes, "what it did"), **more}
         return model_card(graph, {"activity": {"validation": on}}, provenance, None, "bundle")
 
-    said = "Counted by the engine `fast` before the passes expand-attention, which may change neurons and operations."
+    said = "Counted by the engine `fast`. Passes may have changed neurons and operations since: expand-attention. The"
     assert said in card("prove-ranges", "expand-attention")
-    assert "Counted by the engine `fast`. The energy" in card("prove-ranges")
+    assert said in card("balance-delays", exported_from={"passes": {"expand-attention": "what it did"}})
+    assert "Counted by the engine `fast`. The energy" in card("prove-ranges", "balance-delays")
 
 
 def test_the_model_card_says_the_licences() -> None:

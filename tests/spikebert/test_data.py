@@ -24,6 +24,7 @@ from spikebert.data import (
     hash_files,
     read_lines,
     read_split,
+    read_texts,
     read_tsv,
     shuffled_batches,
     tokenise,
@@ -75,11 +76,17 @@ def test_labels_may_be_names_of_the_classes(tmp_path) -> None:
         read_tsv(path)
     for label in ("neutral", "1"):  # all are names, or all are numbers
         mixed = write(tmp_path / "b.tsv", f"text\tlabel\nx\tpositive\ny\t{label}\n")
-        with pytest.raises(UserError, match=r"no integer of 0 or more and none of data\.labels \(negative, positive\)"):
+        with pytest.raises(UserError, match=rf"line 3: label '{label}' is none of data\.labels \(negative, positive\)"):
             read_tsv(mixed, names=names)
+        assert read_texts(mixed) == ["x", "y"]
+    others = write(tmp_path / "d.tsv", "text\tlabel\nx\t1\ny\tgood\n")
+    with pytest.raises(
+        UserError, match=r"line 3: label 'good' is no integer of 0 or more, and none of data\.labels \(neg"
+    ):
+        read_tsv(others, names=names)
     numbers = write(tmp_path / "c.tsv", "text\tlabel\nx\t1\ny\t0\n")
     assert read_tsv(numbers, names=names).labels == read_tsv(numbers).labels == [1, 0]
-    assert read_tsv(numbers, names=["1", "2"]).labels == [1, 0], "0 is no name, so these are numbers"
+    assert read_tsv(numbers, names=["1", "0"]).labels == [1, 0], "numbers are numbers"
     (tmp_path / "train.tsv").write_text(path.read_text())
     assert read_split(Data(folder=str(tmp_path), labels=names), "train").labels == [1, 0]
 

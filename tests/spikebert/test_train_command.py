@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import resource
 import shutil
 import signal
@@ -455,11 +456,15 @@ def test_help_tells_what_every_field_is_and_its_default(capsys) -> None:
     with pytest.raises(SystemExit):
         make_parser().parse_args(["--help"])
     flags = "\n" + capsys.readouterr().out.partition("examples:")[0]
-    sections = {"": Recipe, **{f"{field.name}.": field.default_factory for field in fields(Recipe)}}
-    for section, of in sections.items():
-        for field in fields(of) if is_dataclass(of) else ():
-            if not is_dataclass(field.default_factory):
-                told = flags.partition(f"\n  --{section}{field.name} ")[2].partition("\n  --")[0]
-                words, _, kind = " ".join(told.split()).partition("type: ")
-                assert words.count(" ") > 2, f"{section}{field.name}: {told}"
-                assert "default: " in kind or words.endswith("(required, "), told
+
+    def check(section: str, of: type) -> None:
+        for field in fields(of):
+            if isinstance(field.default_factory, type) and is_dataclass(field.default_factory):
+                check(f"{section}{field.name}.", field.default_factory)
+                continue
+            told = flags.partition(f"\n  --{section}{field.name} ")[2].partition("\n  --")[0]
+            words, _, kind = " ".join(told.split()).partition("type: ")
+            assert re.search(r"[a-z]{2,} .*\($|\(required, $", words), f"{section}{field.name}: {told}"
+            assert "default: " in kind or words.endswith("(required, "), told
+
+    check("", Recipe)
