@@ -21,7 +21,7 @@ from converters.bundle import Bundle, read_bundle
 from converters.execution import TokenBatch
 from converters.figures import Figures, figures_of_bundle, of_other_timesteps, of_other_tokens, with_own
 from converters.graph import Graph, GraphError
-from converters.passes.catalogue import DEFAULT_PASSES
+from converters.model_card import PROOFS, passes_of
 from converters.pipeline import (
     EXAMPLE,
     Checked,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:  # it needs torch
     from converters.on_texts import OnTexts
 
 FOR_T_TIMESTEPS = "remove-dead-neurons"  # a pass that holds for T and fewer, not for more
-SAY_NOTHING_LATER = (*DEFAULT_PASSES, "balance-delays")  # passes that leave the graph as it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +125,7 @@ def export_again(source: Path, request: Request) -> Export:
                 "exported_from": origin_of(bundle),
             },
             overwrite=request.overwrite,
-            earlier_passes=[each for each in passes_before(before) if each.name not in SAY_NOTHING_LATER],
+            earlier_passes=passes_before(before),
         )
 
 
@@ -273,7 +272,5 @@ def origin_of(bundle: Bundle) -> dict[str, Any]:
 
 
 def passes_before(provenance: Mapping[str, Any]) -> list[PassReport]:
-    """All passes that the network of a bundle has been through, those of the first export first."""
-    earlier = provenance.get("exported_from")
-    own = [PassReport(name, summary) for name, summary in (provenance.get("passes") or {}).items()]
-    return [*(passes_before(earlier) if earlier else []), *own]
+    """Those that changed the network of a bundle, those of the first export first."""
+    return [PassReport(name, summary) for name, summary in passes_of(provenance) if name not in PROOFS]

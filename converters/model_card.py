@@ -43,7 +43,7 @@ def model_card(
         f"- Made for: {target or 'any engine'}",
         "",
         *_accuracies(config.get("accuracies") or {}, config.get("counts") or {}),
-        *_activity(config.get("activity") or {}, _passes_of(provenance)),
+        *_activity(config.get("activity") or {}, [name for name, _ in passes_of(provenance)]),
         "## Sizes",
         "",
         "| what | how many |",
@@ -109,10 +109,10 @@ def _activity(activity: Mapping[str, Mapping[str, float]], passes: Sequence[str]
     ]  # fmt: skip
 
 
-def _passes_of(provenance: Mapping[str, Any]) -> list[str]:
-    """Names of all passes, those of the exports that this one goes on from first."""
+def passes_of(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and summary of all passes that a network has been through, those of the first export first."""
     earlier = provenance.get("exported_from")
-    return [*(_passes_of(earlier) if earlier else []), *(provenance.get("passes") or {})]
+    return [*(passes_of(earlier) if earlier else []), *(provenance.get("passes") or {}).items()]
 
 
 def _licences(licences: Mapping[str, str]) -> list[str]:

@@ -334,5 +334,7 @@ def energy_of(work: Mapping[str, Work], table: CostTable, dense: int = 0) -> Ene
 
 def estimate(graph: Graph, activity: Activity, tokens: Tokens, tables: Sequence[CostTable]) -> list[Energy]:
     """A run by each of these tables."""
+    if not tables:
+        return []
     work, dense = work_of(graph, activity, tokens), dense_operations(graph, tokens)
     return [energy_of(work, table, dense) for table in tables]

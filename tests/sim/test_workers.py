@@ -117,7 +117,7 @@ def test_long_texts_and_large_results_do_not_block_each_other(job):
             assert all(np.array_equal(values, expected.recorded[name]) for name, values in result.recorded.items())
 
 
-def test_a_check_that_fails_in_a_worker_is_one_here(job, monkeypatch):
+def test_a_check_that_fails_in_a_worker_is_one_here():
     violation = Violation("node", "rule", 3, 2, "spikes", "a book", "less")
     raised = IllegalGraphError("chip", [violation])
     again = pickle.loads(pickle.dumps(raised))
