@@ -86,7 +86,7 @@ class DenseTraining(Training):
 
     def run_stage1(self) -> Path:
         """The folder of stage 1."""
-        self._check_stages()
+        self.folder.check_recipe(self._made_from)
         self._stage("stage1", self._train_stage1)
         return self.out / "stage1"
 

@@ -41,7 +41,7 @@ from spikebert.least_squares import fit_alignment, fit_linear, set_norm, with_on
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.positions import LEARNED
 from spikebert.recording import record
-from spikebert.stages import errors_name_files
+from spikebert.run_folder import errors_name_files
 from spikebert.teachers import load_teacher, longest_text, resolve
 from spikebert.vocabulary import ids_of
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,25 @@ def classes_of(config: Any) -> int | None:
     """How many classes a teacher tells apart as it comes; None where it has no head for that."""
     heads = [name for name in config.architectures or () if name.endswith("ForSequenceClassification")]
     return config.num_labels if heads else None
+
+
+def check_classes(config: Any, folder: str, names: Sequence[str], is_taken: bool) -> None:
+    """Raises UserError where a teacher that is not fine-tuned here tells other classes apart than those of the texts,
+    called `names`, or numbers them otherwise. (`is_taken`: a run has taken it over as it is; its order is not asked.)
+    """
+    own = classes_of(config)
+    if own not in (None, len(names)):
+        raise UserError(
+            f"teacher.model: '{folder}' tells {own} classes apart, the texts have {len(names)}, and "
+            "teacher.epochs is 0: fine-tune it (teacher.epochs 3), or give one of this task"
+        )
+    theirs = [str(config.id2label.get(number, number)).lower() for number in range(len(names))]
+    ours = [name.lower() for name in names]
+    if own is not None and theirs != ours and set(theirs) == set(ours) and not is_taken:
+        raise UserError(
+            f"teacher.model: '{folder}' calls its classes {theirs} in this order, data.labels {ours}: "
+            "number the labels of the texts as the teacher does, or fine-tune it (teacher.epochs 3)"
+        )
 
 
 def _fetch(package: Package, folder: Path) -> None:

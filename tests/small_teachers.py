@@ -63,3 +63,10 @@ def recipe_arguments(folder: Path) -> list[str]:
         "--stage1.epochs=1", "--stage2.epochs=3", "--stage2.learning_rate=1e-2", "--stage2.batch_size=16",
         "--quantise.epochs=1", "--precision=float32",
     ]  # fmt: skip
+
+
+def text_of_lines(folder: Path) -> Path:
+    """A text file of 20 lines, four words each."""
+    text = folder / "text.txt"
+    text.write_text("the film was good\n" * 20)
+    return text

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_teachers import BAD, FILLER, GOOD, make_tokenizer, recipe_arguments
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from spikebert import stages
+from spikebert import stages, task_texts
 from spikebert.augmentation import Alteration, alter_words
 from spikebert.commands import UserError
 from spikebert.data import UNLABELLED, SpecialTokens, TokenisedTexts
@@ -156,7 +156,7 @@ def test_stage2_alters_words(trained: Path, tmp_path: Path, monkeypatch) -> None
         return alter_words(words, copies, *rest)
 
     monkeypatch.setattr(stages, "tagger_for", lambda language: tag)
-    monkeypatch.setattr(stages, "alter_words", watched)
+    monkeypatch.setattr(task_texts, "alter_words", watched)
     out = tmp_path / "run"
     flags = ["--stage2.parts_of_speech=en", "--stage2.altered_copies=2", "--stage2.epochs=1", "--quantise.epochs=1"]
     assert main([*recipe_arguments(trained), f"--out={out}", *flags]) == 0

@@ -8,23 +8,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from several_processes import ROOT, SECONDS, environment, free_port, run_to_the_end, started, wait_until
 from small_teachers import recipe_arguments
 from small_training import BATCH, train
 from torch import nn
 
-from spikebert.commands import UserError
 from spikebert.data import TokenisedTexts, read_tsv
 from spikebert.loop import own_share
-from spikebert.recipe import Recipe
-from spikebert.stages import check_processes
 from spikebert.synchronised_norm import SynchronisedBatchNorm
 
 NORM, TRAINING = ROOT / "tests" / "norm_in_processes.py", ROOT / "tests" / "small_training.py"
@@ -116,29 +111,6 @@ def test_a_batch_is_shared_out_by_length_and_nothing_is_lost() -> None:
     tokens = [int(texts.lengths[share].sum()) for share in shares]
     assert max(tokens) - min(tokens) <= texts.lengths.max()
     assert [len(own_share(texts, batch[:2], process, 3)) for process in range(3)] == [2, 2, 2], "each runs it whole"
-
-
-def accelerator(processes: int, kind: DistributedType = DistributedType.MULTI_CPU) -> SimpleNamespace:
-    return SimpleNamespace(num_processes=processes, distributed_type=kind)
-
-
-def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
-    recipe = Recipe(out="run")
-    recipe.teacher.batch_size = 33
-    check_processes(recipe, accelerator(1, DistributedType.NO), {})
-    with pytest.raises(UserError, match=r"teacher.batch_size is 33: a batch is shared out among all 2 processes, give"):
-        check_processes(recipe, accelerator(2), {})
-    check_processes(Recipe(out="run"), accelerator(4), {})
-    with pytest.raises(UserError, match="accelerate is set to FSDP; every process must hold the whole model"):
-        check_processes(recipe, accelerator(2, DistributedType.FSDP), {})
-
-
-def test_processes_that_a_launcher_did_not_start_are_missed() -> None:
-    """`accelerate launch --cpu --num_processes 2` starts one process and sets these."""
-    environment = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
-    with pytest.raises(UserError, match=r"started one.* Use torchrun --nproc_per_node"):
-        check_processes(Recipe(out="run"), accelerator(1, DistributedType.NO), environment)
-    check_processes(Recipe(out="run"), accelerator(2), environment)
 
 
 def compare_steps(whole: dict, part: dict) -> None:

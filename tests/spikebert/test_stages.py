@@ -4,65 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_teachers import recipe_arguments
+from small_teachers import recipe_arguments, text_of_lines
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, T5Config
 
 from converters.from_torch import graph_from_model
 from spikebert import stages, teaching
-from spikebert.data import UNLABELLED, TokenisedTexts
+from spikebert.data import TokenisedTexts
 from spikebert.distillation import Alignment
-from spikebert.loop import Outcome
 from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.stage_record import read_record
 from spikebert.train_command import main
-
-
-def texts_of_stage2(trained: Path, out: Path, monkeypatch, flags: list[str]) -> Callable[[int], TokenisedTexts]:
-    """The texts that a recipe with `flags` would train stage 2 on, by epoch."""
-    for stage in ("teacher", "stage1"):
-        shutil.copytree(trained / "run" / stage, out / stage)
-    given: list[Callable[[int], TokenisedTexts]] = []
-
-    def fit(
-        model: object, loss_of: object, texts_of_epoch: Callable[[int], TokenisedTexts], *rest, **options
-    ) -> Outcome:
-        given.append(texts_of_epoch)
-        return Outcome({}, None, 0, 0.0, 0, [0], None)
-
-    monkeypatch.setattr(stages, "fit", fit)
-    assert main([*recipe_arguments(trained), f"--out={out}", *flags]) == 0
-    return given[0]
-
-
-def test_stage2_adds_altered_copies_and_extra_lines_that_change_with_the_epoch(trained, tmp_path, monkeypatch) -> None:
-    extra = tmp_path / "extra.txt"
-    extra.write_text("the film\n" + "a very long line of far too many words\n" + "the soup\n" * 60)
-    flags = [
-        "--stage2.altered_copies=2", f"--stage2.extra_text=[{extra}]", "--stage2.extra_lines=7",
-        "--stage2.longest_words=3",
-    ]  # fmt: skip
-    texts_of_epoch = texts_of_stage2(trained, tmp_path / "run", monkeypatch, flags)
-    first, second = texts_of_epoch(0), texts_of_epoch(1)
-    own = int((first.labels != UNLABELLED).sum())
-    assert len(first) == len(second) == own + 2 * own + 7
-    assert (first.labels[own:] == UNLABELLED).all()
-    assert first.lengths[own * 3 :].tolist() == [4] * 7, "the long line is left out"
-    assert np.array_equal(first.ids[: first.offsets[own]], second.ids[: second.offsets[own]])
-    assert not np.array_equal(first.lengths[own : own * 3], second.lengths[own : own * 3]), "altered anew"
-    again = texts_of_epoch(0)
-    assert np.array_equal(first.ids, again.ids), "a run that goes on after a stop meets the same texts"
-
-
-def test_stage2_of_the_task_alone(trained, tmp_path, monkeypatch) -> None:
-    texts = texts_of_stage2(trained, tmp_path / "run", monkeypatch, [])(0)
-    assert (texts.labels != UNLABELLED).all()
 
 
 def test_a_stage_tells_what_it_took(trained) -> None:
@@ -70,51 +27,6 @@ def test_a_stage_tells_what_it_took(trained) -> None:
         figures = json.loads((trained / "run" / stage / "stage.json").read_text())["figures"]
         assert figures["seconds"] > 0 and figures["sentences_per_second"] > 0
         assert len(figures["peak_memory_bytes"]) == 1
-
-
-def test_text_that_was_read_is_not_asked_for_again(trained, tmp_path, monkeypatch) -> None:
-    """The hub may be far away when a run goes on."""
-    asked: list[list[str]] = []
-    monkeypatch.setattr(stages, "check_text_files", asked.append)
-    text = tmp_path / "text.txt"
-    text.write_text("the film was good\n" * 20)
-    shutil.copytree(trained / "run" / "teacher", tmp_path / "run" / "teacher")
-    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", f"--stage1.text=[{text}]"]
-    arguments += ["--stage2.epochs=1", "--stage2.extra_lines=1", "--quantise.epochs=0"]
-    assert main(arguments) == 0
-    assert asked == [[str(text)], []]
-    assert main(arguments) == 0 and len(asked) == 2
-    for stage in ("stage1", "stage2", "integer"):
-        shutil.rmtree(tmp_path / "run" / stage)
-    unfinished = tmp_path / "run" / "stage1.unfinished" / "texts"
-    unfinished.mkdir(parents=True)
-    (unfinished / "offsets.npy").touch()  # stands for texts that are there whole; what it holds is no array
-    assert main(arguments) != 0
-    assert asked[2:] == [[]], "of stage 2 alone"
-
-
-def lines_of(tmp_path: Path) -> Path:
-    text = tmp_path / "text.txt"
-    text.write_text("the film was good\n" * 20)
-    return text
-
-
-def test_a_stage_without_texts_is_refused(trained, tmp_path, capfd) -> None:
-    """And not finished, with a student that has learnt nothing."""
-    shutil.copytree(trained / "run" / "teacher", tmp_path / "run" / "teacher")
-    text = lines_of(tmp_path)
-    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}"]
-    assert main([*arguments, f"--stage1.text=[{text}]", "--stage1.longest_words=2"]) == 2
-    assert f"stage1: {text}: every line has more words than stage1.longest_words, 2" in capfd.readouterr().err
-    assert not (tmp_path / "run" / "stage1").exists()
-    assert main([*arguments, f"--stage1.text=[{text}]", "--text_cache_gb=1e-7"]) == 2
-    assert "its tokens take more than 1e-07 GB of the disk, 0 lines have room: read" in capfd.readouterr().err
-    assert not (tmp_path / "run" / "stage1").exists()
-    shutil.copytree(trained / "run" / "stage1", tmp_path / "run" / "stage1")
-    arguments += [f"--stage2.extra_text=[{text}]", "--stage2.extra_lines=4", "--stage2.longest_words=3"]
-    assert main(arguments) == 2
-    assert f"stage2: {text}: every line has more words than stage2.longest_words, 3" in capfd.readouterr().err
-    assert not (tmp_path / "run" / "stage2").exists()
 
 
 def classifier(trained: Path, folder: Path, classes: int) -> Path:
@@ -271,26 +183,6 @@ def test_stage_1_keeps_the_epoch_that_is_nearest_to_the_teacher_on_texts_held_ou
     assert f"{losses[0]:.4f} on texts held out" in capfd.readouterr().err
 
 
-def test_what_is_held_out_leaves_texts_and_is_there_for_patience(trained, tmp_path, capfd) -> None:
-    shutil.copytree(trained / "run" / "teacher", tmp_path / "teacher")
-    arguments = [*recipe_arguments(trained), f"--out={tmp_path}", "--until=stage1"]
-    assert main([*arguments, "--stage1.held_out=200"]) == 2
-    assert "stage1.held_out is 200, and there are 200 texts: leave some" in capfd.readouterr().err
-    text = f"--stage1.text=[{lines_of(tmp_path)}]"
-    assert main([*arguments, text, "--stage1.held_out=8", "--stage1.lines=8", f"--out={tmp_path / 'new'}"]) == 2
-    assert "stage1.held_out is 8, and there are 8 texts: leave some" in capfd.readouterr().err
-    assert not (tmp_path / "new").exists(), "known before the teacher is trained"
-    assert main([*arguments, text, "--stage1.held_out=20"]) == 2, "so many lines there are"
-    assert "stage1.held_out is 20, and there are 20 texts: leave some" in capfd.readouterr().err
-    assert main([*arguments, "--stage1.patience=1"]) == 2
-    assert "stage1.patience is 1 and stage1.held_out 0" in capfd.readouterr().err
-    flags = ["--stage1.held_out=20", "--stage1.patience=1", "--stage1.epochs=9", "--stage1.learning_rate=1e-12"]
-    assert main([*arguments, *flags]) == 0
-    figures = read_record(tmp_path / "stage1" / "stage.json")["figures"]
-    assert figures["sentences_per_second"] * figures["seconds"] == pytest.approx(180 * figures["epochs"])
-    assert figures["epochs"] == figures["best_epoch"] + 1 < 9, "it was no better at some time"
-
-
 def test_of_texts_held_out_operations_beyond_the_budget_count(trained, tmp_path, monkeypatch) -> None:
     """As in the loss; and the pupil is measured in float32, not as it was prepared for mixed precision."""
     shutil.copytree(trained / "run" / "teacher", tmp_path / "teacher")
@@ -356,24 +248,6 @@ def test_a_token_table_of_few_bits_is_part_of_the_recipe(trained, tmp_path) -> N
     assert graph.source.table.any() and not (graph.source.table % 16).any()
 
 
-@pytest.mark.parametrize(("caps", "said"), [(15, False), (255, True)])
-def test_weights_without_room_are_said_before_training(trained, tmp_path, capfd, caps: int, said: bool) -> None:
-    """Not after a day of it."""
-    flags = [f"--student.{name}={value}" for name, value in (("spike", "graded"), ("spike_cap", caps), ("layers", 3))]
-    flags += ["--student.hidden_size=64", "--student.value_cap=1", f"--student.encoder_cap={caps}"]
-    assert main([*recipe_arguments(trained), *flags, f"--out={tmp_path}", "--until=teacher"]) == 0
-    found = capfd.readouterr().err
-    assert ("student: 'blocks.2.up' reads numbers up to 1530, and its weights have room for 1.3 units" in found) is said
-    assert ("may be far from the floats" in found) is said
-
-
-def test_texts_to_round_with_leave_no_such_warning(trained, tmp_path, capfd) -> None:
-    flags = ["--student.spike=graded", "--student.spike_cap=255", "--student.layers=3", "--student.hidden_size=64"]
-    flags += ["--student.encoder_cap=255", "--quantise.calibration_texts=64"]
-    assert main([*recipe_arguments(trained), *flags, f"--out={tmp_path}", "--until=teacher"]) == 0
-    assert "may be far from the floats" not in capfd.readouterr().err
-
-
 @pytest.mark.parametrize(("lost", "texts", "said"), [(0, 0, False), (4, 0, True), (4, 8, False)])
 def test_much_lost_by_rounding_is_said_with_what_mends_it(
     trained, tmp_path, capfd, monkeypatch, lost: int, texts: int, said: bool
@@ -393,74 +267,6 @@ def test_much_lost_by_rounding_is_said_with_what_mends_it(
     assert (found in capfd.readouterr().err) is said
 
 
-# What is lost by what goes wrong
-
-
-def stopped_in_stage_1(trained: Path, out: Path, monkeypatch, *flags: str) -> list[str]:
-    """Arguments of a run that was interrupted in the fourth step of stage 1, a checkpoint behind it."""
-    shutil.copytree(trained / "run" / "teacher", out / "teacher")
-    arguments = [*recipe_arguments(trained), f"--out={out}", "--until=stage1", "--checkpoint_seconds=0"]
-    arguments += ["--stage1.batch_size=20", *flags]
-    forward, steps = Alignment.forward, iter(range(100))
-
-    def stopping(self, *inputs):
-        if next(steps) == 4:
-            raise KeyboardInterrupt
-        return forward(self, *inputs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Alignment, "forward", stopping)
-        assert main(arguments) == 130
-    return arguments
-
-
-def test_an_unfinished_stage_is_not_dropped_for_another_flag(trained, tmp_path, monkeypatch, capfd) -> None:
-    out = tmp_path / "run"
-    arguments = stopped_in_stage_1(trained, out, monkeypatch)
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    capfd.readouterr()
-    assert main([*arguments, "--stage1.learning_rate=1e-3"]) == 2
-    said = "stage1.unfinished was begun with another recipe (stage1.learning_rate 0.002 -> 0.001): give that one to go"
-    assert said in capfd.readouterr().err
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    assert main(arguments) == 0
-
-
-def test_a_stage_that_could_not_be_kept_is_not_trained_again(trained, tmp_path, monkeypatch, capfd) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(trained / "run" / "teacher", out / "teacher")
-    arguments = [*recipe_arguments(trained), f"--out={out}", "--until=stage1", "--checkpoint_seconds=0"]
-    forward, steps = Alignment.forward, []
-    monkeypatch.setattr(Alignment, "forward", lambda self, *inputs: steps.append(0) or forward(self, *inputs))
-
-    def full(pupil):
-        def save(folder: Path) -> None:
-            raise OSError(28, "No space left on device", str(folder / "model.safetensors"))
-
-        return save
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stages, "pupil_saver", full)
-        assert main(arguments) == 2
-    assert (
-        "model.safetensors: No space left on device. Check the path, the rights and the space" in capfd.readouterr().err
-    )
-    trained_steps = len(steps)
-    assert trained_steps > 0
-    assert main(arguments) == 0 and len(steps) == trained_steps
-    assert [path.name for path in sorted(out.iterdir())] == ["stage1", "teacher"], "nothing is left of it"
-
-
-def test_what_a_killed_run_left_beside_a_finished_stage_goes(trained, tmp_path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(trained / "run" / "teacher", out / "teacher")
-    for name in ("teacher.unfinished", "teacher.saving"):
-        (out / name).mkdir()
-        (out / name / "large").write_text("x")
-    assert main([*recipe_arguments(trained), f"--out={out}", "--until=teacher"]) == 0
-    assert [path.name for path in out.iterdir()] == ["teacher"]
-
-
 def test_a_teacher_of_texts_of_another_length_is_another(trained, tmp_path, capfd) -> None:
     out = tmp_path / "run"
     shutil.copytree(trained / "run" / "teacher", out / "teacher")
@@ -477,7 +283,7 @@ def test_a_teacher_of_texts_of_another_length_is_another(trained, tmp_path, capf
 def test_what_a_finished_stage_has_read_may_go(trained, tmp_path, capfd) -> None:
     """Text of stage 1, and the folder of a student that it took over."""
     shutil.copytree(trained / "run" / "teacher", tmp_path / "run" / "teacher")
-    text = lines_of(tmp_path)
+    text = text_of_lines(tmp_path)
     arguments = [
         *recipe_arguments(trained),
         f"--out={tmp_path / 'run'}",
@@ -514,97 +320,6 @@ def test_a_stage_without_a_loss_is_refused(trained, tmp_path, capfd, flags: tupl
     assert main([*recipe_arguments(trained), f"--out={tmp_path / 'run'}", *flags]) == 2
     assert said in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_two_trainings_do_not_share_a_folder(trained, tmp_path, capfd) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(trained / "run" / "teacher", out / "teacher")
-    arguments = [*recipe_arguments(trained), f"--out={out}", "--until=teacher"]
-    with stages.alone_in(out):
-        assert main(arguments) == 2
-        assert f"{out}: another training writes there: wait for it, or choose" in capfd.readouterr().err
-    assert main(arguments) == 0
-
-
-@pytest.mark.parametrize(
-    ("labels", "said"),
-    [
-        ([1, 1, 1, 1], "train: all texts have label 1: there is nothing to tell apart"),
-        ([0, 2, 0, 2], "labels are 0 .. 2, and 1 of these have no training text: name all classes in data.labels"),
-        ([0, 1, 0, 999], "labels are 0 .. 999, and 997 of these have no training text"),
-    ],
-)
-def test_classes_without_texts_are_noticed(trained, tmp_path, capfd, labels: list[int], said: str) -> None:
-    content = "text\tlabel\n" + "".join(f"good film\t{label}\n" for label in labels)
-    for split in ("train", "validation"):
-        (tmp_path / f"{split}.tsv").write_text(content)
-    arguments = [*recipe_arguments(trained), f"--data.folder={tmp_path}", "--data.labels=[]", f"--out={tmp_path / 'r'}"]
-    assert main(arguments) == 2
-    assert said in capfd.readouterr().err
-
-
-def test_a_limit_that_leaves_one_class_is_noticed(trained, tmp_path, capfd) -> None:
-    content = "text\tlabel\n" + "".join(f"good film\t{label}\n" for label in [0, 0, 0, 1, 1, 2])
-    for split in ("train", "validation"):
-        (tmp_path / f"{split}.tsv").write_text(content)
-    arguments = [*recipe_arguments(trained), f"--data.folder={tmp_path}", "--data.labels=[]", f"--out={tmp_path / 'r'}"]
-    assert main([*arguments, "--data.limit=3"]) == 2
-    said = "all texts have label 0: there is nothing to tell apart (data.limit leaves the first 3: are they sorted by"
-    assert said in capfd.readouterr().err
-    assert main([*arguments, "--data.limit=5"]) == 2
-    assert "1 of these have no training text (data.limit leaves the first 5" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--stage1.lines=9000"], "stage1.lines is 9,000 and stage1.text names no text: it reads the training texts"),
-        (["--stage2.extra_lines=7"], "stage2.extra_lines is 7 and stage2.extra_text names no text: it reads none"),
-        (["--stage2.extra_text=[TEXT]"], "stage2.extra_lines is 0: nothing of "),
-        (["--stage2.extra_text=[TEXT]", "--stage2.extra_lines=7", "--stage1.text=[TEXT]", "--stage1.lines=4"], ""),
-    ],
-)
-def test_lines_without_text_and_text_without_lines_are_said(trained, tmp_path, capfd, flags: list, said: str) -> None:
-    text = str(lines_of(tmp_path))
-    arguments = [*recipe_arguments(trained), f"--out={tmp_path / 'run'}", "--teacher.epochs=0", "--until=teacher"]
-    assert main([*arguments, *(flag.replace("TEXT", text) for flag in flags)]) == 0
-    error = capfd.readouterr().err
-    assert said in error and ("names no text" in error or "nothing of" in error) is bool(said)
-
-
-def test_extra_text_that_is_too_short_comes_again_and_that_is_said(trained, tmp_path, monkeypatch, capfd) -> None:
-    text = lines_of(tmp_path)  # 20 lines
-    flags = [f"--stage2.extra_text=[{text}]", "--stage2.extra_lines=8"]
-    texts_of_epoch = texts_of_stage2(trained, tmp_path / "run", monkeypatch, flags)
-    assert len(texts_of_epoch(2)) == len(texts_of_epoch(0))
-    assert "stage2.extra_text: has 20 lines, and 3 epochs take 24: some come again" in capfd.readouterr().err
-
-
-def test_extra_text_may_go_once_no_stage_will_read_it(trained, tmp_path) -> None:
-    text, out = lines_of(tmp_path), tmp_path / "run"
-    for stage in ("teacher", "stage1"):
-        shutil.copytree(trained / "run" / stage, out / stage)
-    arguments = [*recipe_arguments(trained), f"--out={out}", f"--stage2.extra_text=[{text}]", "--stage2.extra_lines=4"]
-    arguments += ["--stage2.epochs=1", "--quantise.epochs=0"]
-    assert main([*arguments, "--until=stage2"]) == 0
-    text.unlink()
-    assert main(arguments) == 0
-
-
-def test_a_student_taken_over_needs_no_text(trained, tmp_path, capfd) -> None:
-    """Nor is text that was named and not read told of as one that it learnt from."""
-    out = tmp_path / "run"
-    shutil.copytree(trained / "run" / "teacher", out / "teacher")
-    arguments = [*recipe_arguments(trained), f"--out={out}", f"--stage1.reuse={trained / 'run' / 'stage1'}"]
-    arguments += ["--stage1.text=[nowhere.txt]", "--until=stage1"]
-    assert main(arguments) == 0
-    assert stages.handed_on(out / "stage1")["learnt_from"] == [str(trained / "data")]
-    path = out / "stage1" / "stage.json"
-    record = json.loads(path.read_text())
-    record["made_from"]["sha256"]["stage1.text"] = "of a text that an earlier version looked at"
-    path.write_text(json.dumps(record))
-    assert main(arguments) == 0
-    assert "stage1: finished before" in capfd.readouterr().err
 
 
 def test_other_neurons_of_a_student_taken_over_are_said(trained, tmp_path, capfd) -> None:
@@ -647,36 +362,6 @@ def test_a_teacher_that_numbers_its_classes_otherwise_is_refused(trained, tmp_pa
     assert main([*arguments, "--teacher.epochs=1", "--until=teacher"]) == 0, "it learns these"
 
 
-def test_text_is_not_tokenised_again_for_another_learning_rate(trained, tmp_path, monkeypatch, capfd) -> None:
-    """Where stage 1 had no checkpoint yet; for other lines it is."""
-    out, text = tmp_path / "run", lines_of(tmp_path)
-    shutil.copytree(trained / "run" / "teacher", out / "teacher")
-    arguments = [*recipe_arguments(trained), f"--out={out}", "--until=stage1", f"--stage1.text=[{text}]"]
-
-    def begun(*flags: str) -> int:
-        """When the tokens were written."""
-        with monkeypatch.context() as patched:
-            patched.setattr(Alignment, "forward", lambda self, *inputs: (_ for _ in ()).throw(KeyboardInterrupt))
-            assert main([*arguments, *flags]) == 130
-        (out / "stage1.unfinished" / "checkpoint.pt").unlink(missing_ok=True)  # as if killed
-        return (out / "stage1.unfinished" / "texts" / "ids.int32").stat().st_mtime_ns
-
-    first = begun()
-    assert begun("--stage1.learning_rate=1e-3") == first
-    assert "starting again" in capfd.readouterr().err
-    assert begun("--stage1.learning_rate=1e-3", "--stage1.lines=12") > first
-    assert main([*arguments, "--stage1.learning_rate=1e-3", "--stage1.lines=12"]) == 0
-    assert read_record(out / "stage1" / "stage.json")["figures"]["texts"] == 12
-
-
-def test_three_classes_and_a_teacher_without_any(trained, tmp_path) -> None:
-    content = "text\tlabel\n" + "".join(f"good film\t{label}\n" for label in (0, 1, 2))
-    for split in ("train", "validation"):
-        (tmp_path / f"{split}.tsv").write_text(content)
-    arguments = [*recipe_arguments(trained), f"--data.folder={tmp_path}", "--data.labels=[]", f"--out={tmp_path / 'r'}"]
-    assert main([*arguments, "--teacher.epochs=0", "--until=teacher"]) == 0
-
-
 def test_a_head_that_is_to_teach_is_not_made_up(trained, tmp_path, capfd) -> None:
     """One that is to be trained may be; and a finished teacher has one."""
     folder = classifier(trained, tmp_path / "teacher", 2)
@@ -693,41 +378,3 @@ def test_a_head_that_is_to_teach_is_not_made_up(trained, tmp_path, capfd) -> Non
     said = "lacks weights of its encoder or head, 2 in all, the first classifier.bias: are its files whole"
     assert said in capfd.readouterr().err
     assert main([*arguments, "--teacher.epochs=1"]) == 0
-
-
-def test_a_limit_is_not_blamed_for_what_it_did_not_do(trained, tmp_path, capfd) -> None:
-    for split in ("train", "validation"):
-        (tmp_path / f"{split}.tsv").write_text("text\tlabel\n" + "good film\t1\n" * 4)
-    arguments = [*recipe_arguments(trained), f"--data.folder={tmp_path}", "--data.labels=[]", f"--out={tmp_path / 'r'}"]
-    assert main([*arguments, "--data.limit=1000"]) == 2
-    assert capfd.readouterr().err.rstrip().endswith("there is nothing to tell apart")
-
-
-def test_a_run_that_is_trained_goes_on_with_its_limit(trained, tmp_path, capfd) -> None:
-    """Earlier versions did not look; and other labels in the recipe would be another recipe."""
-    out = tmp_path / "run"
-    content = "text\tlabel\n" + "".join(f"good film\t{label}\n" for label in [0, 1, 0, 1, 2])
-    for split in ("train", "validation"):
-        (tmp_path / f"{split}.tsv").write_text(content)
-    arguments = [*recipe_arguments(trained), f"--data.folder={tmp_path}", "--data.labels=[]", f"--out={out}"]
-    arguments += ["--teacher.epochs=0", "--until=teacher"]
-    assert main(arguments) == 0
-    path = out / "teacher" / "stage.json"
-    record = json.loads(path.read_text())
-    record["made_from"]["data"]["limit"] = 4
-    path.write_text(json.dumps(record))
-    assert main([*arguments, "--data.limit=4"]) == 0
-    assert main([*arguments, "--data.limit=4", f"--out={tmp_path / 'other'}"]) == 2
-    assert "1 of these have no training text (data.limit leaves the first 4" in capfd.readouterr().err
-
-
-def test_text_of_which_no_line_is_wanted_need_not_be_there(trained, tmp_path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(trained / "run" / "teacher", out / "teacher")
-    arguments = [*recipe_arguments(trained), f"--out={out}", "--stage2.extra_text=[nowhere.txt]", "--stage2.epochs=1"]
-    assert main([*arguments, "--until=stage2"]) == 0
-    path = out / "stage2" / "stage.json"
-    record = json.loads(path.read_text())
-    record["made_from"]["sha256"]["stage2.extra_text"] = "of a text that an earlier version looked at"
-    path.write_text(json.dumps(record))
-    assert main([*arguments, "--until=stage2"]) == 0

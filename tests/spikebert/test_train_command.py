@@ -329,12 +329,12 @@ def test_an_out_that_cannot_be_a_folder_is_refused(arguments: list[str], tmp_pat
 
 def test_an_out_without_write_permission_is_refused(arguments: list[str], tmp_path: Path, capfd, monkeypatch) -> None:
     """Permission is refused by hand: tests may run as root, who may write everywhere."""
-    import spikebert.stages
+    import spikebert.run_folder
 
     def refuse(dir: Path) -> None:
         raise PermissionError(13, "Permission denied", str(dir))
 
-    monkeypatch.setattr(spikebert.stages.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(spikebert.run_folder.tempfile, "TemporaryFile", refuse)
     assert main(arguments) == 2
     assert f"{tmp_path / 'run'}: Permission denied" in one_error(capfd)
 
