@@ -17,7 +17,7 @@ import numpy as np
 
 from targets.lava import parts
 from targets.lava.grouping import Connection, Neuron
-from targets.lava.lowering import AttentionSpec, Plan, Spec, SynapsesSpec
+from targets.lava.plan import AttentionSpec, Plan, Spec, SynapsesSpec
 from targets.lava.program import Setup
 from targets.lava.stepfile import StepFile
 

@@ -21,7 +21,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from benchmarks.networks import random_network
 from converters.graph import LIF, Graph
 from targets.lava.grouping import Connection, Group, group
-from targets.lava.lowering import NeuronSpec, Plan, RouteSpec, Spec, lower
+from targets.lava.lowering import lower
+from targets.lava.plan import NeuronSpec, Plan, RouteSpec, Spec
 from targets.lava.target import describe
 
 BLOCK = "blocks.1."

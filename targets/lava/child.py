@@ -25,7 +25,7 @@ from typing import NoReturn
 from targets.lava.channel_memory import ChannelMemory
 from targets.lava.grouping import Group
 from targets.lava.keeper import die_with
-from targets.lava.lowering import Plan
+from targets.lava.plan import Plan
 from targets.lava.records import RecordLayout, feed_width
 from targets.lava.resources import remedy_for, signal_text
 from targets.lava.semaphores import UnnamedSemaphores

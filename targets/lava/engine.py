@@ -10,7 +10,7 @@ from converters.execution import EngineOptions
 from converters.graph import Graph, GraphError
 from spikebert.commands import UserError
 from targets.lava.grouping import Grouping
-from targets.lava.lowering import Plan
+from targets.lava.plan import Plan
 from targets.lava.program import Attention, LavaProgram, Network, OpenNetwork, Setup
 from targets.lava.start_method import start_method_kept
 from targets.lava.stepfile import StepFile

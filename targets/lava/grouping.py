@@ -17,7 +17,7 @@ from typing import Literal
 import networkx as nx
 from networkx.utils import UnionFind
 
-from targets.lava.lowering import (
+from targets.lava.plan import (
     AdderSpec,
     AttentionSpec,
     FanSpec,

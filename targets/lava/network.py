@@ -12,7 +12,7 @@ from lava.magma.core.run_configs import Loihi2SimCfg
 
 from targets.lava import parts, stock
 from targets.lava.grouping import Group
-from targets.lava.lowering import Plan
+from targets.lava.plan import Plan
 from targets.lava.processes.group import ProcessGroup
 from targets.lava.processes.streams import RECORDER_PORTS, Recorder, SpikeFeed, recorder_port
 from targets.lava.records import RecordLayout

@@ -17,7 +17,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from converters.graph import GAMMA_FRACTION, NORMED_FRACTION, RECIPROCAL_BITS, ROOT_BITS
 from spikebert.compiled import compiled
 from targets.lava.limits import MEMBRANE
-from targets.lava.lowering import (
+from targets.lava.plan import (
     AdderSpec,
     AttentionSpec,
     FanSpec,

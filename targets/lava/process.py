@@ -21,8 +21,8 @@ from converters.execution import TokenBatch
 from converters.graph import Graph
 from converters.readout import logits_of
 from targets.lava.grouping import group
-from targets.lava.lowering import DOUBLING, Plan, processes_of
 from targets.lava.network import make_group
+from targets.lava.plan import DOUBLING, Plan, processes_of
 from targets.lava.processes.group import ProcessGroup
 from targets.lava.records import feed_rows
 from targets.lava.target import lower_legal

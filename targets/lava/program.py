@@ -19,7 +19,7 @@ from converters.graph import Graph
 from converters.passes.expand_attention import ExpandAttention
 from converters.readout import logits_of
 from targets.lava.grouping import Group, Grouping, group
-from targets.lava.lowering import Plan
+from targets.lava.plan import Plan
 from targets.lava.records import BatchRecords, RecordLayout, feed_rows, feed_width, layout_of, make_layout
 from targets.lava.stepfile import ITEM_BYTES, StepFile
 from targets.lava.target import lower_legal

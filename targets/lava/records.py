@@ -15,7 +15,7 @@ import numpy as np
 from converters.encoder import encode
 from converters.execution import TokenBatch
 from converters.graph import CURRENTS, Graph
-from targets.lava.lowering import DOUBLING, Plan
+from targets.lava.plan import DOUBLING, Plan
 
 
 class LavaMismatchError(RuntimeError):

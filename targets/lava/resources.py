@@ -16,7 +16,7 @@ from pathlib import Path
 
 from targets.lava.cgroups import left_in_cgroups
 from targets.lava.grouping import Group
-from targets.lava.lowering import Plan, weight_bytes
+from targets.lava.plan import Plan, weight_bytes
 from targets.lava.records import RecordLayout
 
 CHANNEL_SLOTS = 4  # see COMPILE_CONFIG in network.py

@@ -14,7 +14,8 @@ from converters.graph import LIF, Attention, Concat, Graph, Norm, Product, Reado
 from converters.passes.balance_delays import balance_delays
 from converters.schedule import LatencyTable
 from targets.lava import limits
-from targets.lava.lowering import DOUBLING, LATENCIES, attention_inputs
+from targets.lava.lowering import LATENCIES, attention_inputs
+from targets.lava.plan import DOUBLING
 from targets.legality import Limit, Rule, rule
 
 

@@ -13,7 +13,7 @@ from lava.proc.sparse.process import DelaySparse, Sparse
 from scipy.sparse import coo_matrix, csr_matrix, identity, kron
 
 from targets.lava import limits
-from targets.lava.lowering import (
+from targets.lava.plan import (
     AdderSpec,
     AttentionSpec,
     FanSpec,

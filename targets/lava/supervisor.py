@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from targets.lava.child import Done, Failed, Job, Ready
 from targets.lava.grouping import Group
 from targets.lava.keeper import KILLED, session_members
-from targets.lava.lowering import Plan
+from targets.lava.plan import Plan
 from targets.lava.records import RecordLayout
 from targets.lava.resources import check_resources, shortages_explained, signal_text
 from targets.lava.stepfile import StepFile

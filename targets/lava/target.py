@@ -11,8 +11,8 @@ from converters.passes.rewrite import Rewrite
 from converters.schedule import LatencyTable
 from spikebert.commands import UserError
 from targets import legality
-from targets.lava.lowering import (
-    LATENCIES,
+from targets.lava.lowering import LATENCIES, lay_out, lower_laid_out
+from targets.lava.plan import (
     AttentionSpec,
     FanSpec,
     NeuronSpec,
@@ -21,8 +21,6 @@ from targets.lava.lowering import (
     RouteSpec,
     Spec,
     SynapsesSpec,
-    lay_out,
-    lower_laid_out,
 )
 from targets.lava.rules import LAID_OUT_RULES, RULES
 from targets.legality import IllegalGraphError, Rule, Violation

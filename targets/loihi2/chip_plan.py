@@ -18,7 +18,16 @@ from dataclasses import replace
 import numpy as np
 
 from converters.schedule import Reset, Schedule
-from targets.lava.lowering import AdderSpec, FanSpec, NeuronSpec, Plan, ProductSpec, RouteSpec, Spec, SynapsesSpec
+from targets.lava.plan import (
+    AdderSpec,
+    FanSpec,
+    NeuronSpec,
+    Plan,
+    ProductSpec,
+    RouteSpec,
+    Spec,
+    SynapsesSpec,
+)
 
 Connection = (SynapsesSpec, RouteSpec, FanSpec)  # what sends a current
 Neuron = (NeuronSpec, AdderSpec, ProductSpec)  # what sends spikes

@@ -12,8 +12,8 @@ from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2HwCfg, RunConfig
 
-from targets.lava.lowering import NeuronSpec, Plan
 from targets.lava.network import make_recorders
+from targets.lava.plan import NeuronSpec, Plan
 from targets.lava.processes.streams import SpikeFeed, recorder_port
 from targets.lava.program import Setup
 from targets.lava.records import RecordLayout

@@ -16,7 +16,8 @@ import numpy as np
 from converters.encoder import encode
 from converters.execution import TokenBatch
 from converters.graph import LIF, Concat, Graph, Slice, Source, Synapses, ValidLane
-from targets.lava.lowering import DOUBLING, lay_out, scalar_threshold
+from targets.lava.lowering import lay_out, scalar_threshold
+from targets.lava.plan import DOUBLING
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import numpy as np
 from converters.execution import EngineOptions, Execution, TokenBatch, check_observed
 from converters.graph import Graph
 from spikebert.commands import missing_extra
-from targets.lava.lowering import DOUBLING
+from targets.lava.plan import DOUBLING
 from targets.lava.records import LavaMismatchError
 from targets.lava.start_method import start_method_kept
 from targets.netx.chain import Chain, Layer, host_value, on_host

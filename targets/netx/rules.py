@@ -26,7 +26,7 @@ from converters.graph import (
     Source,
     Synapses,
 )
-from targets.lava.lowering import DOUBLING
+from targets.lava.plan import DOUBLING
 from targets.lava.rules import bounded_currents, scalar_thresholds
 from targets.legality import Rule, rule
 from targets.netx import limits

@@ -12,7 +12,8 @@ from random_graphs import random_dag, random_graph, random_machine_dag
 from converters.passes.expand_attention import ExpandAttention
 from targets.lava import grouping
 from targets.lava.grouping import Connection, group
-from targets.lava.lowering import Plan, SourceSpec, lower
+from targets.lava.lowering import lower
+from targets.lava.plan import Plan, SourceSpec
 
 
 def block_plan(blocks: int = 2) -> Plan:

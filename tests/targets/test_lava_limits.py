@@ -10,7 +10,7 @@ import pytest
 from converters.graph import ACCUMULATOR_MAX, DV_MAX, MEMBRANE_MAX, THRESHOLD_MAX
 from targets.lava import limits
 from targets.lava.limits import LIMITS
-from targets.lava.lowering import DOUBLING
+from targets.lava.plan import DOUBLING
 from targets.lava.rules import LAID_OUT_RULES, RULES
 from targets.legality import Limit
 

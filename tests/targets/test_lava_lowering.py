@@ -11,7 +11,8 @@ from converters.passes.expand_attention import ExpandAttention
 from converters.passes.lay_out_bias_lanes import LayOutBiasLanes
 from converters.passes.merge_query_key_value import MergeQueryKeyValue
 from converters.passes.split_wide_layers import SplitWideLayers
-from targets.lava.lowering import (
+from targets.lava.lowering import attention_inputs, lower, message_bits
+from targets.lava.plan import (
     AdderSpec,
     AttentionSpec,
     FanSpec,
@@ -20,11 +21,8 @@ from targets.lava.lowering import (
     RouteSpec,
     Segment,
     SynapsesSpec,
-    attention_inputs,
     cut,
     fan_entries,
-    lower,
-    message_bits,
     selection,
 )
 

@@ -22,7 +22,8 @@ from converters.graph import MEMBRANE_MAX, Attention, Graph
 from converters.passes.expand_attention import ExpandAttention
 from sim import reference
 from targets.lava.engine import FAST_MODELS, STOCK_MODELS, LavaInlineEngine
-from targets.lava.lowering import (
+from targets.lava.lowering import lower
+from targets.lava.plan import (
     AdderSpec,
     AttentionSpec,
     FanSpec,
@@ -32,7 +33,6 @@ from targets.lava.lowering import (
     RouteSpec,
     Spec,
     SynapsesSpec,
-    lower,
 )
 from targets.lava.records import LavaMismatchError
 

@@ -18,8 +18,9 @@ from converters.graph import LIF, Graph
 from sim.reference import ReferenceEngine
 from targets import legality
 from targets.lava.engine import FAST_MODELS, STOCK_MODELS, LavaEngine, LavaInlineEngine
-from targets.lava.lowering import NeuronSpec, Plan, RouteSpec, lower
+from targets.lava.lowering import lower
 from targets.lava.parts import Membrane
+from targets.lava.plan import NeuronSpec, Plan, RouteSpec
 from targets.lava.records import LavaMismatchError
 from targets.lava.target import LavaTarget, describe
 from targets.legality import IllegalGraphError

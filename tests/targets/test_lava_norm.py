@@ -21,8 +21,9 @@ from sim.reference import ReferenceEngine
 from targets import legality
 from targets.lava.engine import FAST_MODELS, STOCK_MODELS, LavaEngine, LavaInlineEngine
 from targets.lava.grouping import group
-from targets.lava.lowering import NormSpec, Plan, RouteSpec, lower
+from targets.lava.lowering import lower
 from targets.lava.parts import normed
+from targets.lava.plan import NormSpec, Plan, RouteSpec
 from targets.lava.records import LavaMismatchError
 from targets.lava.target import describe
 from targets.legality import IllegalGraphError

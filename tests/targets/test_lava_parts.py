@@ -9,8 +9,8 @@ pytest.importorskip("lava.magma")
 
 from converters.graph import Attention
 from sim.reference import attention
-from targets.lava.lowering import Piece
 from targets.lava.parts import attended
+from targets.lava.plan import Piece
 
 # q and the lane come from one process, the lane in its last channel; k from two others, v from the second of these
 PIECES = (Piece(0, 0, 0, 4), Piece(1, 1, 0, 1), Piece(1, 2, 0, 3), Piece(2, 2, 3, 4))

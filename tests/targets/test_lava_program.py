@@ -22,7 +22,7 @@ from sim.reference import ReferenceEngine
 from spikebert.commands import UserError
 from targets.lava import program as program_module
 from targets.lava.engine import FAST_MODELS, STOCK_MODELS, LavaEngine, LavaInlineEngine, open_lava_inline
-from targets.lava.lowering import AttentionSpec
+from targets.lava.plan import AttentionSpec
 from targets.lava.records import BatchRecords, LavaMismatchError
 from targets.lava.target import LavaTarget, ScheduleError
 

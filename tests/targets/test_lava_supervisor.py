@@ -35,7 +35,8 @@ from targets.lava.cgroups import left_in_cgroups
 from targets.lava.engine import FAST_MODELS, LavaEngine
 from targets.lava.grouping import group
 from targets.lava.keeper import session_members
-from targets.lava.lowering import SynapsesSpec, lower
+from targets.lava.lowering import lower
+from targets.lava.plan import SynapsesSpec
 from targets.lava.resources import ResourceError, Resources, needed
 from targets.lava.stepfile import StepFile
 from targets.lava.supervisor import LavaRuntimeError, LavaTimeoutError

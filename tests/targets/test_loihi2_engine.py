@@ -23,7 +23,8 @@ from converters.execution import TokenBatch
 from converters.graph import Attention, Graph
 from converters.passes.expand_attention import ExpandAttention
 from sim.reference import ReferenceEngine
-from targets.lava.lowering import AdderSpec, NeuronSpec, Plan, lower
+from targets.lava.lowering import lower
+from targets.lava.plan import AdderSpec, NeuronSpec, Plan
 from targets.loihi2.chip_plan import Connection, Neuron, for_chip, with_probes
 from targets.loihi2.target import Loihi2Target
 

@@ -10,7 +10,7 @@ import pytest
 
 from converters.graph import ACCUMULATOR_MAX, DV_MAX, MEMBRANE_MAX, THRESHOLD_MAX
 from targets.lava import limits as lava_limits
-from targets.lava.lowering import DOUBLING
+from targets.lava.plan import DOUBLING
 from targets.legality import Limit
 from targets.loihi2 import limits
 from targets.loihi2.limits import CORE_LIMITS, LIMITS

@@ -14,7 +14,7 @@ from converters.passes.lay_out_bias_lanes import LayOutBiasLanes
 from converters.passes.merge_query_key_value import MergeQueryKeyValue
 from converters.passes.split_wide_layers import SplitWideLayers
 from spikebert.commands import CheckFailed
-from targets.lava.lowering import FanSpec, Plan, RouteSpec, SynapsesSpec, fan_entries
+from targets.lava.plan import FanSpec, Plan, RouteSpec, SynapsesSpec, fan_entries
 from targets.legality import IllegalGraphError
 from targets.loihi2.chip_plan import for_chip, with_probes
 from targets.loihi2.mapping.network import ChipNetwork, Connection, chip_network

@@ -13,8 +13,8 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from targets.lava.lowering import Piece
 from targets.lava.parts import attended
+from targets.lava.plan import Piece
 
 INPUT_PORTS = 12  # four for each of q, k and v
 

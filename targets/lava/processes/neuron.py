@@ -12,8 +12,8 @@ from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from targets.lava.lowering import NeuronSpec
 from targets.lava.parts import Membrane
+from targets.lava.plan import NeuronSpec
 
 
 class RuleNeuron(AbstractProcess):

@@ -13,8 +13,8 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from targets.lava.lowering import NormSpec
 from targets.lava.parts import normed
+from targets.lava.plan import NormSpec
 
 
 class TokenNorm(AbstractProcess):

@@ -30,7 +30,8 @@ from converters.graph import Attention, Coincidence, Graph, Product, Synapses
 from converters.passes.expand_attention import ExpandAttention
 from spikebert.commands import CheckFailed
 from targets import legality
-from targets.lava.lowering import (
+from targets.lava.lowering import lay_out, lower_laid_out
+from targets.lava.plan import (
     AdderSpec,
     FanSpec,
     NeuronSpec,
@@ -40,8 +41,6 @@ from targets.lava.lowering import (
     SourceSpec,
     Spec,
     SynapsesSpec,
-    lay_out,
-    lower_laid_out,
 )
 from targets.legality import IllegalGraphError
 from targets.loihi2 import rules
