@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -397,9 +397,7 @@ class Training:
     ) -> dict:  # fmt: skip
         options = self.recipe.stage2
         teacher = self._classifier(str(self.out / "teacher"), whole=True).to(self.device).eval()
-        texts_of_epoch = stage2_texts(
-            self.recipe, self.task_tokenizer, self.task, schedule.epochs, self.tagger, self.say
-        )
+        texts = stage2_texts(self.recipe, self.task_tokenizer, self.task, schedule.epochs, self.tagger, self.say)
         weights = LossWeights(
             label=options.label_weight,
             logits=options.logits_weight,
@@ -423,12 +421,14 @@ class Training:
         self._spare_memory(pupil.student)
         # stage 2 and the integer stage ask the same about the same texts
         times = options.epochs + self.recipe.quantise.epochs if schedule.epochs else 0
-        lesson = self._lesson(teacher, pupil, weights, self.task.train, times, self.out / KEPT)
+        lesson = self._lesson(teacher, pupil, weights, texts.again, times, self.out / KEPT)
+        if lesson.bytes > lesson.limit:
+            lesson = replace(lesson, texts=self.task.train)
         with teaching(lesson, work, title, self.pad_id, self.accelerator) as taught:
             outcome = fit(
                 pupil,
                 lambda model, batch: model(batch, *taught(batch), weights),
-                texts_of_epoch,
+                texts.of_epoch,
                 schedule,
                 rates=rates,
                 evaluate=evaluate,

@@ -184,44 +184,59 @@ def stage1_texts(
     return texts
 
 
+@dataclass(frozen=True)
+class Stage2Texts:
+    """What stage 2 and the integer stage train on.
+
+    again     the first texts of every epoch, the same in each
+    of_epoch  all texts of an epoch, by its number
+    """
+
+    again: TokenisedTexts
+    of_epoch: Callable[[int], TokenisedTexts]
+
+
 def stage2_texts(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Task, epochs: int, tagger: Tagger | None, say: Say
-) -> Callable[[int], TokenisedTexts]:
-    """The texts of an epoch, by its number, of `epochs` in all: the task's, altered copies of them that are new in each
-    epoch, and lines of other text, others in each epoch while there are more.
+) -> Stage2Texts:
+    """Those of `epochs` epochs: the task's, altered copies of them that are new in each epoch, and lines of other text,
+    others in each epoch while there are more; where each epoch takes all there are, they are its first texts too.
 
     tagger  of words, which altered copies exchange by their part of speech; None: tokens are exchanged
     Raises UserError where other text is wanted and no line of it is left.
     """
     options, n_max = recipe.stage2, recipe.student.n_max
     extra = _extra_texts(options, tokenizer, n_max, epochs, say)
+    is_whole = extra is not None and len(extra) <= options.extra_lines
+    again = task.train
+    if extra is not None and is_whole:
+        again += extra.select(np.arange(options.extra_lines) % len(extra))
     special, words = SpecialTokens.of(tokenizer), None
     if tagger and options.altered_copies and epochs:
         words = words_of(tokenizer, task.train_texts, n_max, tagger)
 
     def texts_of_epoch(epoch: int) -> TokenisedTexts:
-        texts = task.train
-        seed = (recipe.seed, epoch, 1)
+        texts, seed = again, (recipe.seed, epoch, 1)
         if options.altered_copies and words is not None:
             texts += alter_words(words, options.altered_copies, special, n_max, seed, options.alteration)
         elif options.altered_copies:
             texts += alter(task.train, options.altered_copies, special, n_max, seed, options.alteration)
-        if extra is not None:
+        if extra is not None and not is_whole:
             own = np.arange(epoch * options.extra_lines, (epoch + 1) * options.extra_lines) % len(extra)
             texts += extra.select(own)
         return texts
 
-    return texts_of_epoch
+    return Stage2Texts(again, texts_of_epoch)
 
 
 def _extra_texts(
     options: Stage2, tokenizer: PreTrainedTokenizerBase, n_max: int, epochs: int, say: Say
 ) -> TokenisedTexts | None:
-    """Those of all epochs, where there are so many."""
+    """Those of all epochs, where there are so many, and always more than one epoch takes, where there are."""
     wanted = options.extra_lines * epochs
     if not (options.extra_text and wanted):
         return None
-    lines = read_lines(options.extra_text, wanted, options.longest_words)
+    lines = read_lines(options.extra_text, max(wanted, options.extra_lines + 1), options.longest_words)
     texts = tokenise(tokenizer, lines, n_max)
     if not len(texts):
         raise UserError(_no_lines("stage2", options.extra_text, options.longest_words))

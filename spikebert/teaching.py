@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spikebert.commands import progress
 from spikebert.data import TokenisedTexts
-from spikebert.kept_outputs import GB, Ask, KeptOutputs, drop_kept, fingerprint
+from spikebert.kept_outputs import GB, Ask, KeptOutputs, bytes_of, drop_kept, fingerprint
 from spikebert.progress import say
 from spikebert.stage_record import read_note, write_note
 from spikebert.teacher_outputs import TeacherOutputs, ask_teacher
@@ -40,6 +40,11 @@ class Lesson:
     times: int
     place: Path
     limit: int
+
+    @property
+    def bytes(self) -> int:
+        """How many they take."""
+        return bytes_of(self.texts, self.classes, len(self.wanted), self.teacher.config.hidden_size)
 
 
 @contextmanager
