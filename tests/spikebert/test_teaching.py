@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_teachers import recipe_arguments
+from small_teachers import recipe_arguments, text_of_lines
 
 from spikebert import kept_outputs, teaching
 from spikebert.kept_outputs import KeptOutputs
 from spikebert.train_command import main
 
 ROOT = Path(__file__).parents[2]
+
+
+ALONE = ("--stage2.logits_weight=0", "--stage2.hidden_weight=0", "--stage2.embedding_weight=0")
 
 
 def taught(trained: Path, run: Path, *flags: str, finished: tuple[str, ...] = ("teacher", "stage1")) -> list[str]:
@@ -61,6 +64,40 @@ def test_stage2_and_the_integer_stage_share_what_stage2_wrote(
         same_weights(run, trained / "run", stage)
 
 
+@pytest.mark.parametrize(
+    ("lines", "limit", "asked_once", "in_a_step"),
+    [
+        (20, "1", 220, 0),  # each epoch takes the whole file, in stage 2 and in the integer stage
+        (19, "1", 200, 19 * 4),  # other lines in every epoch
+        (20, "1.7e-6", 200, 20 * 4),  # the task's logits are 1,600 bytes, the file's 160
+        (20, "1.5e-6", 0, 220 * 4),
+    ],
+)
+def test_extra_text_that_comes_whole_is_asked_about_once(
+    trained: Path, tmp_path: Path, monkeypatch, lines: int, limit: str, asked_once: int, in_a_step: int
+) -> None:
+    """Where it has no room beside the task's, those are still kept."""
+    asked: dict[bool, int] = {True: 0, False: 0}
+    original, write, writing = teaching.ask_teacher, KeptOutputs.write, []
+
+    def ask(teacher: object, ids: np.ndarray, *rest: object) -> object:
+        asked[bool(writing)] += len(ids)
+        return original(teacher, ids, *rest)
+
+    def watched(*arguments: object) -> None:
+        writing.append(1)
+        write(*arguments)
+        writing.pop()
+
+    monkeypatch.setattr(teaching, "ask_teacher", ask)
+    monkeypatch.setattr(KeptOutputs, "write", watched)
+    text = text_of_lines(tmp_path)
+    flags = [f"--stage2.extra_text=[{text}]", f"--stage2.extra_lines={lines}", "--stage2.epochs=3"]
+    flags += ["--quantise.epochs=1", f"--teacher_cache_gb={limit}", *ALONE[1:]]
+    assert main(taught(trained, tmp_path / "run", *flags)) == 0
+    assert asked == {True: asked_once, False: in_a_step}
+
+
 def test_stage1_keeps_its_own_where_it_has_several_epochs(trained: Path, tmp_path: Path, written: list[Path]) -> None:
     run = tmp_path / "run"
     flags = ("--stage1.epochs=2", "--stage2.epochs=0", "--quantise.epochs=0")
@@ -94,9 +131,6 @@ def test_a_full_disk_has_the_teacher_asked(
     assert main(taught(trained, tmp_path / "run", "--quantise.epochs=0")) == 0
     assert written == []
     assert "GB free and" in capfd.readouterr().err
-
-
-ALONE = ("--stage2.logits_weight=0", "--stage2.hidden_weight=0", "--stage2.embedding_weight=0")
 
 
 @pytest.mark.parametrize("parts", [ALONE, ALONE[1:]], ids=["labels alone", "and logits"])
