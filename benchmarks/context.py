@@ -32,9 +32,10 @@ import spikebert.model  # noqa: F401  # so that transformers knows a SpikeBERT
 from benchmarks.timing import table
 from benchmarks.word_order import require_model
 from converters.float_student import BATCH
-from spikebert.commands import UserError, note, progress, run_command, write_output
+from spikebert.commands import UserError, note, run_command, write_output
 from spikebert.data import check_text_files, read_lines, sorted_batches, tokenise
 from spikebert.least_squares import fit_linear, with_ones
+from spikebert.progress import parts_done
 from spikebert.pupil import aligned_states
 from spikebert.teacher_outputs import ask_teacher
 from spikebert.teachers import load_teacher, resolve
@@ -95,7 +96,7 @@ def share(ids: Tensor, own: Tensor, theirs: Tensor, fitted: int) -> Share:
 def student_states(student: nn.Module, batches: Sequence[dict[str, Tensor]]) -> list[Tensor]:
     """Its hidden states of the real tokens of all batches, float16 [R, D] each, the embedding first."""
     found = []
-    for batch in progress(batches, "student"):
+    for batch in parts_done(batches, "student"):
         ids, mask = batch["input_ids"], batch["attention_mask"]
         states = student(ids, mask, output_hidden_states=True).hidden_states
         found.append([state[mask.bool()].half() for state in states])
@@ -105,7 +106,7 @@ def student_states(student: nn.Module, batches: Sequence[dict[str, Tensor]]) -> 
 def teacher_states(teacher: nn.Module, batches: Sequence[dict[str, Tensor]], layers: Sequence[int]) -> Tensor:
     """The same of the teacher's `layers`, layer-normalised: float16 [S, R, D]."""
     found = []
-    for batch in progress(batches, "teacher"):
+    for batch in parts_done(batches, "teacher"):
         states = ask_teacher(teacher, batch["input_ids"], batch["attention_mask"], layers).states
         assert states is not None
         found.append(states.half())

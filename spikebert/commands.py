@@ -13,8 +13,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NoReturn, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 OK = 0
 CHECK_FAILED = 1  # the check was made and failed, or the graph is illegal
@@ -42,8 +42,6 @@ EXTRAS = {
     "scipy": "mapping",
     "lava.lib.dl": "lava-dl",
 }
-
-Item = TypeVar("Item")
 
 
 class UserError(Exception):
@@ -151,15 +149,6 @@ def output_kept_clean() -> Iterator[None]:
     finally:
         os.dup2(saved, 1)
         os.close(saved)
-
-
-def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """The items, with a progress bar on standard error; without one where that is not a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(file=sys.stderr)
-    yield from track(items, description, total, console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager

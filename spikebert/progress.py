@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.progress import Progress as RichProgress
 
 LINE_SECONDS = 30  # between lines where there is no terminal
 ASK_SECONDS = 2  # between questions to the machine
+
+Part = TypeVar("Part")
 
 
 def say(message: str) -> None:
@@ -36,6 +39,19 @@ def counted(lines: Iterable[str], title: str) -> Iterator[str]:
         if number % 1000 == 0 and (now := time.monotonic()) - said > LINE_SECONDS:
             said = now
             say(f"{title}: {number:,} lines, {number / (now - started):,.0f} a second")
+
+
+def parts_done(parts: Sequence[Part], title: str) -> Iterator[Part]:
+    """The parts of a long work, while it is told how many are done and how long the others will take."""
+    console = Console(stderr=True)
+    started = said = time.monotonic()
+    bar = track(parts, title, console=console, transient=True, disable=not console.is_terminal)
+    for done, part in enumerate(bar):
+        if done and not console.is_terminal and (now := time.monotonic()) - said > LINE_SECONDS:
+            said = now
+            left = (now - started) / done * (len(parts) - done)
+            say(f"{title}: {done:,} of {len(parts):,} parts, {duration(left)} left")
+        yield part
 
 
 class Progress:

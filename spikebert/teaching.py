@@ -11,10 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from spikebert.commands import progress
 from spikebert.data import TokenisedTexts
 from spikebert.kept_outputs import GB, Ask, KeptOutputs, bytes_of, drop_kept, fingerprint
-from spikebert.progress import say
+from spikebert.progress import parts_done, say
 from spikebert.stage_record import read_note, write_note
 from spikebert.teacher_outputs import TeacherOutputs, ask_teacher
 
@@ -108,12 +107,13 @@ def _may_be_kept(lesson: Lesson, work: Path, title: str, accelerator: Accelerato
 
 def _fill(kept: KeptOutputs, ask: Ask, title: str, pad_id: int, accelerator: Accelerator) -> None:
     """Write what is missing of `kept`, each process its share."""
-    missing: Iterable[int] = kept.missing(accelerator.process_index, accelerator.num_processes)
+    missing = kept.missing(accelerator.process_index, accelerator.num_processes)
+    asked: Iterable[int] = missing
     if accelerator.is_main_process:
         drop_kept(kept.folder.parent, but=kept.folder.name)  # of another teacher or of other texts
         if missing:
             say(f"{title}: asking the teacher once for all epochs, {kept.bytes / GB:.2f} GB go to {kept.folder.parent}")
-            missing = progress(missing, f"{title}: asking the teacher")
-    for part in missing:
+            asked = parts_done(missing, f"{title}: asking the teacher")
+    for part in asked:
         kept.write(part, ask, pad_id)
     accelerator.wait_for_everyone()

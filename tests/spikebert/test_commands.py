@@ -12,7 +12,6 @@ from spikebert.commands import (
     extra_of,
     missing_extra,
     output_kept_clean,
-    progress,
     run_command,
     write_json,
     write_output,
@@ -109,8 +108,3 @@ def test_what_a_terminal_cannot_show_is_escaped(capsys, monkeypatch):
     write_output("schön")
     monkeypatch.undo()
     assert capsys.readouterr().out == "sch\\xf6n\n"
-
-
-def test_progress_is_quiet_away_from_a_terminal(capsys):
-    assert list(progress([1, 2, 3], "counting")) == [1, 2, 3]
-    assert capsys.readouterr() == ("", "")

@@ -7,7 +7,7 @@ import torch
 
 from spikebert import machine_use, progress
 from spikebert.machine_use import MachineUse
-from spikebert.progress import Progress, duration
+from spikebert.progress import Progress, duration, parts_done
 
 
 def test_a_duration_is_said_in_two_words() -> None:
@@ -27,6 +27,22 @@ def test_a_line_tells_speed_and_time_left(monkeypatch, capsys) -> None:
     assert len(lines) == 2, "one every 30 seconds and more, no bar without a terminal"
     # five steps in 40 seconds, 45 to do
     assert lines[0] == "stage 2: step 55 of 100, loss 0.5000, 46 sentences/s, GPU 93 % busy, 6 min left"
+
+
+def test_of_a_long_work_it_is_told_how_much_is_done(monkeypatch, capsys) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for part in parts_done(range(5), "stage 2: asking the teacher"):
+        now[0] += 20 if part else 60
+    assert capsys.readouterr().err.splitlines() == [
+        "stage 2: asking the teacher: 1 of 5 parts, 4 min left",
+        "stage 2: asking the teacher: 3 of 5 parts, 1 min left",  # 100 seconds for three
+    ]
+
+
+def test_what_is_soon_done_is_not_told_of(capsys) -> None:
+    assert list(parts_done([1, 2, 3], "counting")) == [1, 2, 3]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_other_processes_say_nothing(monkeypatch, capsys) -> None:
