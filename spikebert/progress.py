@@ -44,14 +44,27 @@ def counted(lines: Iterable[str], title: str) -> Iterator[str]:
 def parts_done(parts: Sequence[Part], title: str) -> Iterator[Part]:
     """The parts of a long work, while it is told how many are done and how long the others will take."""
     console = Console(stderr=True)
-    started = said = time.monotonic()
+    tell = telling(title, "parts")
     bar = track(parts, title, console=console, transient=True, disable=not console.is_terminal)
     for done, part in enumerate(bar):
-        if done and not console.is_terminal and (now := time.monotonic()) - said > LINE_SECONDS:
-            said = now
-            left = (now - started) / done * (len(parts) - done)
-            say(f"{title}: {done:,} of {len(parts):,} parts, {duration(left)} left")
+        if not console.is_terminal:
+            tell(done, len(parts))
         yield part
+
+
+def telling(title: str, parts: str) -> Callable[[int, int], None]:
+    """A function to call with how many of how many parts of a long work are done: now and then it says so, and how long
+    the others will take."""
+    started = said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        if 0 < done < total and (now := time.monotonic()) - said > LINE_SECONDS:
+            said = now
+            left = (now - started) / done * (total - done)
+            say(f"{title}: {done:,} of {total:,} {parts}, {duration(left)} left")
+
+    return tell
 
 
 class Progress:

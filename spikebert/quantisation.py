@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -175,7 +175,13 @@ def folded(model: Model) -> Model:
 
 
 @torch.no_grad()
-def quantise(model: Model, weight_bits: int = 8, texts: Sequence[Batch] = (), token_bits: int = 8) -> Model:
+def quantise(
+    model: Model,
+    weight_bits: int = 8,
+    texts: Sequence[Batch] = (),
+    token_bits: int = 8,
+    tell: Callable[[int, int], None] | None = None,
+) -> Model:
     """The integer model of a trained float model, in evaluation mode; the float model stays as it is.
 
     model        any module of spiking layers (`spikebert.recording.record` says which)
@@ -183,6 +189,7 @@ def quantise(model: Model, weight_bits: int = 8, texts: Sequence[Batch] = (), to
     texts        batches of input_ids and attention_mask, [B, N] each, on the model's device: with a hundred texts of
                  those it is for, rounding is made up for (docs/training.md). Empty: weights are rounded to the nearest
     token_bits   2 .. 8, of the encoder's token table
+    tell         is told now and then how many layers of how many are rounded
 
     Raises ValueError if the model is not in float mode or has weights that are no numbers, or where rows are too long
     for weights of 1 bit, and RecordingError (a ValueError too) for a module that is not made of spiking layers.
@@ -210,6 +217,8 @@ def quantise(model: Model, weight_bits: int = 8, texts: Sequence[Batch] = (), to
         for layer in ready:
             round_layer(layer, weight_bits, uses[layer], layer in signed, moments.get(layer))
         rounded.update(ready)
+        if tell is not None:
+            tell(len(rounded), len(uses))
     for layer in twin.modules():
         if isinstance(layer, SpikingLayer) and not layer.integer:  # attention, and what the forward pass leaves out
             layer.use_integers(weight_bits)

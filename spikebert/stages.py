@@ -11,6 +11,7 @@ recipe again passes over it. Models are chosen on validation; test is measured o
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ from spikebert.model import SpikeBertForSequenceClassification
 from spikebert.new_student import check_rounding, new_alignment, new_student, student_config
 from spikebert.parts_of_speech import tagger_for
 from spikebert.processes import each_alone
-from spikebert.progress import say
+from spikebert.progress import say, telling
 from spikebert.pupil import Classifier, Pupil, check_reuse, other_neurons, pupil_files, pupil_saver, reuse, weights_of
 from spikebert.quantisation import folded, quantise
 from spikebert.recipe import STAGES, Quantise, Recipe, Stage1, Stage2, Teacher, check_recipe
@@ -133,6 +134,7 @@ class Training:
             name: split.sha256() for name, split in splits.items() if split is not None and name != "train"
         }
         self.fingerprints = self._fingerprints(splits)
+        self.rounded: SpikeBertForSequenceClassification | None = None
         self.folder.check_free(self.teacher_folder)
         say_unread(recipe, self.folder, self.say)
 
@@ -333,6 +335,7 @@ class Training:
         pupil = self._load_pupil("stage2")
         float_student = pupil.student
         pupil.student = self._rounded(float_student)
+        self.rounded = copy.deepcopy(pupil.student)  # as it is before it learns
         texts = self.task.validation
         float_classes = predict_together(float_student, texts, self.pad_id, self.device)
         rounded_classes = predict_together(pupil.student, texts, self.pad_id, self.device)
@@ -366,7 +369,8 @@ class Training:
         """`quantise` as the recipe has it; always with the same training texts."""
         options = self.recipe.quantise
         texts = self._batches_of(self.task.train, self._some_texts(options.calibration_texts))
-        return quantise(student, options.weight_bits, texts, options.token_bits)
+        tell = telling("rounding with texts", "layers") if texts and self.accelerator.is_main_process else None
+        return quantise(student, options.weight_bits, texts, options.token_bits, tell)
 
     def _some_texts(self, count: int) -> np.ndarray:
         """So many training texts of the task at most, always the same: their numbers."""
@@ -544,11 +548,13 @@ class Training:
         return {stage: self.folder.record(stage)["figures"] for stage in stages}
 
     def _measured_model(self, name: str) -> nn.Module:
-        """One of `MEASURED`: those between the float and the integer student are made again from the float one."""
+        """One of `MEASURED`: those between the float and the integer student are made again from the float one, unless
+        this run has just rounded it."""
         if name == "folded student":
             return folded(self._trained("stage2"))
         if name == "quantised student":
-            return self._rounded(self._trained("stage2"))
+            self.rounded = self.rounded or self._rounded(self._trained("stage2"))
+            return self.rounded
         return self._trained({"teacher": "teacher", "float student": "stage2", "integer student": "integer"}[name])
 
     def _trained(self, stage: str) -> nn.Module:

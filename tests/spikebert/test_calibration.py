@@ -136,7 +136,9 @@ def test_layers_are_rounded_in_turn_and_each_once(norm: str) -> None:
 def test_a_model_is_rounded_with_texts(norm: str, bits: int) -> None:
     model = small_model(norm=norm)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    integer = quantise(model, bits, texts())
+    told: list[tuple[int, int]] = []
+    integer = quantise(model, bits, texts(), tell=lambda *layers: told.append(layers))
+    assert told == sorted(told) and told[-1] == (len(record(model, *texts()[0]).uses()),) * 2
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     for layer in (layer for layer in integer.modules() if isinstance(layer, SpikingLinear)):
         weight, bias = layer.integers(1)

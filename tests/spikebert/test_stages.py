@@ -239,6 +239,20 @@ def test_rounding_with_texts_is_part_of_the_recipe(trained, tmp_path) -> None:
     assert differing and all("linear" in name for name in differing), "units and table do not depend on texts"
 
 
+def test_a_run_rounds_once(trained, tmp_path, monkeypatch) -> None:
+    """With texts that may take many minutes: not for each split that is measured, and not for the stage and the end."""
+    calls, original = [], stages.quantise
+    monkeypatch.setattr(stages, "quantise", lambda *inputs: calls.append(1) or original(*inputs))
+    out = tmp_path / "run"
+    for stage in ("teacher", "stage1", "stage2"):
+        shutil.copytree(trained / "run" / stage, out / stage)
+    assert main([*recipe_arguments(trained), f"--out={out}"]) == 0 and len(calls) == 1
+    results = json.loads((out / "results.json").read_text())
+    assert results["accuracy"] == json.loads((trained / "run" / "results.json").read_text())["accuracy"]
+    assert main([*recipe_arguments(trained), f"--out={out}"]) == 0 and len(calls) == 2, "another run"
+    assert json.loads((out / "results.json").read_text())["accuracy"] == results["accuracy"]
+
+
 def test_a_token_table_of_few_bits_is_part_of_the_recipe(trained, tmp_path) -> None:
     out = tmp_path / "run"
     for stage in ("teacher", "stage1", "stage2"):
