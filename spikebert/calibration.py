@@ -9,14 +9,17 @@ last to be rounded: it takes back what the mean current would have lost.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikebert.layers import Readout, SpikingLinear
-from spikebert.recording import Recording
+from spikebert.recording import Recording, in_evaluation
 from spikebert.rounding import ACCUMULATOR_MAX, BIAS_MAX, nearest_weight, row_reach
+from spikebert.spikes import Spikes
 
 DAMPING = 0.01  # of the mean square of an input: more texts than these few have others (the paper's choice)
 RESIDUE = 1e-9  # of 1, the square of the input of a bias; keeps what is singular invertible
@@ -49,16 +52,42 @@ def layers_within_reach(recording: Recording, rounded: Collection[Layer]) -> lis
     return list(dict.fromkeys(found))
 
 
-def add_moments(moments: dict[Layer, Tensor], recording: Recording, layers: Iterable[Layer]) -> None:
-    """Add to the moments of some layers those of all that they were given in a recording."""
-    given = {step.output: step.spikes.values for step in recording.steps}
-    uses = [(step.layer, step.inputs[0]) for step in recording.steps if step.inputs]
-    of_value: dict[str, Tensor] = {}  # query, key and value read the same
-    for layer, name in [*uses, (recording.readout, recording.readout_input)]:
-        if isinstance(layer, SpikingLinear | Readout) and layer in layers:
-            if name not in of_value:
-                of_value[name] = input_moments(given[name])
-            moments[layer] = moments[layer] + of_value[name] if layer in moments else of_value[name]
+def use_counts(recording: Recording) -> dict[Layer, int]:
+    """How often each layer with weights is used in a run of the model."""
+    layers = [step.layer for step in recording.steps if isinstance(step.layer, SpikingLinear)]
+    return dict(Counter([*layers, recording.readout]))
+
+
+class _AllGiven(Exception):
+    """Every layer that was asked about has its inputs: those behind need not be run."""
+
+
+def add_moments(
+    moments: dict[Layer, Tensor], model: nn.Module, ids: Tensor, mask: Tensor, uses: Mapping[Layer, int]
+) -> None:
+    """Add to the moments of the layers in `uses` those of all that they are given as the model runs on a batch, ids and
+    mask [B, N]. It runs as far as the last of these uses, of which there are so many of each layer."""
+    left = sum(uses.values())
+    of_value: dict[Spikes, Tensor] = {}  # query, key and value read the same
+
+    def given(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal left
+        (x,) = (*args, *kwargs.values())
+        if x not in of_value:
+            of_value[x] = input_moments(x.values)
+        assert isinstance(layer, SpikingLinear | Readout)
+        moments[layer] = moments[layer] + of_value[x] if layer in moments else of_value[x]
+        left -= 1
+        if not left:
+            raise _AllGiven
+
+    handles = [layer.register_forward_pre_hook(given, with_kwargs=True) for layer in uses]
+    try:
+        with in_evaluation(model), suppress(_AllGiven):
+            model(ids, mask)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def compensated(

@@ -13,7 +13,7 @@ from small_models import small_batch, small_model
 from torch import Tensor, nn
 
 from spikebert import Encoder, Readout, SpikingLinear
-from spikebert.calibration import add_moments, compensated, input_moments, layers_within_reach
+from spikebert.calibration import add_moments, compensated, input_moments, layers_within_reach, use_counts
 from spikebert.quantisation import choose_units, quantise
 from spikebert.recording import record
 from spikebert.rounding import ACCUMULATOR_MAX, largest_weight, nearest_weight, row_reach
@@ -175,8 +175,26 @@ def test_moments_of_a_layer_used_twice_are_those_of_both_uses() -> None:
     model = UsedTwice().eval()
     ids = torch.arange(20).view(2, 10)
     recording = record(model, ids, torch.ones_like(ids))
+    assert use_counts(recording) == {model.layer: 2, model.readout: 1}
     moments: dict = {}
-    add_moments(moments, recording, [model.layer])
+    add_moments(moments, model, ids, torch.ones_like(ids), {model.layer: 2})
     given = [recording.steps[0].spikes.values, recording.steps[1].spikes.values]
     assert torch.equal(moments[model.layer], sum(input_moments(values) for values in given))
     assert quantise(model, 4, [(ids, torch.ones_like(ids))]).layer.integer
+
+
+def test_a_model_is_run_no_further_than_to_the_layers_asked_about(monkeypatch) -> None:
+    model = small_model()
+    ids, mask = texts()[0]
+    recording, moments, run = record(model, ids, mask), {}, []
+    block = model.blocks[0]
+    for layer in (block.query, block.out, block.up, model.readout):
+        layer.register_forward_hook(lambda layer, inputs, output: run.append(layer))
+    add_moments(moments, model, ids, mask, {block.query: 1, block.key: 1, block.out: 1})
+    assert run == [block.query] and set(moments) == {block.query, block.key, block.out}
+    steps = {step.layer: step for step in recording.steps}
+    values = {step.output: step.spikes.values for step in recording.steps}
+    for layer, found in moments.items():
+        assert torch.equal(found, input_moments(values[steps[layer].inputs[0]]))
+    model(ids, mask)
+    assert run == [block.query, block.query, block.out, block.up, model.readout], "and in whole again"
