@@ -52,36 +52,34 @@ def layers_within_reach(recording: Recording, rounded: Collection[Layer]) -> lis
     return list(dict.fromkeys(found))
 
 
-def use_counts(recording: Recording) -> dict[Layer, int]:
-    """How often each layer with weights is used in a run of the model."""
-    layers = [step.layer for step in recording.steps if isinstance(step.layer, SpikingLinear)]
-    return dict(Counter([*layers, recording.readout]))
-
-
 class _AllGiven(Exception):
     """Every layer that was asked about has its inputs: those behind need not be run."""
 
 
 def add_moments(
-    moments: dict[Layer, Tensor], model: nn.Module, ids: Tensor, mask: Tensor, uses: Mapping[Layer, int]
+    moments: dict[Layer, Tensor], model: nn.Module, ids: Tensor, mask: Tensor, calls: Mapping[Layer, Collection[int]]
 ) -> None:
-    """Add to the moments of the layers in `uses` those of all that they are given as the model runs on a batch, ids and
-    mask [B, N]. It runs as far as the last of these uses, of which there are so many of each layer."""
-    left = sum(uses.values())
+    """Add to the moments of some layers those of what they are given as the model runs on a batch, ids and mask [B, N],
+    in these of their calls (`Recording.calls`). It runs as far as the last of them."""
+    left = sum(map(len, calls.values()))
+    called: Counter[Layer] = Counter()
     of_value: dict[Spikes, Tensor] = {}  # query, key and value read the same
 
     def given(layer: nn.Module, args: tuple, kwargs: dict) -> None:
         nonlocal left
+        assert isinstance(layer, SpikingLinear | Readout)
+        called[layer] += 1
+        if called[layer] - 1 not in calls[layer]:
+            return
         (x,) = (*args, *kwargs.values())
         if x not in of_value:
             of_value[x] = input_moments(x.values)
-        assert isinstance(layer, SpikingLinear | Readout)
         moments[layer] = moments[layer] + of_value[x] if layer in moments else of_value[x]
         left -= 1
         if not left:
             raise _AllGiven
 
-    handles = [layer.register_forward_pre_hook(given, with_kwargs=True) for layer in uses]
+    handles = [layer.register_forward_pre_hook(given, with_kwargs=True) for layer in calls]
     try:
         with in_evaluation(model), suppress(_AllGiven):
             model(ids, mask)

@@ -58,11 +58,6 @@ def drop_kept(folder: Path, but: str = "") -> None:
         folder.rmdir()
 
 
-def bytes_of(texts: TokenisedTexts, classes: int, states: int, width: int) -> int:
-    """What a teacher's outputs of them take on disk, headers apart; the numbers are those of `KeptOutputs`."""
-    return int(texts.offsets[-1]) * 2 * states * width + len(texts) * 4 * classes
-
-
 class KeptOutputs:
     """A teacher's outputs of `texts`, on disk.
 
@@ -93,7 +88,7 @@ class KeptOutputs:
     @property
     def bytes(self) -> int:
         """What all of it takes on disk, headers apart."""
-        return bytes_of(self.texts, self.classes, self.states, self.width)
+        return int(self.texts.offsets[-1]) * self.token_bytes + len(self) * 4 * self.classes
 
     def obstacle(self, limit: int) -> str | None:
         """Why it cannot be kept in `limit` bytes and in what the disk has free; None where it can."""

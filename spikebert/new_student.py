@@ -90,11 +90,11 @@ def check_rounding(config: SpikeBertConfig, options: Quantise, say: Callable[[st
 
 
 def new_student(
-    config: SpikeBertConfig, teacher: nn.Module, seed: int, embeddings_from: bool
+    config: SpikeBertConfig, teacher: nn.Module, seed: int, from_teacher: bool
 ) -> SpikeBertForSequenceClassification:
     """At random, but for its token table where it has that from the teacher (`student.embeddings_from_teacher`)."""
     student = SpikeBertForSequenceClassification(config)
-    if embeddings_from:
+    if from_teacher:
         words = teacher.get_input_embeddings().weight[: config.vocab_size]
         deviation = TOKEN_DEVIATION * student.encoder.gain
         student.encoder.token.weight.data.copy_(embeddings_from_teacher(words, config.hidden_size, seed, deviation))

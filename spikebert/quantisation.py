@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from spikebert.calibration import add_moments, compensated, layers_within_reach, use_counts
+from spikebert.calibration import add_moments, compensated, layers_within_reach
 from spikebert.config import SpikeBertConfig
 from spikebert.integer_norm import choose_norm_units
 from spikebert.layers import Readout, SpikingLayer, SpikingLinear
@@ -207,13 +207,13 @@ def quantise(
     encoder.token_bits = token_bits
     units = encoder_units(encoder.kind, encoder.token.weight, encoder.lif.cap, token_bits)
     encoder.threshold.fill_(units)
-    signed, uses, counts = recording.signed_uses(), recording.uses(), use_counts(recording)
+    signed, uses = recording.signed_uses(), recording.uses()
     rounded: set[SpikingLinear | Readout] = set()
     while len(rounded) < len(uses):
         moments: dict[SpikingLinear | Readout, Tensor] = {}
         ready = layers_within_reach(recording, rounded) if texts else list(uses)
         for ids, mask in texts:
-            add_moments(moments, twin, ids, mask, {layer: counts[layer] for layer in ready})
+            add_moments(moments, twin, ids, mask, {layer: recording.calls[layer] for layer in ready})
         for layer in ready:
             round_layer(layer, weight_bits, uses[layer], layer in signed, moments.get(layer))
         rounded.update(ready)

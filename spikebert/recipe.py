@@ -278,7 +278,8 @@ class Recipe:
     sentence has about 100 bytes); more text is refused"""
     teacher_cache_gb: float = 4.0
     """the teacher's outputs of texts that are trained on in more than one epoch may take so much of the disk, below
-    `out`, until the stage is done; where they would take more, or with 0, the teacher is asked in each step"""
+    `out`, until the stage is done; where they would take more, or with 0, the teacher is asked in each step
+    (first about `stage2.extra_text`, then about all)"""
     gradient_checkpointing: bool = False
     """the student's blocks are computed again in backward instead of kept in memory: less memory, more time, and the
     same result in every bit"""

@@ -67,6 +67,8 @@ class Recording:
     readout      the classifier, `readout_name` its name, `readout_input` the name of what it was given
     logits       what it gave
     packing      where the real tokens of the batch stand
+    calls        of each layer with weights, which of its calls are in `steps`, or the readout's (0 the first): what
+                 nothing reads is no part of the graph
     """
 
     steps: tuple[Step, ...]
@@ -75,6 +77,7 @@ class Recording:
     readout_input: str
     logits: Logits
     packing: Packing
+    calls: Mapping[SpikingLinear | Readout, tuple[int, ...]]
 
     @property
     def encoder(self) -> Encoder:
@@ -172,6 +175,7 @@ def record(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Recor
     names = qualified_names(model)
     active: list[nn.Module] = []  # whose forward is running, outermost first
     read: list[tuple[Readout, tuple, Logits]] = []
+    gave: dict[SpikingLinear, list[Any]] = {}
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
         active.append(module)
@@ -182,6 +186,8 @@ def record(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Recor
         active.pop()
         if isinstance(module, Readout):
             read.append((module, (*args, *kwargs.values()), output))
+        elif isinstance(module, SpikingLinear):
+            gave.setdefault(module, []).append(output)
 
     modules = list(model.modules())
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in modules]
@@ -205,7 +211,10 @@ def record(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Recor
     encoders = [step.name for step in steps if isinstance(step.layer, Encoder)]
     if len(encoders) != 1:
         raise RecordingError(f"{encoders} were run: a model has one Encoder; call it once and use its spikes again")
-    return Recording(steps, readout, names[readout], steps[-1].output, logits, end.packing)
+    is_read = {step.spikes for step in steps}
+    calls = {layer: tuple(i for i, output in enumerate(each) if output in is_read) for layer, each in gave.items()}
+    own = {layer: numbers for layer, numbers in calls.items() if numbers}
+    return Recording(steps, readout, names[readout], steps[-1].output, logits, end.packing, own | {readout: (0,)})
 
 
 def float_layers(recording: Recording) -> list[str]:

@@ -32,7 +32,7 @@ TOKENS_OF = {
 
 
 class RunFolder:
-    """`out` and the stages in it. `made_from` is always what decides a stage's result, as `stage.json` notes it."""
+    """`out` and the stages in it. What one is made from is all that decides its result, as `stage.json` notes it."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -68,7 +68,8 @@ class RunFolder:
                 raise UserError(f"teacher.model is {folder}, where this run writes: choose another --out")
 
     def check_recipe(self, made_from: Callable[[str], dict]) -> None:
-        """Raises UserError where another recipe finished a stage, or trained a part of it."""
+        """Raises UserError where another recipe finished a stage, or trained a part of it; `made_from` tells of each
+        what it would be made from now."""
         for stage in STAGES:
             unfinished = self.unfinished(stage)
             if self.finished(stage):

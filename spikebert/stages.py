@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +181,7 @@ class Training:
             drop_kept(self.out / KEPT)  # large, and soon made again
         return self._measure()
 
-    # What a stage is made from, and whether it is there
+    # What a stage is made from
 
     def _made_from(self, stage: str) -> dict:
         """All that decides what a stage gives: parts of the recipe, and what the files named there hold."""
@@ -425,9 +425,7 @@ class Training:
         self._spare_memory(pupil.student)
         # stage 2 and the integer stage ask the same about the same texts
         times = options.epochs + self.recipe.quantise.epochs if schedule.epochs else 0
-        lesson = self._lesson(teacher, pupil, weights, texts.again, times, self.out / KEPT)
-        if lesson.bytes > lesson.limit:
-            lesson = replace(lesson, texts=self.task.train)
+        lesson = self._lesson(teacher, pupil, weights, texts.again, times, self.out / KEPT, len(self.task.train))
         with teaching(lesson, work, title, self.pad_id, self.accelerator) as taught:
             outcome = fit(
                 pupil,
@@ -453,11 +451,13 @@ class Training:
         return {"blocks_from_teacher": {"texts": len(chosen), "explained": explained}}
 
     def _lesson(
-        self, teacher: nn.Module, pupil: Pupil, weights: LossWeights, texts: TokenisedTexts, times: int, place: Path
-    ) -> Lesson:
+        self, teacher: nn.Module, pupil: Pupil, weights: LossWeights, texts: TokenisedTexts, times: int, place: Path,
+        at_least: int | None = None,
+    ) -> Lesson:  # fmt: skip
         wanted = pupil.alignment.wanted if weights.aligns else []
         classes = self.student_config.num_labels if weights.logits else 0
-        return Lesson(teacher, wanted, classes, texts, times, place, int(self.recipe.teacher_cache_gb * GB))
+        limit = int(self.recipe.teacher_cache_gb * GB)
+        return Lesson(teacher, wanted, classes, texts, times, place, limit, at_least)
 
     def _spare_memory(self, student: SpikeBertForSequenceClassification) -> None:
         if self.recipe.gradient_checkpointing:

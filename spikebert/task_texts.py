@@ -200,17 +200,17 @@ def stage2_texts(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Task, epochs: int, tagger: Tagger | None, say: Say
 ) -> Stage2Texts:
     """Those of `epochs` epochs: the task's, altered copies of them that are new in each epoch, and lines of other text,
-    others in each epoch while there are more; where each epoch takes all there are, they are its first texts too.
+    others in each epoch while there are more. Where each epoch takes all there are, these come right after the task's.
 
     tagger  of words, which altered copies exchange by their part of speech; None: tokens are exchanged
     Raises UserError where other text is wanted and no line of it is left.
     """
     options, n_max = recipe.stage2, recipe.student.n_max
     extra = _extra_texts(options, tokenizer, n_max, epochs, say)
-    is_whole = extra is not None and len(extra) <= options.extra_lines
-    again = task.train
-    if extra is not None and is_whole:
-        again += extra.select(np.arange(options.extra_lines) % len(extra))
+    again, others = task.train, options.extra_lines
+    if extra is not None and len(extra) <= others:
+        again += extra
+        others -= len(extra)
     special, words = SpecialTokens.of(tokenizer), None
     if tagger and options.altered_copies and epochs:
         words = words_of(tokenizer, task.train_texts, n_max, tagger)
@@ -221,9 +221,8 @@ def stage2_texts(
             texts += alter_words(words, options.altered_copies, special, n_max, seed, options.alteration)
         elif options.altered_copies:
             texts += alter(task.train, options.altered_copies, special, n_max, seed, options.alteration)
-        if extra is not None and not is_whole:
-            own = np.arange(epoch * options.extra_lines, (epoch + 1) * options.extra_lines) % len(extra)
-            texts += extra.select(own)
+        if extra is not None and others:
+            texts += extra.select(np.arange(epoch * others, (epoch + 1) * others) % len(extra))
         return texts
 
     return Stage2Texts(again, texts_of_epoch)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from spikebert.data import TokenisedTexts
-from spikebert.kept_outputs import GB, Ask, KeptOutputs, bytes_of, drop_kept, fingerprint
+from spikebert.kept_outputs import GB, Ask, KeptOutputs, drop_kept, fingerprint
 from spikebert.progress import parts_done, say
 from spikebert.stage_record import read_note, write_note
 from spikebert.teacher_outputs import TeacherOutputs, ask_teacher
@@ -30,6 +30,7 @@ class Lesson:
     times    how often they come
     place    the folder below which its outputs of them may be kept
     limit    how many bytes they may take; 0 for none
+    at_least so many of the texts, the first ones, are kept where all have no room; None: all or none
     """
 
     teacher: nn.Module
@@ -39,11 +40,7 @@ class Lesson:
     times: int
     place: Path
     limit: int
-
-    @property
-    def bytes(self) -> int:
-        """How many they take."""
-        return bytes_of(self.texts, self.classes, len(self.wanted), self.teacher.config.hidden_size)
+    at_least: int | None = None
 
 
 @contextmanager
@@ -90,19 +87,28 @@ def _may_be_kept(lesson: Lesson, work: Path, title: str, accelerator: Accelerato
     """
     if lesson.times < 2 or not lesson.limit:
         return None
-    name = fingerprint(lesson.teacher, lesson.texts, lesson.wanted, accelerator.mixed_precision)
-    width = lesson.teacher.config.hidden_size
-    kept = KeptOutputs(lesson.place / name, lesson.texts, lesson.classes, len(lesson.wanted), width)
+    fewest = len(lesson.texts) if lesson.at_least is None else lesson.at_least
     note = work / "teacher_outputs.json"
-    if accelerator.is_main_process:
-        decided = read_note(note) or {}
-        if decided.get("limit") != lesson.limit:
-            obstacle = kept.obstacle(lesson.limit)
-            if obstacle:
-                say(f"{title}: the teacher is asked in each step: its outputs would take {obstacle}")
-            write_note(note, {"limit": lesson.limit, "kept": obstacle is None})
+    if accelerator.is_main_process and (read_note(note) or {}).get("limit") != lesson.limit:
+        chosen, obstacle = 0, None
+        for texts in sorted({len(lesson.texts), fewest}, reverse=True):
+            obstacle = _kept(lesson, texts, accelerator).obstacle(lesson.limit)
+            if obstacle is None:
+                chosen = texts
+                break
+            others = f" about all but {fewest:,} texts" if texts > fewest else ""
+            say(f"{title}: the teacher is asked in each step{others}: its outputs would take {obstacle}")
+        write_note(note, {"limit": lesson.limit, "kept": obstacle is None, "texts": chosen})
     accelerator.wait_for_everyone()
-    return kept if (read_note(note) or {}).get("kept") else None
+    decided = read_note(note) or {}
+    return _kept(lesson, decided.get("texts", fewest), accelerator) if decided.get("kept") else None
+
+
+def _kept(lesson: Lesson, texts: int, accelerator: Accelerator) -> KeptOutputs:
+    """Of the first so many texts."""
+    own, width = lesson.texts.first(texts), lesson.teacher.config.hidden_size
+    name = fingerprint(lesson.teacher, own, lesson.wanted, accelerator.mixed_precision)
+    return KeptOutputs(lesson.place / name, own, lesson.classes, len(lesson.wanted), width)
 
 
 def _fill(kept: KeptOutputs, ask: Ask, title: str, pad_id: int, accelerator: Accelerator) -> None:

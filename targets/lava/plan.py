@@ -1,7 +1,7 @@
 """The plan of a lowered graph: a list of Lava processes as plain data, and where each value stands in them.
 
-Channels of a token: features first, then lanes. Weights, thresholds and currents are those of Lava, twice the graph's
-(see lowering.py). Lava is not imported here.
+Channels of a token: features first, then lanes. Currents are those of Lava, twice the graph's (see lowering.py), and so
+are the weights and thresholds that make them. Lava is not imported here.
 """
 
 from __future__ import annotations

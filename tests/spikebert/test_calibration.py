@@ -13,7 +13,7 @@ from small_models import small_batch, small_model
 from torch import Tensor, nn
 
 from spikebert import Encoder, Readout, SpikingLinear
-from spikebert.calibration import add_moments, compensated, input_moments, layers_within_reach, use_counts
+from spikebert.calibration import add_moments, compensated, input_moments, layers_within_reach
 from spikebert.quantisation import choose_units, quantise
 from spikebert.recording import record
 from spikebert.rounding import ACCUMULATOR_MAX, largest_weight, nearest_weight, row_reach
@@ -175,12 +175,41 @@ def test_moments_of_a_layer_used_twice_are_those_of_both_uses() -> None:
     model = UsedTwice().eval()
     ids = torch.arange(20).view(2, 10)
     recording = record(model, ids, torch.ones_like(ids))
-    assert use_counts(recording) == {model.layer: 2, model.readout: 1}
+    assert recording.calls == {model.layer: (0, 1), model.readout: (0,)}
     moments: dict = {}
-    add_moments(moments, model, ids, torch.ones_like(ids), {model.layer: 2})
+    add_moments(moments, model, ids, torch.ones_like(ids), {model.layer: (0, 1)})
     given = [recording.steps[0].spikes.values, recording.steps[1].spikes.values]
     assert torch.equal(moments[model.layer], sum(input_moments(values) for values in given))
     assert quantise(model, 4, [(ids, torch.ones_like(ids))]).layer.integer
+
+
+class Probing(nn.Module):
+    """Runs a layer once more, or not, before its turn; nothing reads what that gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.readout = Encoder(50, 8, 12), Readout(8, 2)
+        self.first, self.second = SpikingLinear(8, 8), SpikingLinear(8, 8)
+        self.probes = False
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> object:
+        x = self.encoder(input_ids, attention_mask)
+        y = self.first(x)
+        if self.probes:
+            self.second(x)
+        return self.readout(self.second(y) + y)
+
+
+def test_a_call_that_nothing_reads_changes_no_integer() -> None:
+    torch.manual_seed(0)
+    model = Probing().eval()
+    ids = torch.arange(20).view(2, 10)
+    batch = (ids, torch.ones_like(ids))
+    integers = []
+    for model.probes in (False, True):
+        assert record(model, *batch).calls[model.second] == ((1,) if model.probes else (0,))
+        integers.append(quantise(model, 3, [batch]).second.integers(1))
+    assert all(torch.equal(*pair) for pair in zip(*integers))
 
 
 def test_a_model_is_run_no_further_than_to_the_layers_asked_about(monkeypatch) -> None:
@@ -190,7 +219,7 @@ def test_a_model_is_run_no_further_than_to_the_layers_asked_about(monkeypatch) -
     block = model.blocks[0]
     for layer in (block.query, block.out, block.up, model.readout):
         layer.register_forward_hook(lambda layer, inputs, output: run.append(layer))
-    add_moments(moments, model, ids, mask, {block.query: 1, block.key: 1, block.out: 1})
+    add_moments(moments, model, ids, mask, {block.query: (0,), block.key: (0,), block.out: (0,)})
     assert run == [block.query] and set(moments) == {block.query, block.key, block.out}
     steps = {step.layer: step for step in recording.steps}
     values = {step.output: step.spikes.values for step in recording.steps}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_teachers import recipe_arguments, text_of_lines
+from transformers import AutoTokenizer
 
 from spikebert import stages, task_texts
-from spikebert.data import UNLABELLED, TokenisedTexts
+from spikebert.data import UNLABELLED, TokenisedTexts, read_tsv, tokenise
 from spikebert.loop import Outcome
+from spikebert.recipe import Recipe, Stage2, Student
 from spikebert.stage_record import handed_on, read_record
 from spikebert.train_command import main
 
@@ -52,6 +55,39 @@ def test_stage2_adds_altered_copies_and_extra_lines_that_change_with_the_epoch(t
     assert not np.array_equal(first.lengths[own : own * 3], second.lengths[own : own * 3]), "altered anew"
     again = texts_of_epoch(0)
     assert np.array_equal(first.ids, again.ids), "a run that goes on after a stop meets the same texts"
+
+
+LINES = ["the good film", "a bad soup", "very cold", "it was fun and warm", "dull", "a fine film it was"]
+
+
+@pytest.mark.parametrize(("extra_lines", "first"), [(6, 6), (9, 6), (5, 0)])
+def test_what_comes_in_every_epoch_comes_first_and_in_the_same_order(trained, tmp_path, extra_lines, first) -> None:
+    """What is kept of the teacher goes by the number of a text in its epoch."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{line}\n" for line in LINES))
+    tokenizer = AutoTokenizer.from_pretrained(trained / "teacher")
+    data = read_tsv(trained / "data" / "train.tsv")
+    own = tokenise(tokenizer, data.texts, 10, data.labels)
+    task = task_texts.Task(own, own, None, data.texts)
+    stage2 = Stage2(altered_copies=1, extra_text=[str(text)], extra_lines=extra_lines)
+    recipe = Recipe(out="", student=Student(n_max=10), stage2=stage2)
+    texts = task_texts.stage2_texts(recipe, tokenizer, task, 4, None, lambda message: None)
+    extra = tokenise(tokenizer, LINES, 10)
+
+    def of(epoch: TokenisedTexts, begin: int, end: int) -> list[list[int]]:
+        return [epoch.ids[epoch.offsets[i] : epoch.offsets[i + 1]].tolist() for i in range(begin, end)]
+
+    again = of(own, 0, len(own)) + of(extra, 0, first)
+    assert of(texts.again, 0, len(texts.again)) == again
+    counts: Counter[tuple[int, ...]] = Counter()
+    for epoch in map(texts.of_epoch, range(4)):
+        assert len(epoch) == 2 * len(own) + extra_lines
+        assert of(epoch, 0, len(again)) == again
+        assert (epoch.labels[len(own) :] == UNLABELLED).all()
+        others = of(epoch, len(epoch) - extra_lines + first, len(epoch))
+        counts.update(map(tuple, of(extra, 0, first) + others))
+    assert set(counts) == set(map(tuple, of(extra, 0, len(LINES)))) and counts.total() == 4 * extra_lines
+    assert max(counts.values()) - min(counts.values()) <= 1, "all come about as often"
 
 
 def test_stage2_of_the_task_alone(trained, tmp_path, monkeypatch) -> None:

@@ -65,18 +65,31 @@ def test_stage2_and_the_integer_stage_share_what_stage2_wrote(
 
 
 @pytest.mark.parametrize(
-    ("lines", "limit", "asked_once", "in_a_step"),
+    ("lines", "room", "asked_once", "in_a_step", "said"),
     [
-        (20, "1", 220, 0),  # each epoch takes the whole file, in stage 2 and in the integer stage
-        (19, "1", 200, 19 * 4),  # other lines in every epoch
-        (20, "1.7e-6", 200, 20 * 4),  # the task's logits are 1,600 bytes, the file's 160
-        (20, "1.5e-6", 0, 220 * 4),
+        (20, 10**9, 220, 0, ""),  # each epoch takes the whole file, in stage 2 and in the integer stage
+        (30, 10**9, 220, 10 * 4, ""),  # and some of it twice
+        (19, 10**9, 200, 19 * 4, ""),  # other lines in every epoch
+        (
+            20,
+            1700,
+            200,
+            20 * 4,
+            "in each step about all but 200 texts: ",
+        ),  # the task's logits are 1,600 bytes, the file's 160
+        (20, 1500, 0, 220 * 4, "in each step: "),
     ],
 )
+@pytest.mark.parametrize("of_the_disk", [False, True])
 def test_extra_text_that_comes_whole_is_asked_about_once(
-    trained: Path, tmp_path: Path, monkeypatch, lines: int, limit: str, asked_once: int, in_a_step: int
-) -> None:
+    trained: Path, tmp_path: Path, monkeypatch, capfd, lines: int, room: int, asked_once: int, in_a_step: int,
+    said: str, of_the_disk: bool,
+) -> None:  # fmt: skip
     """Where it has no room beside the task's, those are still kept."""
+    limit = 1 if of_the_disk else room / 10**9
+    if of_the_disk:
+        usage = shutil.disk_usage(tmp_path)._replace(free=kept_outputs.ROOM + room)
+        monkeypatch.setattr(kept_outputs.shutil, "disk_usage", lambda path: usage)
     asked: dict[bool, int] = {True: 0, False: 0}
     original, write, writing = teaching.ask_teacher, KeptOutputs.write, []
 
@@ -96,6 +109,8 @@ def test_extra_text_that_comes_whole_is_asked_about_once(
     flags += ["--quantise.epochs=1", f"--teacher_cache_gb={limit}", *ALONE[1:]]
     assert main(taught(trained, tmp_path / "run", *flags)) == 0
     assert asked == {True: asked_once, False: in_a_step}
+    error = capfd.readouterr().err
+    assert said in error and ("the teacher is asked in each step" in error) is bool(said)
 
 
 def test_stage1_keeps_its_own_where_it_has_several_epochs(trained: Path, tmp_path: Path, written: list[Path]) -> None:
